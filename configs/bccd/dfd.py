@@ -1,0 +1,24 @@
+"""The BCCD student distilled: the plain student's run with a teacher beside it.
+
+python train_net.py --config-file configs/bccd/dfd.py dataloader.train.dataset.root=BCCD
+
+Needs the teacher's checkpoint (configs/bccd/teacher.py). Hardware and length as the plain
+student's. Result: docs/results.md.
+"""
+
+from detectron2.config import LazyCall as L
+
+from dfd import DFDHead, DistilledDetector, FrozenTeacher
+from dfd.losses import DFDLoss
+
+from .student import dataloader, lr_multiplier, optimizer, train
+from .student import model as _student
+from .teacher import model as _teacher
+
+model = L(DistilledDetector)(
+    student=_student,
+    teacher=L(FrozenTeacher)(model=_teacher, checkpoint="output/bccd/teacher/model_final.pth"),
+    head=L(DFDHead)(criterion=L(DFDLoss)()),
+    inherit=["fpn_output", "proposal_generator", "heads"],
+)
+train.output_dir = "output/bccd/dfd"

@@ -1,0 +1,19 @@
+"""Optimizers; ``params.model`` is set when the model is built."""
+
+import torch
+from detectron2.config import LazyCall as L
+from detectron2.solver.build import get_default_optimizer_params
+
+SGD = L(torch.optim.SGD)(
+    params=L(get_default_optimizer_params)(weight_decay_norm=0.0),
+    lr=0.02,
+    momentum=0.9,
+    weight_decay=1e-4,
+)
+
+AdamW = L(torch.optim.AdamW)(
+    params=L(get_default_optimizer_params)(base_lr="${..lr}", weight_decay_norm=0.0),
+    lr=5e-4,
+    betas=(0.9, 0.999),
+    weight_decay=0.05,
+)

@@ -1,0 +1,18 @@
+"""Settings of a run, named as Detectron2's own; what it does not have is marked."""
+
+train = dict(
+    output_dir="./output",
+    init_checkpoint="",
+    max_iter=90000,
+    epochs=None,  # Ours: passes over the training data; overrides max_iter.
+    seed=0,  # Negative: a different one each time.
+    device="auto",  # Ours: cuda where there is one, else cpu.
+    amp=dict(enabled=False, dtype="bf16"),  # Ours: the dtype. On CUDA and CPU.
+    ddp=dict(broadcast_buffers=False, find_unused_parameters=False, fp16_compression=False),
+    checkpointer=dict(period=5000, max_to_keep=100),
+    eval_period=5000,
+    log_period=20,
+    # Ours: pictures of the disparity on the first test images, in TensorBoard and in
+    # <output_dir>/disparity. A period of 0 switches them off.
+    disparity_images=dict(period=5000, num_images=2),
+)

@@ -1,0 +1,268 @@
+"""What every dataset reader shares: cleaning of boxes, subsets, the report and registration.
+
+A reader turns its files into detectron2 dataset dicts, counts what it left out in a `Tally`, and
+hands both to `register`, which logs a `DatasetReport` and enters the dataset under a name that
+depends on nothing but the reader's arguments.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+import pickle
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from dfd.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+# COCO writes coordinates with two decimals, so a box may pass the border by a rounding error.
+ROUNDING = 0.1
+
+CLIPPED = "boxes clipped to the image"
+
+
+@dataclass
+class Tally:
+    """Counts of things left out or changed, each with its first example."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, str] = field(default_factory=dict)
+
+    def add(self, kind: str, example: str) -> None:
+        self.counts[kind] = self.counts.get(kind, 0) + 1
+        self.examples.setdefault(kind, example)
+
+
+@dataclass(frozen=True)
+class DatasetReport:
+    """What a registered dataset holds and what was left out of its source.
+
+    Attributes:
+        name: the registered name.
+        source: the json file or folder that it was read from.
+        images: images in the dataset, after drops and the subset.
+        images_in_source: images listed by the source.
+        images_without_objects: images without an annotation, crowds not counted.
+        instances: instances per class name, crowds not counted, in the order of the class ids.
+        crowds: annotations with ``iscrowd=1``.
+        difficult: annotations that a VOC file marks as difficult (they are kept as ordinary ones).
+        dropped: count of each kind of thing dropped or clipped.
+        examples: one example of each kind in ``dropped``.
+        ground_truth: the COCO json that says exactly what the dataset holds, or None if there is
+            none and one must be written for an evaluation.
+    """
+
+    name: str
+    source: str
+    images: int
+    images_in_source: int
+    images_without_objects: int
+    instances: dict[str, int]
+    crowds: int
+    difficult: int
+    dropped: dict[str, int]
+    examples: dict[str, str]
+    ground_truth: str | None
+
+    @property
+    def annotations(self) -> int:
+        """Annotations in the dataset, crowds included."""
+        return sum(self.instances.values()) + self.crowds
+
+    def __str__(self) -> str:
+        classes = ", ".join(f"{name} {count}" for name, count in self.instances.items())
+        lines = [
+            f"dataset {self.name}",
+            f"  source       {self.source}",
+            f"  images       {self.images} of {self.images_in_source} listed, "
+            f"{self.images_without_objects} without objects",
+            f"  annotations  {self.annotations}, of them {self.crowds} crowds"
+            + (f", {self.difficult} difficult" if self.difficult else ""),
+            f"  classes      {len(self.instances)}: {classes}",
+        ]
+        for kind, count in self.dropped.items():
+            lines.append(f"  {kind}: {count}, e.g. {self.examples[kind]}")
+        if not self.dropped:
+            lines.append("  nothing dropped or clipped")
+        return "\n".join(lines)
+
+
+def dataset_name(stem: str, *, num_images: int | None = None, **arguments: Any) -> str:
+    """A readable, filesystem-safe name that is the same for the same arguments in any process."""
+    key = json.dumps({**arguments, "num_images": num_images}, sort_keys=True)
+    safe = re.sub(r"[^A-Za-z0-9._]+", "-", stem).strip("-.") or "dataset"
+    subset = "" if num_images is None else f"_n{num_images}"
+    return f"{safe}{subset}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
+
+
+def checked_path(reader: str, argument: str, value: str, what: str) -> str:
+    """The absolute path of a required path argument; an empty one is a `UserError`."""
+    if not value:
+        raise UserError(
+            f"{reader}: {argument} is empty: set dataloader.train.dataset.{argument} or "
+            f"dataloader.test.dataset.{argument} to {what}"
+        )
+    return os.path.abspath(os.path.expanduser(os.fspath(value)))
+
+
+def check_choice(reader: str, argument: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise UserError(f"{reader}: {argument}={value!r}: it must be one of {', '.join(choices)}")
+
+
+def clean_box(
+    box: Sequence[float], *, width: int, height: int, tally: Tally, where: str
+) -> list[float] | None:
+    """Clips a box to its image, or drops it if nothing of it is left, and counts either.
+
+    Args:
+        box: x0, y0, x1, y1 in pixels, with x1 and y1 exclusive.
+        width, height: size of the image in pixels.
+        tally: counts the box if it is dropped or loses more than `ROUNDING` pixels.
+        where: names the annotation in the tally's example.
+
+    Returns:
+        x0, y0, x1, y1 within [0, width] and [0, height], or None.
+    """
+    example = f"{where}, box {_brief(box)} in a {width}x{height} image"
+    if not all(math.isfinite(v) for v in box):
+        tally.add("boxes dropped, not finite", example)
+        return None
+    x0, y0, x1, y1 = box
+    if x1 <= x0 or y1 <= y0:
+        tally.add("boxes dropped, without area", example)
+        return None
+    clipped = [max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height))]
+    if clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
+        tally.add("boxes dropped, outside the image", example)
+        return None
+    if max(abs(a - b) for a, b in zip(clipped, box, strict=True)) > ROUNDING:
+        tally.add(CLIPPED, example)
+    return clipped
+
+
+def _brief(box: Sequence[float]) -> str:
+    return "[" + ", ".join(f"{v:g}" for v in box) + "] (x0, y0, x1, y1)"
+
+
+def drop_missing_images(
+    records: list[dict], *, policy: str, tally: Tally, where: str
+) -> list[dict]:
+    """The records whose image file exists; with ``policy="error"`` a missing one is fatal."""
+    # One listing per folder: asking for each of 100 000 files is slow on a network disk.
+    listings: dict[str, set[str]] = {}
+    kept, missing = [], []
+    for record in records:
+        folder, file = os.path.split(record["file_name"])
+        if folder not in listings:
+            listings[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
+        (kept if file in listings[folder] else missing).append(record)
+    if missing and policy == "error":
+        raise UserError(
+            f"{len(missing)} of {len(records)} images listed in {where} are missing on disk, e.g. "
+            f"{missing[0]['file_name']}: correct the path, or set missing_images=drop"
+        )
+    for record in missing:
+        tally.add("images dropped, missing on disk", record["file_name"])
+    return kept
+
+
+def has_objects(record: dict) -> bool:
+    """Whether an image has an annotation that is not a crowd."""
+    return any(not a.get("iscrowd", 0) for a in record["annotations"])
+
+
+def subset(
+    records: list[dict], *, num_images: int | None, subset_seed: int, where: str
+) -> list[dict]:
+    """``num_images`` of the images that have objects, in their original order.
+
+    The images are the first ones of a permutation drawn from ``subset_seed``, so a smaller subset
+    is contained in every larger one of the same seed.
+
+    Raises:
+        UserError: ``num_images`` is below 1 or above the number of images with objects.
+    """
+    if num_images is None:
+        return records
+    candidates = [r for r in records if has_objects(r)]
+    if not 1 <= num_images <= len(candidates):
+        raise UserError(
+            f"num_images={num_images}, but {where} has {len(candidates)} images with objects: "
+            f"choose a number from 1 to {len(candidates)}, or null for all images"
+        )
+    order = np.random.default_rng(subset_seed).permutation(len(candidates))
+    return [candidates[i] for i in sorted(order[:num_images].tolist())]
+
+
+def register(
+    name: str,
+    records: list[dict],
+    *,
+    classes: Sequence[str],
+    category_ids: Sequence[int],
+    source: str,
+    images_in_source: int,
+    tally: Tally,
+    difficult: int = 0,
+    ground_truth: str | None = None,
+) -> str:
+    """Enters a dataset in detectron2's catalogs, logs its report, and returns its name.
+
+    Args:
+        records: detectron2 dataset dicts.
+        classes: class names; position is the contiguous class id in the records.
+        category_ids: the id of each class in the source.
+        ground_truth: a COCO json with exactly the content of ``records``, if there is one.
+
+    Raises:
+        UserError: ``records`` is empty.
+    """
+    if not records:
+        left_out = "; ".join(f"{k}: {n}" for k, n in tally.counts.items())
+        raise UserError(f"{source} holds no images{f' ({left_out})' if left_out else ''}")
+    counts = [0] * len(classes)
+    crowds = 0
+    for record in records:
+        for annotation in record["annotations"]:
+            if annotation.get("iscrowd", 0):
+                crowds += 1
+            else:
+                counts[annotation["category_id"]] += 1
+    report = DatasetReport(
+        name=name,
+        source=source,
+        images=len(records),
+        images_in_source=images_in_source,
+        images_without_objects=sum(not has_objects(r) for r in records),
+        instances=dict(zip(classes, counts, strict=True)),
+        crowds=crowds,
+        difficult=difficult,
+        dropped=dict(tally.counts),
+        examples=dict(tally.examples),
+        ground_truth=ground_truth,
+    )
+    # Bytes take a fraction of the memory of the dicts, and every caller gets a copy of its own.
+    data = pickle.dumps(records, protocol=pickle.HIGHEST_PROTOCOL)
+    DatasetCatalog.register(name, lambda: pickle.loads(data))
+    metadata = MetadataCatalog.get(name)
+    metadata.set(
+        thing_classes=list(classes),
+        thing_dataset_id_to_contiguous_id={c: i for i, c in enumerate(category_ids)},
+        evaluator_type="coco",
+        dfd_report=report,
+    )
+    if ground_truth is not None:
+        metadata.json_file = ground_truth
+    logger.info("%s", report)
+    return name

@@ -1,0 +1,229 @@
+"""Reader of folders laid out like Pascal VOC, with any classes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import xml.etree.ElementTree as ElementTree
+from collections import Counter
+from collections.abc import Sequence
+
+from detectron2.data import DatasetCatalog
+from detectron2.structures import BoxMode
+from PIL import Image
+
+from dfd.data.catalog import (
+    Tally,
+    check_choice,
+    checked_path,
+    clean_box,
+    dataset_name,
+    drop_missing_images,
+    register,
+    subset,
+)
+from dfd.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+UNKNOWN = "annotations dropped, unknown class"
+
+
+def voc_folder(
+    *,
+    root: str,
+    split: str,
+    classes: Sequence[str] | None = None,
+    num_images: int | None = None,
+    subset_seed: int = 0,
+    missing_images: str = "error",
+    unknown_classes: str = "error",
+) -> str:
+    """Registers one split of a VOC folder as a detectron2 dataset; a second call only names it.
+
+    The folder holds ``Annotations/<id>.xml``, ``ImageSets/Main/<split>.txt`` and
+    ``JPEGImages/<id>.jpg`` (or another extension). Boxes are inclusive pixel indices that start
+    at 1, as in VOC: 1 is subtracted from ``xmin`` and ``ymin``. A box with ``xmax <= xmin`` or
+    ``ymax <= ymin`` is dropped as one without area, a box partly outside the image is clipped,
+    and both are counted in the report (``MetadataCatalog.get(name).dfd_report``).
+
+    Objects marked ``difficult`` are ordinary objects here, in training and in the COCO metrics,
+    as in detectron2's own VOC reader; the report says how many there are. The image id is the
+    1-based line number in the split file. The files are read once per process.
+
+    Args:
+        root: the folder.
+        split: name of a file in ``ImageSets/Main``, without ``.txt``.
+        classes: class names in the order of the class ids. None takes the names found in all xml
+            files of the folder, sorted, so that every split gets the same ids.
+        num_images: take only this many of the images that have objects; None takes all images.
+        subset_seed: which images those are; subsets of one seed are nested.
+        missing_images: "error", or "drop" to leave out images whose file does not exist.
+        unknown_classes: "error", or "drop" to leave out objects whose name is not in ``classes``.
+
+    Returns:
+        The registered name.
+
+    Raises:
+        UserError: the folder, the split or an xml file is missing or unreadable, an image is
+            listed twice, or one of the cases above is not set to "drop".
+    """
+    folder = checked_path("voc_folder", "root", root, "the folder that holds Annotations/")
+    check_choice("voc_folder", "missing_images", missing_images, ("error", "drop"))
+    check_choice("voc_folder", "unknown_classes", unknown_classes, ("error", "drop"))
+    names = None if classes is None else [str(c) for c in classes]
+    name = dataset_name(
+        f"{os.path.basename(folder)}_{split}",
+        num_images=num_images,
+        root=folder,
+        split=split,
+        classes=names,
+        subset_seed=subset_seed,
+        missing_images=missing_images,
+        unknown_classes=unknown_classes,
+    )
+    if name in DatasetCatalog:
+        return name
+    stems = _split(folder, split)
+    if names is None:
+        names = _classes_found(folder)
+    if not names or len(set(names)) < len(names):
+        raise UserError(f"voc_folder: classes={names} for {folder}: give distinct class names")
+
+    source = os.path.join(folder, "ImageSets", "Main", f"{split}.txt")
+    images = {os.path.splitext(f)[0]: f for f in sorted(_listing(folder, "JPEGImages"))}
+    tally = Tally()
+    difficult: dict[int, int] = {}
+    everything = []
+    for image_id, stem in enumerate(stems, start=1):
+        image = os.path.join(folder, "JPEGImages", images.get(stem, f"{stem}.jpg"))
+        record, difficult[image_id] = _record(folder, stem, image, names, tally)
+        everything.append({**record, "image_id": image_id})
+    if unknown_classes == "error" and UNKNOWN in tally.counts:
+        raise UserError(
+            f"{source}: {tally.counts[UNKNOWN]} objects have a name that is not in classes="
+            f"{names}, e.g. {tally.examples[UNKNOWN]}: add it, or set unknown_classes=drop"
+        )
+    records = drop_missing_images(everything, policy=missing_images, tally=tally, where=source)
+    records = subset(records, num_images=num_images, subset_seed=subset_seed, where=source)
+    return register(
+        name,
+        records,
+        classes=names,
+        category_ids=list(range(1, len(names) + 1)),
+        source=source,
+        images_in_source=len(everything),
+        tally=tally,
+        difficult=sum(difficult[r["image_id"]] for r in records),
+    )
+
+
+def _listing(folder: str, sub: str) -> list[str]:
+    path = os.path.join(folder, sub)
+    if not os.path.isdir(path):
+        raise UserError(
+            f"{path} does not exist: `root` must hold Annotations, ImageSets/Main and JPEGImages"
+        )
+    return os.listdir(path)
+
+
+def _split(folder: str, split: str) -> list[str]:
+    """The image names of a split file: the first word of every line."""
+    splits = sorted(f[:-4] for f in _listing(folder, "ImageSets/Main") if f.endswith(".txt"))
+    if split not in splits:
+        raise UserError(
+            f"split {split!r} does not exist in {os.path.join(folder, 'ImageSets', 'Main')}: "
+            f"choose one of {', '.join(splits) or '(none found)'}"
+        )
+    path = os.path.join(folder, "ImageSets", "Main", f"{split}.txt")
+    with open(path, encoding="utf-8") as f:
+        stems = [line.split()[0] for line in f if line.strip()]
+    for stem, count in Counter(stems).items():
+        if count > 1:
+            raise UserError(f"{path}: image {stem} is listed {count} times: list it once")
+    return stems
+
+
+def _parse(path: str) -> ElementTree.Element:
+    try:
+        return ElementTree.parse(path).getroot()
+    except FileNotFoundError as e:
+        raise UserError(
+            f"annotation file {path} does not exist: add it or correct the split"
+        ) from e
+    except ElementTree.ParseError as e:
+        raise UserError(f"{path} is not valid XML ({e}): repair it or correct the split") from e
+
+
+def _classes_found(folder: str) -> list[str]:
+    counts: Counter[str] = Counter()
+    for file in _listing(folder, "Annotations"):
+        if file.endswith(".xml"):
+            root = _parse(os.path.join(folder, "Annotations", file))
+            counts.update(_text(o, "name") for o in root.iter("object"))
+    if not counts:
+        raise UserError(f"no objects in the xml files of {folder}/Annotations: correct `root`")
+    found = ", ".join(f"{name} {counts[name]}" for name in sorted(counts))
+    logger.info("classes found in all annotations of %s: %s", folder, found)
+    return sorted(counts)
+
+
+def _text(element: ElementTree.Element, path: str) -> str:
+    return (element.findtext(path) or "").strip()
+
+
+def _record(folder: str, stem: str, image: str, names: list[str], tally: Tally) -> tuple[dict, int]:
+    """The dataset dict of one image, without its id, and its number of difficult objects."""
+    path = os.path.join(folder, "Annotations", f"{stem}.xml")
+    root = _parse(path)
+    width, height = _size(root, path, image)
+    annotations = []
+    difficult = 0
+    for item in root.iter("object"):
+        label = _text(item, "name")
+        if label not in names:
+            tally.add(UNKNOWN, f"{label!r} in {path}")
+            continue
+        where = f"{label} in {path}"
+        try:
+            box = [float(_text(item, f"bndbox/{k}")) for k in ("xmin", "ymin", "xmax", "ymax")]
+        except ValueError:
+            tally.add("annotations dropped, without four box numbers", where)
+            continue
+        if box[2] <= box[0] or box[3] <= box[1]:
+            # Read literally it would cover one row or column of pixels, which nobody draws.
+            tally.add("boxes dropped, without area", f"{where}, xmin, ymin, xmax, ymax {box}")
+            continue
+        box[0] -= 1.0
+        box[1] -= 1.0
+        cleaned = clean_box(box, width=width, height=height, tally=tally, where=where)
+        if cleaned is not None:
+            difficult += _text(item, "difficult") == "1"
+            annotations.append(
+                {
+                    "bbox": cleaned,
+                    "bbox_mode": BoxMode.XYXY_ABS,
+                    "category_id": names.index(label),
+                    "iscrowd": 0,
+                }
+            )
+    return {
+        "file_name": image,
+        "width": width,
+        "height": height,
+        "annotations": annotations,
+    }, difficult
+
+
+def _size(root: ElementTree.Element, path: str, image: str) -> tuple[int, int]:
+    """Width and height in pixels; labelling tools often leave them 0, then the image is asked."""
+    try:
+        width, height = int(_text(root, "size/width")), int(_text(root, "size/height"))
+    except ValueError:
+        width = height = 0
+    if width > 0 and height > 0:
+        return width, height
+    if not os.path.isfile(image):
+        raise UserError(f"{path} has no image size and {image} is missing: repair one of them")
+    with Image.open(image) as opened:
+        return opened.size

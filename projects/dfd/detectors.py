@@ -1,0 +1,79 @@
+"""What this project asks of a Detectron2 detector, in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .errors import UserError
+
+CHANNEL_ORDERS = ("BGR", "RGB")
+# ImageNet's mean and standard deviation in RGB order, on [0, 255].
+_IMAGENET_RGB = ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375])
+
+
+def num_classes(model: nn.Module) -> int | None:
+    """The number of object classes of a detector, None if it does not say."""
+    for owner in (getattr(model, "roi_heads", None), model, getattr(model, "head", None)):
+        value = getattr(owner, "num_classes", None)
+        if isinstance(value, int):
+            return value
+    return None
+
+
+def channel_order(model: nn.Module, given: str | None, who: str) -> str:
+    """The channel order in which a detector wants its images.
+
+    Args:
+        given: "BGR" or "RGB" if the config says so; None to take the model's ``input_format``, and
+            Detectron2's default of BGR where the model has none.
+        who: "student" or "teacher", for the message.
+
+    Raises:
+        UserError: the order is neither, or the model's pixel mean or standard deviation are
+            ImageNet's in the other order.
+    """
+    order = given or getattr(model, "input_format", None) or "BGR"
+    if order not in CHANNEL_ORDERS:
+        raise UserError(
+            f"the {who}'s input_format is {order!r}; it must be one of {', '.join(CHANNEL_ORDERS)}"
+        )
+    for key, rgb in zip(("pixel_mean", "pixel_std"), _IMAGENET_RGB, strict=True):
+        values = getattr(model, key, None)
+        if values is None or values.numel() != 3:
+            continue
+        other_way_round = torch.tensor(rgb if order == "BGR" else rgb[::-1])
+        for scale in (1.0, 255.0):
+            if torch.allclose(values.detach().flatten().cpu() * scale, other_way_round, rtol=1e-3):
+                other = CHANNEL_ORDERS[1 - CHANNEL_ORDERS.index(order)]
+                raise UserError(
+                    f"the {who} takes {order} images, but its {key} "
+                    f"{[round(v, 3) for v in values.flatten().tolist()]} is ImageNet's in {other} "
+                    f"order: set its input_format to {other} or turn {key} round"
+                )
+    return order
+
+
+def check_fits_square_padding(
+    model: nn.Module, batched_inputs: Sequence[dict[str, Tensor]], who: str
+) -> None:
+    """Refuse an image larger than the square that the backbone pads to.
+
+    Detectron2 crops a single such image without a word.
+
+    Raises:
+        UserError: it names the image and both sizes.
+    """
+    square = dict(getattr(model.backbone, "padding_constraints", {})).get("square_size", 0)
+    if not square:
+        return
+    for item in batched_inputs:
+        height, width = item["image"].shape[-2:]
+        if max(height, width) > square:
+            raise UserError(
+                f"an image of {height} x {width} pixels ({item.get('file_name', 'no file name')}) "
+                f"is larger than the square of {square} that the {who}'s backbone pads to: resize "
+                "it to fit, or raise square_pad"
+            )

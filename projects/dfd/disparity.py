@@ -1,0 +1,99 @@
+"""How far student and teacher are apart, and where: the pure functions of DFD.
+
+The equations are this project's own; see docs/method.md.
+
+Shape shorthand: N images, C channels, H x W cells of one level. ``valid`` is (N,H,W) bool, or
+None where every cell is valid. Everything is computed in the precision of its input; callers pass
+fp32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+SCALES = ("channel", "level", "none")
+SPLITS = ("mean", "quantile")
+_EPS = 1e-6
+
+
+def _moments(x: Tensor, valid: Tensor | None, per_channel: bool) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (biased) over the valid cells, keeping x's dimensions."""
+    dims = (0, 2, 3) if per_channel else (0, 1, 2, 3)
+    if valid is None:
+        variance, mean = torch.var_mean(x, dim=dims, correction=0, keepdim=True)
+    else:
+        mask = valid.unsqueeze(1).to(x.dtype)
+        count = mask.sum().clamp(min=1) * (1 if per_channel else x.shape[1])
+        mean = (x * mask).sum(dim=dims, keepdim=True) / count
+        variance = (((x - mean) * mask) ** 2).sum(dim=dims, keepdim=True) / count
+    # The square root of an exact zero has an infinite gradient.
+    return mean, variance.clamp(min=_EPS**2).sqrt()
+
+
+def scale_features(
+    student: Tensor, teacher: Tensor, valid: Tensor | None, scale: str
+) -> tuple[Tensor, Tensor]:
+    """Bring both sides to a scale on which a difference means the same on every level.
+
+    Args:
+        student, teacher: (N,C,H,W).
+        scale: "channel": each channel of each side gets zero mean and unit variance over the
+            valid cells of the batch, so scale and offset say nothing.
+            "level": both sides are divided by one number, the standard deviation of the teacher
+            on this level, so offsets and the energy of channels count.
+            "none": as they are.
+
+    Returns:
+        s, t: (N,C,H,W). Gradients flow through the student's own statistics.
+    """
+    if scale == "none":
+        return student, teacher
+    if scale == "level":
+        _, std = _moments(teacher, valid, per_channel=False)
+        return student / std, teacher / std
+    if scale == "channel":
+        student_mean, student_std = _moments(student, valid, per_channel=True)
+        teacher_mean, teacher_std = _moments(teacher, valid, per_channel=True)
+        return (student - student_mean) / student_std, (teacher - teacher_mean) / teacher_std
+    raise ValueError(f"scale is {scale!r}; it must be one of {', '.join(SCALES)}")
+
+
+def squared_difference(student: Tensor, teacher: Tensor) -> Tensor:
+    """mean over channels of (s - t)^2: (N,C,H,W) twice to (N,H,W). Detached, it is the disparity.
+
+    Under ``scale="channel"`` its mean over all cells is 2 (1 - r), with r the mean over channels
+    of the Pearson correlation of student and teacher.
+    """
+    return (student - teacher).square().mean(dim=1)
+
+
+def split_regions(
+    disparity: Tensor, valid: Tensor | None, split: str, thresholds: Sequence[float]
+) -> Tensor:
+    """Split the valid cells of each image into regions of rising disparity.
+
+    Args:
+        disparity: (N,H,W), not negative.
+        split: "mean": region k begins above ``thresholds[k-1]`` times the image's mean disparity.
+            "quantile": it begins above that quantile of the image's disparity.
+        thresholds: K - 1 rising numbers for K regions; in (0, 1) for "quantile".
+
+    Returns:
+        (N,H,W) int64: the region of each cell, 0 (lowest) to K - 1, and -1 where not valid.
+    """
+    flat = disparity.flatten(1)
+    if valid is not None:
+        flat = flat.masked_fill(~valid.flatten(1), float("nan"))
+    levels = torch.as_tensor(list(thresholds), dtype=flat.dtype, device=flat.device)
+    if split == "mean":
+        bounds = flat.nanmean(dim=1)[None, :] * levels[:, None]
+    elif split == "quantile":
+        bounds = torch.nanquantile(flat, levels, dim=1)
+    else:
+        raise ValueError(f"split is {split!r}; it must be one of {', '.join(SPLITS)}")
+    # bounds: (K-1, N). A comparison with the NaN of an invalid cell is False.
+    regions = (flat[None] > bounds[:, :, None]).sum(dim=0).view_as(disparity)
+    return regions if valid is None else regions.masked_fill(~valid, -1)

@@ -1,0 +1,67 @@
+"""Pictures of where student and teacher are apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import cv2
+import numpy as np
+from torch import Tensor
+
+# Of the colour scale, fixed so that pictures of different iterations compare. At the "level"
+# scale, 1 is the teacher's own variance: what a student that knows only the mean is apart by.
+MAX_DISPARITY = 2.0
+_TITLE_HEIGHT = 18
+
+
+def draw_disparity(
+    batched_inputs: Sequence[dict],
+    maps: Mapping[str, tuple[Tensor, Tensor]],
+    input_format: str,
+    max_disparity: float = MAX_DISPARITY,
+) -> np.ndarray:
+    """One row an image: the image, then the disparity of each level over it.
+
+    Args:
+        batched_inputs: Detectron2's; ``image`` is (3,H,W), [0, 255], in ``input_format`` order.
+        maps: level name to ((N,h,w) disparity, (N,h,w) bool valid).
+        max_disparity: the disparity that gets the last colour.
+
+    Returns:
+        (rows, columns, 3) uint8, RGB.
+    """
+    height = max(item["image"].shape[-2] for item in batched_inputs)
+    width = max(item["image"].shape[-1] for item in batched_inputs)
+    rows = []
+    for index, item in enumerate(batched_inputs):
+        image = item["image"].cpu().numpy().transpose(1, 2, 0)
+        if input_format == "BGR":
+            image = image[:, :, ::-1]
+        image = np.ascontiguousarray(image.clip(0, 255).astype(np.uint8))
+        tiles = [_tile(image, "image", height, width)]
+        for name, (disparity, valid) in maps.items():
+            overlay = _overlay(image, disparity[index], valid[index], max_disparity)
+            inside = disparity[index][valid[index]]
+            mean = float(inside.mean()) if inside.numel() else float("nan")
+            tiles.append(_tile(overlay, f"{name}  mean {mean:.2f}", height, width))
+        rows.append(np.concatenate(tiles, axis=1))
+    return np.concatenate(rows, axis=0)
+
+
+def _overlay(image: np.ndarray, disparity: Tensor, valid: Tensor, maximum: float) -> np.ndarray:
+    rows = int(valid.any(dim=1).sum())
+    columns = int(valid.any(dim=0).sum())
+    if rows == 0 or columns == 0:
+        return image
+    cells = disparity[:rows, :columns].float().cpu().numpy() / maximum
+    heat = (cells.clip(0, 1) * 255).astype(np.uint8)
+    heat = cv2.resize(heat, image.shape[1::-1], interpolation=cv2.INTER_NEAREST)
+    heat = cv2.applyColorMap(heat, cv2.COLORMAP_VIRIDIS)[:, :, ::-1]
+    return cv2.addWeighted(image, 0.35, np.ascontiguousarray(heat), 0.65, 0)
+
+
+def _tile(image: np.ndarray, title: str, height: int, width: int) -> np.ndarray:
+    tile = np.full((height + _TITLE_HEIGHT, width + 2, 3), 255, np.uint8)
+    tile[_TITLE_HEIGHT : _TITLE_HEIGHT + image.shape[0], : image.shape[1]] = image
+    cv2.putText(tile, title, (2, 13), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1, cv2.LINE_AA)
+    return tile

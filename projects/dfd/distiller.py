@@ -1,0 +1,199 @@
+"""The meta-architecture that trains a student detector under a frozen teacher."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
+
+import torch
+from detectron2.utils.events import get_event_storage, has_event_storage
+from torch import Tensor, nn
+
+from .detectors import channel_order, check_fits_square_padding
+from .errors import UserError
+from .head import DFDHead
+from .inherit import InheritReport, inherit_weights
+from .teacher import FrozenTeacher
+
+logger = logging.getLogger(__name__)
+
+# So many iterations in a row may have a distillation loss of exactly zero before it is an error.
+_MAX_ZERO_STEPS = 10
+
+
+class DistilledDetector(nn.Module):
+    """A student that learns from its labels and from the teacher's pyramid.
+
+    In training the student's own forward gives its losses, while the output of its backbone is
+    tapped; the head turns the two pyramids into ``loss_dfd_<level>``. In evaluation it is exactly
+    ``student(batched_inputs)``. The student's class is not copied, subclassed or patched.
+    """
+
+    def __init__(
+        self,
+        *,
+        student: nn.Module,
+        teacher: FrozenTeacher,
+        head: DFDHead,
+        inherit: Sequence[str] = (),
+        input_format: str | None = None,
+    ) -> None:
+        """
+        Args:
+            student: any Detectron2 detector with a ``backbone``.
+            teacher: gives the pyramid to learn.
+            head: pairs the pyramids and computes the losses.
+            inherit: parts of the student that start from the teacher's weights, see
+                ``inherit.inherit_weights``; done by ``inherit_from_teacher()``.
+            input_format: "BGR" or "RGB", the channel order of the batches, which is the
+                student's; None to take the student's own ``input_format`` (BGR where it has none).
+
+        Raises:
+            UserError: the pyramids share no stride, or the channel order contradicts the
+                student's pixel statistics.
+        """
+        super().__init__()
+        if not hasattr(student, "backbone"):
+            raise UserError(
+                f"model.student is a {type(student).__name__} without a backbone: the student "
+                "must be a Detectron2 detector"
+            )
+        self.student = student
+        self.teacher = teacher
+        self.head = head
+        self.inherit = tuple(inherit)
+        self.input_format = channel_order(student, input_format, "student")
+        head.attach(student.backbone.output_shape(), teacher.output_shape())
+        for pair in head.pairs:
+            logger.info(
+                "Distilling %s (stride %d): student %d channels, teacher's %s %d channels, "
+                "adapter %s",
+                pair.name,
+                pair.stride,
+                pair.student_channels,
+                pair.teacher_name,
+                pair.teacher_channels,
+                type(head.adapters[pair.name]).__name__,
+            )
+        self._zero_steps = 0
+
+    @property
+    def device(self) -> torch.device:
+        return self.student.device
+
+    def inherit_from_teacher(self) -> InheritReport | None:
+        """Start the parts named by ``inherit`` from the teacher; None if there are none.
+
+        Called after the student's initial weights are loaded, which would overwrite them, and not
+        when a run is resumed.
+        """
+        if not self.inherit:
+            return None
+        return inherit_weights(self.student, self.teacher.model, self.inherit)
+
+    def forward(self, batched_inputs: Sequence[dict]) -> dict[str, Tensor] | list[dict]:
+        """Losses by name in training, the student's detections in evaluation."""
+        if not self.training:
+            return self.student(batched_inputs)
+        check_fits_square_padding(self.student, batched_inputs, "student")
+        iteration = get_event_storage().iter if has_event_storage() else 0
+        active = self.head.factor(iteration) > 0
+        # The teacher goes first: what its pass needs is freed before the student's activations,
+        # which stay until the backward pass, are made.
+        teacher_pyramid = None
+        if active:
+            teacher_pyramid = self.teacher(
+                batched_inputs, input_format=self.input_format, device=self.device
+            )
+        with tap_backbone(self.student) as student_pyramid:
+            losses = dict(self.student(batched_inputs))
+        if not active:
+            losses.update(self.head.idle_losses())
+            return losses
+        distillation = self.head(
+            student_pyramid,
+            teacher_pyramid,
+            image_sizes=[tuple(item["image"].shape[-2:]) for item in batched_inputs],
+            boxes=labelled_boxes(batched_inputs, self.device),
+            iteration=iteration,
+        )
+        self._record(losses, distillation)
+        losses.update(distillation)
+        return losses
+
+    def _record(self, task: dict[str, Tensor], distillation: dict[str, Tensor]) -> None:
+        """Log the head's numbers and the ratio of the distillation loss to the task loss."""
+        task_loss = sum(loss.detach().float() for loss in task.values())
+        stats = dict(self.head.stats)
+        for key, loss in distillation.items():
+            level = key.removeprefix("loss_dfd_")
+            stats[f"dfd/{level}/ratio"] = loss.detach() / task_loss
+        total = sum(loss.detach() for loss in distillation.values())
+        stats["dfd/ratio"] = total / task_loss
+        # One transfer for all of them: each .item() would wait for the device.
+        values = torch.stack([value.float() for value in stats.values()] + [total]).tolist()
+        self._zero_steps = self._zero_steps + 1 if values.pop() == 0 else 0
+        if self._zero_steps > _MAX_ZERO_STEPS:
+            raise UserError(
+                f"the distillation loss was exactly 0 for {self._zero_steps} iterations: the "
+                "student's pyramid equals the teacher's, or the weights of all levels or regions "
+                "are 0"
+            )
+        if has_event_storage():
+            get_event_storage().put_scalars(
+                smoothing_hint=True, **dict(zip(stats, values, strict=True))
+            )
+
+    @torch.no_grad()
+    def disparity_maps(self, batched_inputs: Sequence[dict]) -> dict[str, tuple[Tensor, Tensor]]:
+        """Where student and teacher are apart: level name to (N,H,W) disparity and bool valid.
+
+        The student runs in eval mode and is left in the mode it was in.
+        """
+        was_training = self.training
+        self.eval()
+        try:
+            images = self.student.preprocess_image(batched_inputs)
+            student_pyramid = self.student.backbone(images.tensor)
+            teacher_pyramid = self.teacher(
+                batched_inputs, input_format=self.input_format, device=self.device
+            )
+            sizes = [tuple(item["image"].shape[-2:]) for item in batched_inputs]
+            return self.head.disparity_maps(student_pyramid, teacher_pyramid, sizes)
+        finally:
+            self.train(was_training)
+
+
+@contextlib.contextmanager
+def tap_backbone(detector: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Within the context, the detector's forward leaves its backbone's output in the dict.
+
+    Raises:
+        RuntimeError: the backbone did not run exactly once.
+    """
+    pyramid: dict[str, Tensor] = {}
+    calls = 0
+
+    def keep(module: nn.Module, args: tuple, output: dict[str, Tensor]) -> None:
+        nonlocal calls
+        calls += 1
+        pyramid.update(output)
+
+    handle = detector.backbone.register_forward_hook(keep)
+    try:
+        yield pyramid
+    finally:
+        handle.remove()
+    if calls != 1:
+        raise RuntimeError(
+            f"{type(detector).__name__} ran its backbone {calls} times in one forward; "
+            "distillation needs exactly one pyramid"
+        )
+
+
+def labelled_boxes(batched_inputs: Sequence[dict], device: torch.device) -> list[Tensor] | None:
+    """The labelled boxes of a batch, (M,4) XYXY pixels each; None if it has no labels."""
+    if not all("instances" in item for item in batched_inputs):
+        return None
+    return [item["instances"].gt_boxes.tensor.to(device) for item in batched_inputs]

@@ -1,0 +1,158 @@
+"""Reading a LazyConfig and its overrides, and filling in what only the machine and data know."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from detectron2.config import LazyConfig, instantiate
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from ..data import class_names
+from ..errors import UserError
+
+_REQUIRED = ("model", "dataloader", "optimizer", "lr_multiplier", "train")
+
+
+def load_config(path: str, overrides: Sequence[str] = ()) -> DictConfig:
+    """Load a LazyConfig file and apply ``key=value`` overrides.
+
+    Unlike Detectron2's own, an override of a key that does not exist is refused: a misspelt one
+    would otherwise change nothing without a word. A parameter that its function has but the config
+    does not name may be given; anything else new needs a leading ``+``.
+
+    Raises:
+        UserError: no such file, not a training config, an override that cannot be read or names
+            no known key.
+    """
+    if not path:
+        raise UserError("no config: give one with --config-file configs/...")
+    if not os.path.isfile(path):
+        raise UserError(f"--config-file: no such file: {path}")
+    try:
+        cfg = LazyConfig.load(path)
+    except (ImportError, SyntaxError, ValueError) as error:
+        raise UserError(f"--config-file {path} cannot be loaded: {_first_line(error)}") from error
+    missing = [key for key in _REQUIRED if key not in cfg]
+    if missing:
+        raise UserError(
+            f"--config-file {path} defines no {', '.join(missing)}: it is not a training config"
+        )
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    except Exception as error:
+        raise UserError(
+            f"an override cannot be read, it must be key=value: {_first_line(error)}"
+        ) from error
+    for override in parsed:
+        if not override.is_add():
+            _check_key(cfg, override.key_or_group)
+    try:
+        return LazyConfig.apply_overrides(cfg, [text.removeprefix("+") for text in overrides])
+    except (KeyError, NotImplementedError) as error:
+        raise UserError(f"an override cannot be applied: {error.args[0]}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def _check_key(cfg: DictConfig, key: str) -> None:
+    node: Any = cfg
+    parts = key.split(".")
+    for depth, part in enumerate(parts):
+        where = ".".join(parts[:depth]) or "the config"
+        if isinstance(node, ListConfig) and part.isdigit() and int(part) < len(node):
+            node = node[int(part)]
+            continue
+        if isinstance(node, DictConfig) and part in node:
+            node = None if OmegaConf.is_missing(node, part) else node[part]
+            continue
+        if isinstance(node, DictConfig) and depth == len(parts) - 1 and _accepts(node, part):
+            return
+        known = ", ".join(str(k) for k in node if k != "_target_") if _is_dict(node) else "nothing"
+        raise UserError(
+            f"override {key}: {where} has no {part!r} (it has {known}); "
+            f"write +{key}=... to add a new key"
+        )
+
+
+def _is_dict(node: Any) -> bool:
+    return isinstance(node, DictConfig)
+
+
+def _accepts(node: DictConfig, name: str) -> bool:
+    """Whether a LazyCall node's function has a parameter of this name."""
+    target = node.get("_target_")
+    if target is None:
+        return False
+    try:
+        return name in inspect.signature(target).parameters
+    except (TypeError, ValueError):  # A string, or a builtin without a signature.
+        return True
+
+
+def dataset_name(node: Any) -> str:
+    """The registered name behind ``dataloader.*.dataset``.
+
+    The node is a name, one of ``dfd.data``'s functions, or Detectron2's
+    ``get_detection_dataset_dicts(names=...)``.
+    """
+    if isinstance(node, str):
+        return node
+    names = node.get("names")
+    if names is not None:
+        return names if isinstance(names, str) else names[0]
+    return instantiate(node)
+
+
+def resolve_config(cfg: DictConfig) -> DictConfig:
+    """Fill in ``train.device="auto"``, ``train.epochs`` and ``num_classes="auto"``, in place.
+
+    Afterwards the config holds plain values, as the saved ``config.yaml`` shows them.
+
+    Raises:
+        UserError: the device is not there, or the data cannot be read.
+    """
+    device = cfg.train.get("device", "auto")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if str(device).startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"train.device is {device}, but torch sees no CUDA device: use auto or cpu")
+    cfg.train.device = device
+    if any(node.num_classes == "auto" for node in _nodes_with(cfg.model, "num_classes")):
+        classes = len(class_names(dataset_name(cfg.dataloader.train.dataset)))
+        for node in _nodes_with(cfg.model, "num_classes"):
+            if node.num_classes == "auto":
+                node.num_classes = classes
+    return cfg
+
+
+def set_length(cfg: DictConfig, num_images: int) -> None:
+    """Turn ``train.epochs``, if given, into ``train.max_iter``, in place."""
+    epochs = cfg.train.get("epochs")
+    if epochs is None:
+        return
+    batch = cfg.dataloader.train.total_batch_size
+    if epochs <= 0:
+        raise UserError(f"train.epochs is {epochs}; it must be above 0")
+    cfg.train.max_iter = max(1, math.ceil(epochs * num_images / batch))
+
+
+def _nodes_with(node: Any, key: str) -> Iterator[DictConfig]:
+    """Every dict below a config node that has a key of this name with a value of its own."""
+    if isinstance(node, DictConfig):
+        if key in node and not OmegaConf.is_interpolation(node, key):
+            yield node
+        children = [k for k in node if not OmegaConf.is_interpolation(node, k)]
+    elif isinstance(node, ListConfig):
+        children = [i for i in range(len(node)) if not OmegaConf.is_interpolation(node, i)]
+    else:
+        return
+    for child in children:
+        yield from _nodes_with(node[child], key)

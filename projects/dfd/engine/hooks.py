@@ -1,0 +1,95 @@
+"""Hooks of the training loop beside Detectron2's own."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import cv2
+import torch
+from detectron2.engine import HookBase
+from detectron2.utils.file_io import PathManager
+
+from ..disparity_image import draw_disparity
+from ..distiller import DistilledDetector
+
+
+def peak_memory_mib() -> float:
+    """Peak memory of this process so far: CUDA's allocator where it is used, else resident set."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated() > 0:
+        return torch.cuda.max_memory_allocated() / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+class DisparityImages(HookBase):
+    """Pictures of the disparity on a few fixed images, so that they compare over time.
+
+    Before the first iteration, every ``period`` iterations, and after the last: into
+    ``<output_dir>/disparity/<iteration>.png`` and TensorBoard.
+    """
+
+    def __init__(
+        self,
+        model: DistilledDetector,
+        batched_inputs: list[dict],
+        period: int,
+        output_dir: str,
+    ) -> None:
+        self._model = model
+        self._batch = batched_inputs
+        self._period = period
+        self._folder = os.path.join(output_dir, "disparity")
+
+    def before_train(self) -> None:
+        if self.trainer.iter == 0:
+            self._draw(0)
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if done == self.trainer.max_iter or done % self._period == 0:
+            self._draw(done)
+
+    def _draw(self, iteration: int) -> None:
+        maps = self._model.disparity_maps(self._batch)
+        picture = draw_disparity(self._batch, maps, self._model.input_format)
+        PathManager.mkdirs(self._folder)
+        cv2.imwrite(os.path.join(self._folder, f"{iteration:07d}.png"), picture[:, :, ::-1])
+        self.trainer.storage.put_image(
+            "disparity", torch.from_numpy(picture.copy()).permute(2, 0, 1)
+        )
+
+
+class RunSummary(HookBase):
+    """Writes ``summary.json`` when the run has ended: what a table about it needs."""
+
+    def __init__(self, output_dir: str, facts: Callable[[], dict[str, Any]]) -> None:
+        """
+        Args:
+            facts: called at the end; its dict is the summary, with time and memory added.
+        """
+        self._path = os.path.join(output_dir, "summary.json")
+        self._facts = facts
+
+    def after_step(self) -> None:
+        self.trainer.storage.put_scalar("peak_memory_mib", peak_memory_mib(), smoothing_hint=False)
+
+    def after_train(self) -> None:
+        if self.trainer.iter < self.trainer.max_iter:
+            return  # The run failed.
+        summary = {
+            "iterations": self.trainer.max_iter,
+            "seconds_per_iteration": self._median("time"),
+            "peak_memory_mib": round(peak_memory_mib()),
+            **self._facts(),
+        }
+        with PathManager.open(self._path, "w") as f:
+            json.dump(summary, f, indent=2)
+
+    def _median(self, name: str) -> float | None:
+        history = self.trainer.storage.histories().get(name)
+        return None if history is None else history.median(10**6)

@@ -1,0 +1,236 @@
+"""Training and evaluation as ``train_net.py`` runs them."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from typing import Any
+
+import torch
+from detectron2.config import LazyConfig, instantiate
+from detectron2.engine import create_ddp_model, default_writers, hooks
+from detectron2.evaluation import inference_on_dataset, print_csv_format
+from detectron2.utils import comm
+from detectron2.utils.collect_env import collect_env_info
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.file_io import PathManager
+from detectron2.utils.logger import setup_logger
+from omegaconf import DictConfig
+from torch import nn
+
+from ..data import class_names
+from ..distiller import DistilledDetector
+from ..errors import UserError
+from ..weights import load_strict, local_path, read_weights
+from .checkpoint import StudentCheckpointer
+from .checks import check_classes, check_image_format, check_optimizer, check_output_dir
+from .config import dataset_name, load_config, resolve_config, set_length
+from .hooks import DisparityImages, RunSummary
+from .trainer import Trainer
+
+logger = logging.getLogger("dfd")
+
+
+def main(args: argparse.Namespace) -> None:
+    """One process of a run. A :class:`UserError` becomes one line and exit code 1."""
+    try:
+        cfg = load_config(args.config_file, args.opts)
+        if not args.eval_only and not args.resume:
+            check_output_dir(cfg.train.output_dir)
+        setup(cfg, args)
+        resolve_config(cfg)
+        if args.eval_only:
+            evaluate_checkpoint(cfg)
+        else:
+            train(cfg, resume=args.resume)
+    except UserError as error:
+        if comm.is_main_process():
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def setup(cfg: DictConfig, args: argparse.Namespace) -> None:
+    """Logging and seeds, as Detectron2's ``default_setup``."""
+    output_dir, rank = cfg.train.output_dir, comm.get_rank()
+    if comm.is_main_process():
+        PathManager.mkdirs(output_dir)
+    for name in ("fvcore", "detectron2", "dfd"):
+        setup_logger(output_dir, distributed_rank=rank, name=name)
+    logger.info("Environment:\n%s", collect_env_info())
+    logger.info("Command line arguments: %s", args)
+    # Each process draws from a stream of its own.
+    seed_all_rng(None if cfg.train.seed < 0 else cfg.train.seed + rank)
+    torch.backends.cudnn.benchmark = bool(cfg.train.get("cudnn_benchmark", False))
+
+
+def student_of(model: nn.Module) -> nn.Module:
+    """The bare detector, whatever it is wrapped in."""
+    model = getattr(model, "module", model)
+    return model.student if isinstance(model, DistilledDetector) else model
+
+
+def test(cfg: DictConfig, student: nn.Module) -> dict[str, Any]:
+    """Evaluate a detector on the test data with the configured evaluator."""
+    results = inference_on_dataset(
+        student, instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
+    )
+    if comm.is_main_process():
+        print_csv_format(results)
+    return results
+
+
+def evaluate_checkpoint(cfg: DictConfig) -> dict[str, Any]:
+    """``--eval-only``: evaluate ``train.init_checkpoint``, which must fit the student exactly."""
+    if not cfg.train.init_checkpoint:
+        raise UserError(
+            "--eval-only needs train.init_checkpoint=<checkpoint>: there are no weights to evaluate"
+        )
+    node = cfg.model.student if "student" in cfg.model else cfg.model
+    student = instantiate(node).to(cfg.train.device)
+    weights = read_weights(cfg.train.init_checkpoint, "train.init_checkpoint")
+    load_strict(student, weights, "train.init_checkpoint")
+    if weights.class_names is not None:
+        data_classes = class_names(dataset_name(cfg.dataloader.test.dataset))
+        if weights.class_names != data_classes:
+            raise UserError(
+                f"train.init_checkpoint was trained on {weights.class_names}, but the test data's "
+                f"classes are {data_classes}"
+            )
+    return test(cfg, student)
+
+
+def build_model(cfg: DictConfig) -> nn.Module:
+    """The model of a config, on its device and checked against the data."""
+    model = instantiate(cfg.model).to(cfg.train.device)
+    teacher = model.teacher if isinstance(model, DistilledDetector) else None
+    check_image_format(model, cfg.dataloader)
+    check_classes(
+        student_of(model),
+        teacher,
+        class_names(dataset_name(cfg.dataloader.train.dataset)),
+        class_names(dataset_name(cfg.dataloader.test.dataset)),
+    )
+    return model
+
+
+def train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
+    """Train the model of a config; returns the last evaluation's results."""
+    output_dir = cfg.train.output_dir
+    model = build_model(cfg)
+    student = student_of(model)
+    logger.info("Student:\n%s", student)
+
+    cfg.optimizer.params.model = model
+    optimizer = instantiate(cfg.optimizer)
+    # Not part of the config that is saved below.
+    del cfg.optimizer.params["model"]
+    check_optimizer(model, optimizer)
+
+    loader = instantiate(cfg.dataloader.train)
+    num_images = count_images(loader)
+    set_length(cfg, num_images)
+    max_iter = cfg.train.max_iter
+    if comm.is_main_process():
+        LazyConfig.save(cfg, os.path.join(output_dir, "config.yaml"))
+
+    on_cpu = torch.device(cfg.train.device).type == "cpu"
+    ddp = {"device_ids": None} if on_cpu else {}
+    parallel_model = create_ddp_model(model, **cfg.train.ddp, **ddp)
+    trainer = Trainer(
+        parallel_model,
+        loader,
+        optimizer,
+        device=cfg.train.device,
+        amp=cfg.train.amp.get("dtype", "bf16") if cfg.train.amp.enabled else None,
+    )
+    distilled = isinstance(model, DistilledDetector)
+    checkpointer = StudentCheckpointer(
+        student,
+        output_dir,
+        class_names=class_names(dataset_name(cfg.dataloader.train.dataset)),
+        trainer=trainer,
+        **({"head": model.head} if distilled else {}),
+    )
+
+    results: dict[str, Any] = {}
+
+    def evaluate() -> dict[str, Any]:
+        results.clear()
+        results.update(test(cfg, student))
+        return results
+
+    def facts() -> dict[str, Any]:
+        teacher = model.teacher.weights if distilled else None
+        return {
+            "results": results,
+            "parameters": sum(p.numel() for p in student.parameters()),
+            "train_images": num_images,
+            "seed": cfg.train.seed,
+            "device": str(cfg.train.device),
+            "threads": torch.get_num_threads(),
+            "teacher": {"path": teacher.path, "sha256": teacher.sha256} if teacher else None,
+        }
+
+    is_main = comm.is_main_process()
+    trainer.register_hooks(
+        [
+            hooks.IterationTimer(),
+            hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
+            hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer) if is_main else None,
+            disparity_images(cfg, model) if distilled and is_main else None,
+            hooks.EvalHook(cfg.train.eval_period, evaluate),
+            RunSummary(output_dir, facts) if is_main else None,
+            hooks.PeriodicWriter(default_writers(output_dir, max_iter), cfg.train.log_period)
+            if is_main
+            else None,
+        ]
+    )
+
+    resumed = resume and checkpointer.has_checkpoint()
+    if resume and not resumed:
+        logger.warning("--resume: %s holds no checkpoint; starting from the beginning", output_dir)
+    if cfg.train.init_checkpoint and not resumed:
+        local_path(cfg.train.init_checkpoint, "train.init_checkpoint")
+    checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
+    if distilled and not resumed:
+        report = model.inherit_from_teacher()
+        if report is not None:
+            logger.info("%s", report)
+    # Building a teacher and a head draws random numbers; a run without them must see the same
+    # stream in training, or runs of one seed would differ by more than what was changed.
+    if cfg.train.seed >= 0:
+        seed_all_rng(cfg.train.seed + comm.get_rank())
+    trainer.train(trainer.iter + 1 if resumed else 0, max_iter)
+    return results
+
+
+def count_images(loader: Any) -> int:
+    """The number of training images behind a loader of ``dfd.data`` or of Detectron2."""
+    dataset = getattr(loader, "dataset", loader)
+    while not hasattr(dataset, "__len__") or not _has_len(dataset):
+        dataset = dataset.dataset
+    return len(dataset)
+
+
+def _has_len(dataset: Any) -> bool:
+    try:
+        return len(dataset) >= 0
+    except (TypeError, NotImplementedError):
+        return False
+
+
+def disparity_images(cfg: DictConfig, model: DistilledDetector) -> DisparityImages | None:
+    """The hook that draws the first few test images' disparity; None if it is switched off."""
+    settings = cfg.train.disparity_images
+    if not settings.period or not settings.num_images:
+        return None
+    batch: list[dict] = []
+    for items in instantiate(cfg.dataloader.test):
+        batch += [{"image": item["image"]} for item in items]
+        if len(batch) >= settings.num_images:
+            break
+    return DisparityImages(
+        model, batch[: settings.num_images], settings.period, cfg.train.output_dir
+    )

@@ -1,0 +1,199 @@
+"""The distillation head: two pyramids in, named and weighted losses out.
+
+Shape shorthand: N images, C channels, H x W cells of one level.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from detectron2.layers import ShapeSpec
+from torch import Tensor, nn
+
+from .disparity import scale_features, squared_difference
+from .errors import UserError
+from .losses.base import FeatureCriterion
+from .pyramid import LevelPair, crop_to_common, make_adapter, pair_levels, valid_cells
+
+LEVEL_WEIGHTS = ("equal", "cells")
+
+
+class DFDHead(nn.Module):
+    """Pairs the levels of student and teacher, applies one criterion to each, weighs and names.
+
+    Any :class:`~dfd.losses.FeatureCriterion` serves; a run with another criterion differs from a
+    DFD run by that alone. Its parameters (adapters, and those of the criterion, one copy a level)
+    are trained with the student and are not part of it.
+    """
+
+    def __init__(
+        self,
+        *,
+        criterion: FeatureCriterion,
+        weight: float = 1.0,
+        levels: Sequence[str] | None = None,
+        level_weights: str | Mapping[str, float] = "cells",
+        adapter: str | Callable[[int, int], nn.Module] = "auto",
+        warmup_iters: int = 0,
+        end_iter: int | None = None,
+    ) -> None:
+        """
+        Args:
+            criterion: applied to each level; copied, so that each level has parameters of its own.
+            weight: multiplies the criterion's own weight; >= 0. 0 switches distillation off: the
+                teacher is not run.
+            levels: the student's names of the levels to distil; None for every shared stride.
+            level_weights: "equal" (1 each: the sum over levels, as most published losses have
+                it), "cells" (proportional to the level's number of valid cells), or a weight per
+                level by the student's name. The first two average to 1 over the levels.
+            adapter: from the student's channels to the teacher's; see ``pyramid.make_adapter``.
+            warmup_iters: the weight rises linearly over so many iterations.
+            end_iter: distillation stops at this iteration; None: never.
+        """
+        super().__init__()
+        if weight < 0 or warmup_iters < 0 or (end_iter is not None and end_iter < 0):
+            raise UserError(
+                f"DFDHead(weight={weight}, warmup_iters={warmup_iters}, end_iter={end_iter}): "
+                "none of them may be negative"
+            )
+        if isinstance(level_weights, str) and level_weights not in LEVEL_WEIGHTS:
+            raise UserError(
+                f"DFDHead(level_weights={level_weights!r}): it must be one of "
+                f"{', '.join(LEVEL_WEIGHTS)}, or a weight per level"
+            )
+        self.weight = weight
+        self.levels = None if levels is None else list(levels)
+        self.level_weights = level_weights
+        self.adapter = adapter
+        self.warmup_iters = warmup_iters
+        self.end_iter = end_iter
+        # In a tuple, so that the pattern from which the copies are made is no submodule.
+        self._criterion = (criterion,)
+        self.pairs: list[LevelPair] = []
+        self.adapters = nn.ModuleDict()
+        self.criteria = nn.ModuleDict()
+        self.stats: dict[str, Tensor] = {}
+
+    def attach(
+        self, student_shapes: Mapping[str, ShapeSpec], teacher_shapes: Mapping[str, ShapeSpec]
+    ) -> None:
+        """Pair the levels and make the parameters. Called once, before the optimizer is built."""
+        if self.pairs:
+            raise RuntimeError("this DFDHead is attached already; a head serves one detector")
+        self.pairs = pair_levels(student_shapes, teacher_shapes, self.levels)
+        if not isinstance(self.level_weights, str):
+            names = {pair.name for pair in self.pairs}
+            if set(self.level_weights) != names:
+                raise UserError(
+                    f"model.head.level_weights names {sorted(self.level_weights)}, but the levels "
+                    f"are {sorted(names)}: give each of them a weight"
+                )
+        for pair in self.pairs:
+            self.adapters[pair.name] = make_adapter(
+                self.adapter, pair.student_channels, pair.teacher_channels
+            )
+            criterion = copy.deepcopy(self._criterion[0])
+            criterion.set_channels(pair.teacher_channels)
+            self.criteria[pair.name] = criterion
+
+    def factor(self, iteration: int) -> float:
+        """What the loss is multiplied by at this iteration, warm-up included; 0 if inactive."""
+        if self.end_iter is not None and iteration >= self.end_iter:
+            return 0.0
+        warmup = min(1.0, (iteration + 1) / self.warmup_iters) if self.warmup_iters else 1.0
+        return self.weight * warmup
+
+    def idle_losses(self) -> dict[str, Tensor]:
+        """Zero, but connected to every parameter: DistributedDataParallel waits for each."""
+        parameters = list(self.parameters())
+        if not parameters:
+            return {}
+        return {"loss_dfd_idle": 0.0 * sum(p.sum() for p in parameters)}
+
+    def _paired_features(
+        self,
+        pair: LevelPair,
+        student_pyramid: Mapping[str, Tensor],
+        teacher_pyramid: Mapping[str, Tensor],
+        image_sizes: Sequence[tuple[int, int]],
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        student = self.adapters[pair.name](student_pyramid[pair.name]).float()
+        teacher = teacher_pyramid[pair.teacher_name].detach().float()
+        student, teacher = crop_to_common(student, teacher)
+        valid = valid_cells(image_sizes, pair.stride, *student.shape[-2:], device=student.device)
+        return student, teacher, valid
+
+    def forward(
+        self,
+        student_pyramid: Mapping[str, Tensor],
+        teacher_pyramid: Mapping[str, Tensor],
+        image_sizes: Sequence[tuple[int, int]],
+        boxes: Sequence[Tensor] | None = None,
+        iteration: int = 0,
+    ) -> dict[str, Tensor]:
+        """
+        Args:
+            student_pyramid, teacher_pyramid: level name to (N,C,H,W), in any float precision.
+            image_sizes: (height, width) in pixels of each image before padding.
+            boxes: N tensors (M,4), labelled boxes as XYXY in pixels of the input; or None.
+            iteration: counts from 0; decides warm-up and end.
+
+        Returns:
+            ``{"loss_dfd_<level>": scalar}``. Also leaves detached scalars in ``stats``, keyed
+            ``dfd/<level>/<what>``.
+        """
+        losses, stats, cells = {}, {}, {}
+        device_type = next(iter(student_pyramid.values())).device.type
+        for pair in self.pairs:
+            student, teacher, valid = self._paired_features(
+                pair, student_pyramid, teacher_pyramid, image_sizes
+            )
+            criterion = self.criteria[pair.name]
+            # Squares and their sums overflow fp16 and lose digits in bf16.
+            with torch.autocast(device_type, enabled=False):
+                losses[pair.name] = criterion(
+                    student, teacher, None if bool(valid.all()) else valid, boxes, pair.stride
+                )
+            cells[pair.name] = valid.sum()
+            for key, value in criterion.stats.items():
+                stats[f"dfd/{pair.name}/{key}"] = value
+        factor = self.factor(iteration)
+        weights = self._resolve_level_weights(cells)
+        self.stats = stats
+        return {
+            f"loss_dfd_{name}": loss * (factor * weights[name]) for name, loss in losses.items()
+        }
+
+    def _resolve_level_weights(
+        self, cells: Mapping[str, Tensor]
+    ) -> Mapping[str, Tensor] | Mapping[str, float]:
+        if not isinstance(self.level_weights, str):
+            return self.level_weights
+        if self.level_weights == "equal":
+            return dict.fromkeys(cells, 1.0)
+        total = sum(cells.values()).clamp(min=1)
+        return {name: len(cells) * count / total for name, count in cells.items()}
+
+    @torch.no_grad()
+    def disparity_maps(
+        self,
+        student_pyramid: Mapping[str, Tensor],
+        teacher_pyramid: Mapping[str, Tensor],
+        image_sizes: Sequence[tuple[int, int]],
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        """The disparity of each level, for pictures and analysis.
+
+        Measured at the criterion's scale, at "level" if it has none. Returns level name to
+        ((N,H,W) disparity, (N,H,W) bool valid).
+        """
+        maps = {}
+        for pair in self.pairs:
+            student, teacher, valid = self._paired_features(
+                pair, student_pyramid, teacher_pyramid, image_sizes
+            )
+            scale = getattr(self.criteria[pair.name], "scale", "level")
+            s, t = scale_features(student, teacher, valid, scale)
+            maps[pair.name] = (squared_difference(s, t), valid)
+        return maps

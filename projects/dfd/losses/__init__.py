@@ -1,0 +1,4 @@
+from .base import FeatureCriterion
+from .dfd import DFDLoss
+
+__all__ = ["DFDLoss", "FeatureCriterion"]

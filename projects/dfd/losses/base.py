@@ -1,0 +1,57 @@
+"""The signature that every criterion has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class FeatureCriterion(nn.Module):
+    """A loss between one level of the student's pyramid and the same level of the teacher's.
+
+    Called as ``criterion(student, teacher, valid, boxes, stride)``:
+
+    * ``student``, ``teacher``: (N,C,H,W) fp32; the teacher's carries no gradient.
+    * ``valid``: (N,H,W) bool, the cells that lie on real pixels; None if all do.
+    * ``boxes``: a list of N tensors (M,4), the labelled boxes as XYXY in pixels of the network's
+      input; None if there are none.
+    * ``stride``: pixels per cell.
+
+    It returns a scalar; exactly zero, with a gradient of zero, if no cell is valid. It may leave
+    numbers worth logging in ``stats``, a dict of detached scalars.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stats: dict[str, Tensor] = {}
+
+    def set_channels(self, channels: int) -> None:
+        """Told once the number of channels C, before the optimizer is built."""
+
+    def forward(
+        self,
+        student: Tensor,
+        teacher: Tensor,
+        valid: Tensor | None = None,
+        boxes: Sequence[Tensor] | None = None,
+        stride: int = 1,
+    ) -> Tensor:
+        raise NotImplementedError
+
+
+def check_shapes(student: Tensor, teacher: Tensor, valid: Tensor | None) -> None:
+    """Refuse what broadcasting would silently make something else of."""
+    if student.dim() != 4 or student.shape != teacher.shape:
+        raise ValueError(
+            "student and teacher must be (N,C,H,W) of one shape, "
+            f"got {tuple(student.shape)} and {tuple(teacher.shape)}"
+        )
+    if valid is None:
+        return
+    if valid.dtype != torch.bool or valid.shape != student[:, 0].shape:
+        raise ValueError(
+            f"valid must be bool of shape {tuple(student[:, 0].shape)}, "
+            f"got {valid.dtype} of {tuple(valid.shape)}"
+        )

@@ -1,0 +1,230 @@
+"""Disparity Feature Distillation: regions of high and of low disparity, strict and lenient.
+
+From the abstract of "DFD: Distilling the Feature Disparity Differently for Detectors" (ICML 2024):
+regions where teacher and student differ by different degrees are treated separately, under
+different constraints. No equation of that paper is public. The equations here are this project's
+own; docs/method.md gives them with the points that the abstract leaves open.
+
+Shape shorthand: N images, C channels, H x W cells of one level, K regions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..disparity import SCALES, SPLITS, scale_features, split_regions, squared_difference
+from ..errors import UserError
+from .base import FeatureCriterion, check_shapes
+from .generator import FeatureGenerator
+
+LENIENT = ("tail", "direction", "tolerance", "context")
+AVERAGES = ("region", "all")
+
+
+def tail_cost(student: Tensor, teacher: Tensor, delta: float) -> Tensor:
+    """The squared difference up to ``delta``, a straight line of the same slope beyond.
+
+    Twice the Huber loss, so that it equals the strict cost near zero. (N,C,H,W) to (N,H,W).
+    """
+    return 2 * F.huber_loss(student, teacher, reduction="none", delta=delta).mean(dim=1)
+
+
+def direction_cost(student: Tensor, teacher: Tensor) -> Tensor:
+    """The squared difference after the student's vector at each cell is given the teacher's length.
+
+    Equals |t|^2 / C * 2 (1 - cos(s, t)), on the scale of the strict cost. (N,C,H,W) to (N,H,W).
+    """
+    cosine = F.cosine_similarity(student, teacher, dim=1, eps=1e-6)
+    return teacher.square().mean(dim=1) * 2 * (1 - cosine)
+
+
+def tolerance_cost(student: Tensor, teacher: Tensor, tolerance: float) -> Tensor:
+    """The square of what the difference exceeds ``tolerance`` by. (N,C,H,W) to (N,H,W)."""
+    return ((student - teacher).abs() - tolerance).clamp(min=0).square().mean(dim=1)
+
+
+class DFDLoss(FeatureCriterion):
+    """The disparity-weighted loss of one level; see docs/method.md.
+
+    With s and t the scaled features and d = mean_c (s - t)^2 the disparity (detached), the valid
+    cells of each image are split into K regions by d, and
+
+        L = weight * sum_k region_weight_k * mean_{cells u of region k} cost_k(u),
+
+    where cost_k is (s - t)^2 (strict), or one of the lenient costs. "context" costs
+    (G(s with the lenient cells set to zero) - t)^2 with a learnt G = conv3x3, ReLU, conv3x3, which
+    asks that the teacher can be told from the surroundings, not that the cell itself is matched
+    (a reconstruction as in MGD, Yang et al., ECCV 2022, but of the lenient region, not of random
+    cells).
+    """
+
+    def __init__(
+        self,
+        *,
+        weight: float = 1.0,
+        scale: str = "level",
+        num_regions: int = 2,
+        split: str = "mean",
+        thresholds: Sequence[float] | None = None,
+        lenient_on: str | Sequence[int] = "high",
+        lenient: str = "tail",
+        delta: float = 1.0,
+        tolerance: float = 0.5,
+        region_weights: Sequence[float] | None = None,
+        average: str = "region",
+        channels: int | None = None,
+    ) -> None:
+        """
+        Args:
+            weight: multiplies the loss; >= 0.
+            scale: "channel", "level" or "none"; see ``disparity.scale_features``.
+            num_regions: K >= 1.
+            split: "mean" or "quantile"; see ``disparity.split_regions``.
+            thresholds: K - 1 rising numbers. None: 2k/K times the mean, or the quantiles k/K.
+            lenient_on: which regions are lenient: "high" (the one of highest disparity: do not
+                force what the student cannot do yet), "low" (do not waste force on what it can),
+                "all", "none", or a list of region numbers, 0 the lowest.
+            lenient: "tail", "direction", "tolerance" or "context".
+            delta: where the tail begins, in units of the scaled features; > 0.
+            tolerance: what is forgiven, in the same units; >= 0.
+            region_weights: K numbers >= 0, lowest region first. None: 1/K each under
+                ``average="region"``, 1 under "all".
+            average: "region": each region is averaged over its own cells, so that neither drowns
+                in the other's area; "all": over all valid cells.
+            channels: C, for "context"; the head fills it in.
+
+        Raises:
+            UserError: a value outside its range.
+        """
+        super().__init__()
+        self.weight = weight
+        self.scale = scale
+        self.num_regions = num_regions
+        self.split = split
+        self.lenient = lenient
+        self.delta = delta
+        self.tolerance = tolerance
+        self.average = average
+        for key, allowed in (
+            ("scale", SCALES),
+            ("split", SPLITS),
+            ("lenient", LENIENT),
+            ("average", AVERAGES),
+        ):
+            if getattr(self, key) not in allowed:
+                raise UserError(
+                    f"DFDLoss({key}={getattr(self, key)!r}): it must be one of {', '.join(allowed)}"
+                )
+        if num_regions < 1 or weight < 0 or delta <= 0 or tolerance < 0:
+            raise UserError(
+                f"DFDLoss(num_regions={num_regions}, weight={weight}, delta={delta}, "
+                f"tolerance={tolerance}): needs num_regions >= 1, weight >= 0, delta > 0, "
+                "tolerance >= 0"
+            )
+        self.thresholds = self._check_thresholds(thresholds)
+        self.region_weights = self._check_region_weights(region_weights)
+        self.lenient_regions = self._check_lenient_regions(lenient_on)
+        self.region_names = (
+            ["low", "high"] if num_regions == 2 else [f"r{k}" for k in range(num_regions)]
+        )
+        self.generator: FeatureGenerator | None = None
+        if channels is not None:
+            self.set_channels(channels)
+
+    def _check_thresholds(self, thresholds: Sequence[float] | None) -> list[float]:
+        regions = self.num_regions
+        if thresholds is None:
+            unit = 2 if self.split == "mean" else 1
+            return [unit * k / regions for k in range(1, regions)]
+        thresholds = [float(x) for x in thresholds]
+        rising = all(a < b for a, b in zip(thresholds, thresholds[1:], strict=False))
+        inside = all(x > 0 and (self.split == "mean" or x < 1) for x in thresholds)
+        if len(thresholds) != regions - 1 or not rising or not inside:
+            raise UserError(
+                f"DFDLoss(thresholds={thresholds}, split={self.split!r}): needs {regions - 1} "
+                f"rising numbers above 0 (below 1 for quantiles) for {regions} regions"
+            )
+        return thresholds
+
+    def _check_region_weights(self, weights: Sequence[float] | None) -> list[float]:
+        if weights is None:
+            return [1 / self.num_regions if self.average == "region" else 1.0] * self.num_regions
+        weights = [float(x) for x in weights]
+        if len(weights) != self.num_regions or min(weights) < 0 or max(weights) == 0:
+            raise UserError(
+                f"DFDLoss(region_weights={weights}): needs {self.num_regions} numbers >= 0, "
+                "not all of them 0"
+            )
+        return weights
+
+    def _check_lenient_regions(self, lenient_on: str | Sequence[int]) -> frozenset[int]:
+        regions = range(self.num_regions)
+        words = {"high": regions[-1:], "low": regions[:1], "all": regions, "none": ()}
+        chosen = words.get(lenient_on) if isinstance(lenient_on, str) else lenient_on
+        if chosen is None or any(k not in regions for k in chosen):
+            raise UserError(
+                f"DFDLoss(lenient_on={lenient_on!r}): it must be one of {', '.join(words)}, or a "
+                f"list of region numbers from 0 to {self.num_regions - 1}"
+            )
+        if self.lenient == "context" and len(set(chosen)) == self.num_regions:
+            raise UserError(
+                f"DFDLoss(lenient='context', lenient_on={lenient_on!r}): no region would be left "
+                "to reconstruct from, and nothing would be learnt"
+            )
+        return frozenset(chosen)
+
+    def set_channels(self, channels: int) -> None:
+        if self.lenient == "context" and self.lenient_regions and self.generator is None:
+            self.generator = FeatureGenerator(channels)
+
+    def forward(
+        self,
+        student: Tensor,
+        teacher: Tensor,
+        valid: Tensor | None = None,
+        boxes: Sequence[Tensor] | None = None,
+        stride: int = 1,
+    ) -> Tensor:
+        """See :class:`FeatureCriterion`; ``boxes`` and ``stride`` are not used."""
+        check_shapes(student, teacher, valid)
+        s, t = scale_features(student, teacher.detach(), valid, self.scale)
+        strict = squared_difference(s, t)
+        disparity = strict.detach()
+        regions = split_regions(disparity, valid, self.split, self.thresholds)
+        lenient = None
+        if self.lenient_regions:
+            lenient = self._lenient_cost(s, t, regions, valid)
+
+        num_valid = (regions >= 0).sum()
+        stats = {"disparity": disparity.mul(regions >= 0).sum() / num_valid.clamp(min=1)}
+        total = strict.new_zeros(())
+        for k, name in enumerate(self.region_names):
+            mask = regions == k
+            size = mask.sum()
+            cells = size if self.average == "region" else num_valid
+            cost = lenient if k in self.lenient_regions else strict
+            # where(), not a product: a region's mask must also keep out another's inf or nan.
+            mean = torch.where(mask, cost, 0).sum() / cells.clamp(min=1)
+            total = total + self.region_weights[k] * mean
+            stats[f"share_{name}"] = size / num_valid.clamp(min=1)
+            stats[f"term_{name}"] = mean.detach()
+        self.stats = stats
+        return self.weight * total
+
+    def _lenient_cost(self, s: Tensor, t: Tensor, regions: Tensor, valid: Tensor | None) -> Tensor:
+        if self.lenient == "tail":
+            return tail_cost(s, t, self.delta)
+        if self.lenient == "direction":
+            return direction_cost(s, t)
+        if self.lenient == "tolerance":
+            return tolerance_cost(s, t, self.tolerance)
+        if self.generator is None:
+            raise UserError("DFDLoss(lenient='context') needs channels=C when used without a head")
+        hidden = torch.zeros_like(regions, dtype=torch.bool)
+        for k in self.lenient_regions:
+            hidden |= regions == k
+        return squared_difference(self.generator(s, hidden.unsqueeze(1), valid), t)

@@ -1,0 +1,158 @@
+"""Pairing two feature pyramids: levels by stride, cells by place, channels by an adapter.
+
+Shape shorthand: N images, C channels, H x W cells of one level. A cell at row i, column j of a
+level of stride s covers the pixels [i*s, (i+1)*s) x [j*s, (j+1)*s) of the network's input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from detectron2.layers import ShapeSpec
+from torch import Tensor, nn
+
+from .errors import UserError
+
+ADAPTERS = ("auto", "conv1x1", "conv3x3", "none")
+
+
+@dataclass(frozen=True)
+class LevelPair:
+    """One level that student and teacher share.
+
+    ``name`` is the student's name of the level: losses and metrics carry it.
+    """
+
+    name: str
+    teacher_name: str
+    stride: int
+    student_channels: int
+    teacher_channels: int
+
+
+def describe_levels(shapes: Mapping[str, ShapeSpec]) -> str:
+    """``p3 (stride 8, 256 channels), p4 (...)``, for messages."""
+    return ", ".join(
+        f"{name} (stride {shape.stride}, {shape.channels} channels)"
+        for name, shape in shapes.items()
+    )
+
+
+def _by_stride(shapes: Mapping[str, ShapeSpec], side: str) -> dict[int, str]:
+    names: dict[int, str] = {}
+    for name, shape in shapes.items():
+        if shape.stride in names:
+            raise UserError(
+                f"the {side}'s levels {names[shape.stride]} and {name} have the same stride "
+                f"{shape.stride}, so they cannot be paired by stride: "
+                "let its backbone put out one of them"
+            )
+        names[shape.stride] = name
+    return names
+
+
+def pair_levels(
+    student_shapes: Mapping[str, ShapeSpec],
+    teacher_shapes: Mapping[str, ShapeSpec],
+    levels: Sequence[str] | None = None,
+) -> list[LevelPair]:
+    """Pair the levels of two pyramids by stride, finest first.
+
+    Args:
+        student_shapes, teacher_shapes: ``backbone.output_shape()`` of either side.
+        levels: the student's names of the levels to use; None for every shared stride.
+
+    Raises:
+        UserError: no stride is shared, or a level in ``levels`` is unknown or has no partner.
+    """
+    student_names = _by_stride(student_shapes, "student")
+    teacher_names = _by_stride(teacher_shapes, "teacher")
+    both = f"student: {describe_levels(student_shapes)}; teacher: {describe_levels(teacher_shapes)}"
+    pairs = [
+        LevelPair(
+            name=name,
+            teacher_name=teacher_names[stride],
+            stride=stride,
+            student_channels=student_shapes[name].channels,
+            teacher_channels=teacher_shapes[teacher_names[stride]].channels,
+        )
+        for stride, name in sorted(student_names.items())
+        if stride in teacher_names
+    ]
+    if not pairs:
+        raise UserError(f"student and teacher share no stride, so nothing can be distilled: {both}")
+    if levels is None:
+        return pairs
+    if len(levels) == 0:
+        raise UserError(f"model.head.levels is empty; leave it None for every shared level: {both}")
+    missing = [level for level in levels if level not in {pair.name for pair in pairs}]
+    if missing:
+        raise UserError(f"model.head.levels asks for {missing}, which nothing pairs with: {both}")
+    return [pair for pair in pairs if pair.name in levels]
+
+
+def crop_to_common(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Crop two (N,C,H,W) maps of one stride to the top-left area that both have.
+
+    Images sit in the top-left corner of their padded batch, so equal indices mean equal places,
+    whatever either side padded.
+    """
+    height = min(student.shape[-2], teacher.shape[-2])
+    width = min(student.shape[-1], teacher.shape[-1])
+    return student[..., :height, :width], teacher[..., :height, :width]
+
+
+def valid_cells(
+    image_sizes: Sequence[tuple[int, int]],
+    stride: int,
+    height: int,
+    width: int,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Mark the cells that lie on real pixels.
+
+    Args:
+        image_sizes: (height, width) in pixels of each image before padding.
+        stride: pixels per cell.
+        height, width: cells of the level.
+
+    Returns:
+        (N, height, width) bool. A cell counts as valid if any of its pixels belongs to the image,
+        so an image without padding is valid everywhere.
+    """
+    sizes = torch.as_tensor(image_sizes, device=device).reshape(-1, 2)
+    rows = torch.arange(height, device=device) * stride
+    columns = torch.arange(width, device=device) * stride
+    inside_rows = rows[None, :] < sizes[:, 0, None]
+    inside_columns = columns[None, :] < sizes[:, 1, None]
+    return inside_rows[:, :, None] & inside_columns[:, None, :]
+
+
+def make_adapter(
+    kind: str | Callable[[int, int], nn.Module], in_channels: int, out_channels: int
+) -> nn.Module:
+    """The module that brings the student's channels to the teacher's.
+
+    Args:
+        kind: "auto" (nothing if the channels agree, else a 1x1 convolution), "conv1x1",
+            "conv3x3", "none" (refused unless the channels agree), or a function of
+            (in_channels, out_channels) that returns a module.
+    """
+    if callable(kind):
+        return kind(in_channels, out_channels)
+    if kind not in ADAPTERS:
+        raise UserError(f"model.head.adapter is {kind!r}; it must be one of {', '.join(ADAPTERS)}")
+    if kind == "none" and in_channels != out_channels:
+        raise UserError(
+            f"model.head.adapter is 'none', but the student has {in_channels} channels and the "
+            f"teacher {out_channels}: use 'auto'"
+        )
+    if kind == "none" or (kind == "auto" and in_channels == out_channels):
+        return nn.Identity()
+    size = 3 if kind == "conv3x3" else 1
+    adapter = nn.Conv2d(in_channels, out_channels, size, padding=size // 2)
+    nn.init.kaiming_normal_(adapter.weight, mode="fan_in", nonlinearity="linear")
+    nn.init.zeros_(adapter.bias)
+    return adapter

@@ -1,0 +1,197 @@
+"""The frozen teacher: strict weights, its own preprocessing, its own precision."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Sequence
+
+import torch
+from detectron2.layers import Conv2d, FrozenBatchNorm2d, ShapeSpec
+from torch import Tensor, nn
+
+from .detectors import channel_order, check_fits_square_padding
+from .errors import UserError
+from .weights import WeightFile, load_strict, read_weights
+
+logger = logging.getLogger(__name__)
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class FrozenTeacher:
+    """A detector whose pyramid the student is to learn.
+
+    Deliberately no ``nn.Module``: as a plain attribute of the distilling detector it is in no
+    ``state_dict()``, in no ``parameters()``, not wrapped by DistributedDataParallel, and no call of
+    ``train()`` reaches it.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        checkpoint: str = "",
+        allow_random: bool = False,
+        precision: str = "auto",
+        input_format: str | None = None,
+        class_names: Sequence[str] | None = None,
+        check_classes: bool = True,
+    ) -> None:
+        """
+        Args:
+            model: any Detectron2 detector with a ``backbone`` and a ``preprocess_image``.
+            checkpoint: path or URL of its weights: a Detectron2 zoo ``.pkl``, a ``.pth``, or a
+                checkpoint that this project wrote. Every key must fit.
+            allow_random: take a teacher without weights, for tests and benchmarks.
+            precision: of the teacher's pass: "fp32", "bf16", "fp16" (CUDA only), or "auto": bf16
+                where the device computes faster in it, else fp32.
+            input_format: "BGR" or "RGB", the channel order that the teacher was trained with; None
+                to take the model's own ``input_format`` (BGR where it has none).
+            class_names: the teacher's classes in order, where the checkpoint does not hold them
+                (those of this project do). They are compared with the data's.
+            check_classes: whether the teacher's classes must be those of the data. Features can
+                be learnt from a teacher of other classes, but seldom are meant to be.
+
+        Raises:
+            UserError: no checkpoint, one that does not fit, or a setting outside its range.
+        """
+        if precision not in ("auto", *PRECISIONS):
+            raise UserError(
+                f"model.teacher.precision is {precision!r}; it must be auto, "
+                f"{', '.join(PRECISIONS)}"
+            )
+        for attribute in ("backbone", "preprocess_image"):
+            if not hasattr(model, attribute):
+                raise UserError(
+                    f"model.teacher.model is a {type(model).__name__} without a {attribute}: the "
+                    "teacher must be a Detectron2 detector"
+                )
+        self.model = model.eval().requires_grad_(False)
+        self.precision = precision
+        self.weights: WeightFile | None = None
+        self.check_classes = check_classes
+        self.class_names = None if class_names is None else list(class_names)
+        if checkpoint:
+            weights = read_weights(checkpoint, "model.teacher.checkpoint")
+            load_strict(model, weights, "model.teacher.checkpoint")
+            self.class_names = self.class_names or weights.class_names
+            # The tensors are in the model now; what remains is where they came from.
+            self.weights = WeightFile(weights.path, weights.sha256, {}, weights.class_names)
+            logger.info("Teacher: %s, sha256 %s", weights.path, weights.sha256[:16])
+        elif not allow_random:
+            raise UserError(
+                "model.teacher.checkpoint is empty: name the teacher's weights (a random teacher "
+                "teaches nothing; model.teacher.allow_random=True permits one)"
+            )
+        else:
+            logger.warning("Teacher: RANDOM WEIGHTS, as model.teacher.allow_random=True permits")
+        self.input_format = channel_order(model, input_format, "teacher")
+        self._trunk: nn.Module | None = None
+        self._trunk_dtype = torch.float32
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        """Channels and stride of each level of the teacher's pyramid."""
+        return self.model.backbone.output_shape()
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.pixel_mean.device
+
+    def preprocess(self, batched_inputs: Sequence[dict[str, Tensor]], input_format: str):
+        """The teacher's network input, an ``ImageList``, from the raw batch.
+
+        Channel order comes first, then the teacher's own mean and standard deviation, then its
+        own padding: the last two are the model's own ``preprocess_image``.
+        """
+        check_fits_square_padding(self.model, batched_inputs, "teacher")
+        turn = input_format != self.input_format
+        images = [
+            {"image": item["image"].flip(0) if turn else item["image"]} for item in batched_inputs
+        ]
+        return self.model.preprocess_image(images)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        batched_inputs: Sequence[dict[str, Tensor]],
+        *,
+        input_format: str,
+        device: torch.device | str | None = None,
+    ) -> dict[str, Tensor]:
+        """The teacher's pyramid of a batch, without gradients. Only its trunk runs.
+
+        Args:
+            batched_inputs: Detectron2's; ``image`` is (3,H,W) in ``input_format`` order, [0, 255].
+            device: where to run; None for where the teacher is.
+
+        Returns:
+            Level name to (N,C,H,W), in the precision of the pass.
+        """
+        device = torch.device(device or self.device)
+        if self._trunk is None or device != self.device:
+            self.model.to(device)
+            self._trunk = self._make_trunk(device)
+        # Nothing here calls train(), but a user's hook may.
+        self._trunk.eval()
+        images = self.preprocess(batched_inputs, input_format).tensor
+        low = self._trunk_dtype != torch.float32
+        if low:
+            images = images.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(device.type, dtype=self._trunk_dtype, enabled=low):
+            return self._trunk(images)
+
+    def _make_trunk(self, device: torch.device) -> nn.Module:
+        dtype = resolve_precision(self.precision, device)
+        self._trunk_dtype = dtype
+        logger.info("Teacher's pass: %s on %s", str(dtype).removeprefix("torch."), device)
+        if dtype == torch.float32:
+            return self.model.backbone
+        return low_precision_copy(self.model.backbone, dtype)
+
+
+def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
+    """The dtype of the teacher's pass; "auto" is bf16 where the device has units for it."""
+    if precision == "fp16" and device.type != "cuda":
+        raise UserError(
+            f"model.teacher.precision is fp16, which needs CUDA, but the device is {device}: use "
+            "auto, bf16 or fp32"
+        )
+    if precision != "auto":
+        return PRECISIONS[precision]
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif device.type == "cpu":
+        # Private in torch; absent, it only means that the pass stays in fp32.
+        names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        fast = any(getattr(torch.cpu, name, lambda: False)() for name in names)
+    else:
+        fast = False
+    return torch.bfloat16 if fast else torch.float32
+
+
+@torch.no_grad()
+def low_precision_copy(trunk: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy of a trunk in eval mode that computes the same faster under autocast.
+
+    Batch norms, constants in eval mode, are folded into the convolutions before them, and the
+    weights of matrix products are converted once, not once a pass: autocast keeps no copy of
+    weights without gradients. Norms of other kinds stay in fp32.
+    """
+    trunk = copy.deepcopy(trunk).eval()
+    for module in trunk.modules():
+        if isinstance(module, Conv2d) and isinstance(
+            module.norm, nn.BatchNorm2d | FrozenBatchNorm2d
+        ):
+            norm = module.norm
+            scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+            shift = norm.bias - norm.running_mean * scale
+            bias = 0 if module.bias is None else module.bias * scale
+            module.weight = nn.Parameter(
+                module.weight * scale.view(-1, 1, 1, 1), requires_grad=False
+            )
+            module.bias = nn.Parameter(bias + shift, requires_grad=False)
+            module.norm = None
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            module.to(dtype=dtype)
+    return trunk.to(memory_format=torch.channels_last)

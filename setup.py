@@ -1,0 +1,25 @@
+from setuptools import find_packages, setup
+
+# detectron2, torch and torchvision are not listed: they must match each other and the machine's
+# CUDA, and a build that is already there must be kept. `make setup` installs them where missing.
+setup(
+    name="dfd",
+    version="0.1.0",
+    description="Disparity Feature Distillation for Detectron2 detectors",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    package_dir={"dfd": "projects/dfd"},
+    packages=["dfd", *(f"dfd.{name}" for name in find_packages("projects/dfd"))],
+    install_requires=[
+        "fvcore",
+        "iopath",
+        "matplotlib",
+        "numpy",
+        "omegaconf",
+        "opencv-python-headless",
+        "pycocotools",
+        "tensorboard",
+        "timm",
+    ],
+    extras_require={"dev": ["pytest", "ruff"]},
+)

@@ -1,0 +1,188 @@
+import pytest
+import torch
+
+from dfd import UserError
+from dfd.disparity import scale_features
+from dfd.losses import DFDLoss
+
+LENIENT = ["tail", "direction", "tolerance", "context"]
+
+
+def pair(seed=0, shape=(2, 4, 5, 6)):
+    generator = torch.Generator().manual_seed(seed)
+    student = torch.randn(shape, generator=generator).requires_grad_()
+    return student, torch.randn(shape, generator=generator)
+
+
+def by_hand(cost, student, teacher):
+    """One image of two cells, scale none: the loss of a DFDLoss, region means halved."""
+    loss = DFDLoss(scale="none", **cost)
+    return loss(torch.tensor(student).view(1, -1, 1, 2), torch.tensor(teacher).view(1, -1, 1, 2))
+
+
+# Channels a, b of two cells. Cell 0 differs by (1, 0): disparity 0.5. Cell 1 differs by (4, 0):
+# disparity 8. The mean is 4.25, so cell 0 is the low region and cell 1 the high one.
+STUDENT = [[2.0, 6.0], [1.0, 1.0]]
+TEACHER = [[1.0, 2.0], [1.0, 1.0]]
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (dict(lenient_on="none"), (0.5 + 8) / 2),
+        # A tail beyond 1: 2 * 1 * 4 - 1 = 7 for the one channel, a mean of 3.5.
+        (dict(lenient_on="high", lenient="tail", delta=1.0), (0.5 + 3.5) / 2),
+        (dict(lenient_on="low", lenient="tail", delta=0.5), (0.375 + 8) / 2),
+        # Forgiven 0.5: (4 - 0.5)^2 / 2.
+        (dict(lenient_on="high", lenient="tolerance", tolerance=0.5), (0.5 + 6.125) / 2),
+        # |t|^2 / C = 5 / 2; cos((6, 1), (2, 1)) = 13 / sqrt(37 * 5).
+        (
+            dict(lenient_on="high", lenient="direction"),
+            (0.5 + 2.5 * 2 * (1 - 13 / 185**0.5)) / 2,
+        ),
+        (dict(lenient_on="none", average="all"), (0.5 + 8) / 2),
+        (dict(lenient_on="none", region_weights=[0, 1]), 8.0),
+        (dict(lenient_on="none", region_weights=[3, 1], weight=10), 10 * (1.5 + 8)),
+    ],
+)
+def test_value_by_hand(settings, expected):
+    torch.testing.assert_close(by_hand(settings, STUDENT, TEACHER), torch.tensor(expected))
+
+
+def test_region_average_keeps_a_small_region_from_drowning():
+    student = torch.zeros(1, 1, 1, 100)
+    student[..., 0] = 10.0
+    teacher = torch.zeros(1, 1, 1, 100)
+    settings = dict(scale="none", lenient_on="none")
+    torch.testing.assert_close(
+        DFDLoss(average="region", **settings)(student, teacher), torch.tensor(50.0)
+    )
+    torch.testing.assert_close(
+        DFDLoss(average="all", **settings)(student, teacher), torch.tensor(1.0)
+    )
+
+
+# Not "context": a reconstruction costs something until its generator has learnt it.
+@pytest.mark.parametrize("lenient", ["tail", "direction", "tolerance"])
+@pytest.mark.parametrize("scale", ["channel", "level", "none"])
+def test_student_equal_to_teacher_costs_nothing(lenient, scale):
+    teacher = pair()[1]
+    loss = DFDLoss(lenient=lenient, scale=scale)(teacher.clone(), teacher)
+    torch.testing.assert_close(loss, torch.tensor(0.0), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("lenient", LENIENT)
+@pytest.mark.parametrize("lenient_on", ["high", "low"])
+def test_gradient_reaches_the_student_and_never_the_teacher(lenient, lenient_on):
+    student, teacher = pair()
+    teacher.requires_grad_()
+    DFDLoss(lenient=lenient, lenient_on=lenient_on, channels=4)(student, teacher).backward()
+    assert student.grad.abs().sum() > 0
+    assert teacher.grad is None
+
+
+@pytest.mark.parametrize("lenient", LENIENT)
+@pytest.mark.parametrize("scale", ["channel", "level", "none"])
+@pytest.mark.parametrize("split", ["mean", "quantile"])
+def test_padding_is_never_distilled(lenient, scale, split):
+    torch.manual_seed(0)
+    criterion = DFDLoss(lenient=lenient, scale=scale, split=split, channels=4)
+    student, teacher = pair()
+    small = criterion(student, teacher, torch.ones(2, 5, 6, dtype=torch.bool))
+    torch.testing.assert_close(small, criterion(student, teacher, None))
+
+    valid = torch.zeros(2, 8, 9, dtype=torch.bool)
+    valid[:, :5, :6] = True
+    padded = [torch.full((2, 4, 8, 9), 50.0 * i) for i in (1, -3)]
+    for canvas, features in zip(padded, (student, teacher), strict=True):
+        canvas[..., :5, :6] = features.detach()
+    torch.testing.assert_close(criterion(*padded, valid), small.detach())
+
+
+def test_weight_keeps_its_meaning_at_another_resolution_width_and_batch():
+    student, teacher = (x.detach() for x in pair())
+    criterion = DFDLoss()
+    loss = criterion(student, teacher)
+    for repeats in ((1, 1, 4, 4), (1, 3, 1, 1), (5, 1, 1, 1)):
+        torch.testing.assert_close(
+            criterion(student.repeat(repeats), teacher.repeat(repeats)), loss
+        )
+
+
+@pytest.mark.parametrize("lenient", LENIENT)
+def test_no_valid_cell_gives_zero_and_a_finite_gradient(lenient):
+    student, teacher = pair()
+    loss = DFDLoss(lenient=lenient, channels=4)(
+        student, teacher, torch.zeros(2, 5, 6, dtype=torch.bool)
+    )
+    loss.backward()
+    assert loss.item() == 0
+    assert torch.equal(student.grad, torch.zeros_like(student))
+
+
+def test_context_does_not_see_the_lenient_cells():
+    torch.manual_seed(0)
+    student, teacher = (x.detach() for x in pair())
+    criterion = DFDLoss(lenient="context", scale="none", channels=4, region_weights=[0, 1])
+    before = criterion(student, teacher)
+    gap = (student - teacher).square().mean(1)
+    high = gap > gap.mean(dim=(1, 2), keepdim=True)
+    # The high cells move along the difference, so they stay the high ones.
+    moved = torch.where(high.unsqueeze(1), teacher + 1.5 * (student - teacher), student)
+    s_high = criterion(moved, teacher)
+    still_high = (moved - teacher).square().mean(1)
+    assert torch.equal(still_high > still_high.mean(dim=(1, 2), keepdim=True), high)
+    torch.testing.assert_close(s_high, before)
+
+
+def test_stats_tell_what_the_regions_are():
+    student, teacher = pair()
+    criterion = DFDLoss(num_regions=3, split="quantile")
+    loss = criterion(student, teacher)
+    stats = criterion.stats
+    assert set(stats) == {"disparity"} | {
+        f"{what}_r{k}" for what in ("share", "term") for k in range(3)
+    }
+    torch.testing.assert_close(sum(stats[f"share_r{k}"] for k in range(3)), torch.tensor(1.0))
+    torch.testing.assert_close(sum(stats[f"term_r{k}"] for k in range(3)) / 3, loss.detach())
+    s, t = scale_features(student, teacher, None, "level")
+    torch.testing.assert_close(stats["disparity"], (s - t).square().mean().detach())
+    assert not any(value.requires_grad for value in stats.values())
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        (dict(scale="batch"), "scale='batch'"),
+        (dict(lenient="softly"), "lenient='softly'"),
+        (dict(lenient_on="middle"), "lenient_on='middle'"),
+        (dict(lenient_on=[2]), "lenient_on=[2]"),
+        (dict(split="median"), "split='median'"),
+        (dict(average="none"), "average='none'"),
+        (dict(num_regions=0), "num_regions=0"),
+        (dict(num_regions=3, thresholds=[1.0]), "thresholds=[1.0]"),
+        (dict(num_regions=3, thresholds=[2.0, 1.0]), "thresholds=[2.0, 1.0]"),
+        (dict(split="quantile", thresholds=[1.0]), "thresholds=[1.0]"),
+        (dict(region_weights=[1.0]), "region_weights=[1.0]"),
+        (dict(region_weights=[0, 0]), "region_weights=[0.0, 0.0]"),
+        (dict(delta=0), "delta=0"),
+        (dict(tolerance=-1), "tolerance=-1"),
+        (dict(weight=-1), "weight=-1"),
+        # With every cell hidden from the generator, the student would get no gradient.
+        (dict(lenient="context", lenient_on="all"), "lenient='context'"),
+        (dict(lenient="context", num_regions=1), "lenient='context'"),
+    ],
+)
+def test_bad_setting_is_named(settings, named):
+    with pytest.raises(UserError) as error:
+        DFDLoss(**settings)
+    assert named in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_shapes_that_would_broadcast_are_refused():
+    criterion = DFDLoss()
+    with pytest.raises(ValueError, match="one shape"):
+        criterion(torch.zeros(1, 4, 5, 6), torch.zeros(1, 1, 5, 6))
+    with pytest.raises(ValueError, match="valid must be bool"):
+        criterion(torch.zeros(2, 4, 5, 6), torch.zeros(2, 4, 5, 6), torch.ones(2, 1, 6).bool())

@@ -1,0 +1,229 @@
+import copy
+
+import pytest
+import torch
+from detectron2.structures import Instances
+from detectron2.utils.events import EventStorage
+from toys import CONFIGS, build, make_batch
+
+from dfd import DFDHead, DistilledDetector, FrozenTeacher, UserError
+from dfd.losses import DFDLoss
+
+
+def distilled(student=None, teacher=None, criterion=None, inherit=(), **head):
+    student = student or build(seed=0)
+    teacher = FrozenTeacher(model=teacher or build(seed=1), allow_random=True, precision="fp32")
+    head = DFDHead(criterion=criterion or DFDLoss(), **head)
+    return DistilledDetector(student=student, teacher=teacher, head=head, inherit=inherit)
+
+
+def train_step(model, batch, iteration=0):
+    model.train()
+    with EventStorage(iteration) as storage:
+        losses = model(batch)
+        sum(losses.values()).backward()
+    return losses, storage
+
+
+def assert_same_detections(ours, expected):
+    for a, b in zip(ours, expected, strict=True):
+        a, b = a["instances"], b["instances"]
+        assert isinstance(a, Instances)
+        assert len(a) == len(b)
+        torch.testing.assert_close(a.pred_boxes.tensor, b.pred_boxes.tensor)
+        torch.testing.assert_close(a.scores, b.scores)
+        assert torch.equal(a.pred_classes, b.pred_classes)
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_every_kind_of_student_trains_and_evaluates(kind):
+    student = build(kind)
+    plain = copy.deepcopy(student)
+    model = distilled(student)
+    batch = make_batch(masks=kind == "mask_rcnn")
+    losses, _ = train_step(model, batch)
+    finest = "p2" if "rcnn" in kind else "p3"
+    task = {name for name in losses if not name.startswith("loss_dfd_")}
+    with EventStorage(0):
+        plain.train()
+        assert task == set(plain(batch))
+    assert f"loss_dfd_{finest}" in losses
+    # The teacher has p2 to p6; a dense student p3 to p7.
+    assert len(losses) - len(task) == (5 if "rcnn" in kind else 4)
+    assert student.backbone.bottom_up.stem.conv1.weight.grad.abs().sum() > 0
+
+    model.eval()
+    student.eval()
+    assert_same_detections(model(batch), student(batch))
+
+
+def test_teacher_of_another_kind_width_levels_statistics_order_and_padding():
+    from detectron2.config import instantiate
+    from toys import faster_rcnn_config
+
+    config = faster_rcnn_config(channels=12)
+    config.backbone.square_pad = 128
+    config.pixel_mean, config.pixel_std = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
+    config.input_format = "RGB"
+    model = distilled(build("retinanet"), instantiate(config))
+    batch = make_batch()
+    losses, storage = train_step(model, batch)
+    assert {k for k in losses if k.startswith("loss_dfd")} == {
+        f"loss_dfd_p{i}" for i in (3, 4, 5, 6)
+    }
+    assert all(loss.isfinite() for loss in losses.values())
+    # The teacher pads to 128 x 128, the student to 96 x 96 or so: still cell on cell.
+    maps = model.disparity_maps(batch)
+    assert [tuple(maps["p3"][0].shape), tuple(maps["p3"][1].sum((1, 2)).tolist())] == [
+        (2, 12, 12),
+        (8 * 12, 10 * 8),
+    ]
+    model.eval()
+    model(batch)
+
+
+def test_task_losses_are_the_students_own():
+    batch = make_batch()
+    student = build()
+    plain = copy.deepcopy(student)
+    model = distilled(student)
+    torch.manual_seed(5)
+    losses, _ = train_step(model, batch)
+    torch.manual_seed(5)
+    expected, _ = train_step(plain, batch)
+    for name, loss in expected.items():
+        torch.testing.assert_close(losses[name], loss)
+
+
+def test_teacher_is_in_no_state_dict_parameter_or_module():
+    model = distilled()
+    teacher_tensors = {id(t) for t in model.teacher.model.state_dict(keep_vars=True).values()}
+    assert not any("teacher" in key for key in model.state_dict())
+    assert not any("teacher" in name for name, _ in model.named_modules())
+    assert not any(id(p) in teacher_tensors for p in model.parameters())
+
+
+def test_train_never_reaches_the_teacher():
+    model = distilled()
+    train_step(model, make_batch())
+    assert not any(module.training for module in model.teacher.model.modules())
+
+
+def test_student_class_is_untouched():
+    student = build()
+    train_step(distilled(student), make_batch())
+    assert type(student).__module__.startswith("detectron2.")
+    assert len(student.backbone._forward_hooks) == 0
+
+
+def test_teacher_padding_to_a_square_adds_no_cells():
+    batch = make_batch(sizes=((64, 64), (64, 64)))
+    model = distilled()
+    model.eval()
+    maps = model.disparity_maps(batch)
+    model.teacher.model.backbone._square_pad = 128
+    padded = model.disparity_maps(batch)
+    for name, (_, valid) in maps.items():
+        assert valid.shape == padded[name][1].shape
+        assert torch.equal(valid, padded[name][1])
+
+
+def test_logged_per_level():
+    losses, storage = train_step(distilled(), make_batch())
+    logged = {name: value for name, (value, _) in storage.latest().items()}
+    for level in ("p2", "p6"):
+        for what in ("disparity", "share_low", "share_high", "term_low", "term_high", "ratio"):
+            assert f"dfd/{level}/{what}" in logged
+        assert logged[f"dfd/{level}/share_low"] + logged[
+            f"dfd/{level}/share_high"
+        ] == pytest.approx(1)
+    task = sum(v.item() for k, v in losses.items() if not k.startswith("loss_dfd"))
+    assert logged["dfd/p2/ratio"] == pytest.approx(losses["loss_dfd_p2"].item() / task, rel=1e-5)
+    total = sum(v.item() for k, v in losses.items() if k.startswith("loss_dfd"))
+    assert logged["dfd/ratio"] == pytest.approx(total / task, rel=1e-5)
+
+
+@pytest.mark.parametrize("settings", [dict(weight=0.0), dict(end_iter=3)])
+def test_switched_off_distillation_does_not_run_the_teacher(settings, monkeypatch):
+    model = distilled(**settings)
+    monkeypatch.setattr(model.teacher, "model", None)
+    losses, _ = train_step(model, make_batch(), iteration=3)
+    assert not any(name.startswith("loss_dfd_p") for name in losses)
+
+
+def test_distillation_loss_that_is_always_zero_is_noticed():
+    student = build(seed=0)
+    student.backbone.requires_grad_(False)
+    model = distilled(student, copy.deepcopy(student), criterion=DFDLoss(lenient_on="none"))
+    model.train()
+    for module in model.modules():
+        module.eval()  # Else batch norms would tell the two apart.
+    model.training = True
+    student.training = student.roi_heads.training = student.proposal_generator.training = True
+    batch = make_batch()
+    with EventStorage(0), pytest.raises(UserError, match="exactly 0 for 11 iterations"):
+        for _ in range(11):
+            model(batch)
+
+
+def test_student_rgb_with_bgr_ordered_mean():
+    student = build()
+    student.input_format = "RGB"
+    with pytest.raises(UserError, match="student takes RGB images, but its pixel_mean"):
+        distilled(student)
+
+
+def test_image_larger_than_the_students_square_padding():
+    student = build()
+    student.backbone._square_pad = 64
+    with pytest.raises(UserError, match="student's backbone pads to"):
+        train_step(distilled(student), make_batch())
+
+
+def test_pyramids_without_a_common_stride_list_both_sides():
+    from detectron2.config import instantiate
+    from toys import dense_config, faster_rcnn_config
+
+    student = dense_config("fcos")
+    student.backbone.in_features = ["res5"]
+    student.backbone.bottom_up.out_features = ["res5"]
+    student.head_in_features = ["p5", "p6", "p7"]
+    teacher = faster_rcnn_config()
+    teacher.backbone.top_block = None
+    teacher.backbone.in_features = ["res2", "res3"]
+    teacher.backbone.bottom_up.out_features = ["res2", "res3"]
+    with pytest.raises(UserError, match=r"share no stride.*student: p5.*teacher: p2 \(stride 4"):
+        distilled(instantiate(student), instantiate(teacher))
+
+
+def test_disparity_maps_leave_the_model_as_it_was():
+    model = distilled().train()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    maps = model.disparity_maps(make_batch())
+    assert set(maps) == {"p2", "p3", "p4", "p5", "p6"}
+    assert model.training and model.student.training
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key]), key
+
+
+def test_inheritance_happens_when_asked_for():
+    model = distilled(inherit=["fpn_output"])
+    assert distilled().inherit_from_teacher() is None
+    key = "backbone.fpn_output3.weight"
+    teacher = model.teacher.model.state_dict()[key]
+    assert not torch.equal(model.student.state_dict()[key], teacher)
+    report = model.inherit_from_teacher()
+    assert key in report.inherited
+    assert torch.equal(model.student.state_dict()[key], teacher)
+
+
+def test_boxes_are_those_of_the_batch_in_input_pixels():
+    model = distilled()
+    given = []
+    original = model.head.forward
+    model.head.forward = lambda *args, **kwargs: given.append(kwargs) or original(*args, **kwargs)
+    batch = make_batch()
+    train_step(model, batch)
+    for boxes, item in zip(given[0]["boxes"], batch, strict=True):
+        assert torch.equal(boxes, item["instances"].gt_boxes.tensor)
+    assert given[0]["image_sizes"] == [(64, 96), (80, 64)]

@@ -1,0 +1,140 @@
+import pytest
+import torch
+from detectron2.layers import ShapeSpec
+from torch import nn
+
+from dfd import DFDHead, UserError
+from dfd.losses import DFDLoss, FeatureCriterion
+
+STUDENT = {"p3": ShapeSpec(channels=4, stride=8), "p4": ShapeSpec(channels=4, stride=16)}
+TEACHER = {"c3": ShapeSpec(channels=6, stride=8), "c4": ShapeSpec(channels=4, stride=16)}
+SIZES = [(32, 32)]
+
+
+def pyramids(seed=0, pad=0):
+    generator = torch.Generator().manual_seed(seed)
+    student = {
+        "p3": torch.randn(1, 4, 4, 4, generator=generator),
+        "p4": torch.randn(1, 4, 2, 2, generator=generator),
+    }
+    teacher = {
+        "c3": torch.randn(1, 6, 4, 4, generator=generator),
+        "c4": torch.randn(1, 4, 2, 2, generator=generator),
+    }
+    if pad:
+        student = {k: nn.functional.pad(v, (0, pad, 0, pad), value=9.0) for k, v in student.items()}
+        teacher = {k: nn.functional.pad(v, (0, pad), value=-9.0) for k, v in teacher.items()}
+    return student, teacher
+
+
+def make_head(seed=0, **kwargs):
+    torch.manual_seed(seed)
+    head = DFDHead(criterion=kwargs.pop("criterion", DFDLoss()), **kwargs)
+    head.attach(STUDENT, TEACHER)
+    return head
+
+
+class Counting(FeatureCriterion):
+    """Costs 1 a level and keeps what it was given."""
+
+    def forward(self, student, teacher, valid=None, boxes=None, stride=1):
+        self.seen = (student, teacher, valid, boxes, stride)
+        return student.sum() * 0 + 1
+
+
+def test_losses_carry_the_students_level_names():
+    assert set(make_head()(*pyramids(), SIZES)) == {"loss_dfd_p3", "loss_dfd_p4"}
+
+
+@pytest.mark.parametrize(
+    ("level_weights", "expected"),
+    [
+        ("equal", {"p3": 1.0, "p4": 1.0}),
+        ("cells", {"p3": 2 * 16 / 20, "p4": 2 * 4 / 20}),
+        ({"p3": 0.0, "p4": 5.0}, {"p3": 0.0, "p4": 5.0}),
+    ],
+)
+def test_level_weights(level_weights, expected):
+    losses = make_head(criterion=Counting(), level_weights=level_weights)(*pyramids(), SIZES)
+    assert {k.removeprefix("loss_dfd_"): v.item() for k, v in losses.items()} == pytest.approx(
+        expected
+    )
+
+
+def test_warmup_and_end():
+    head = make_head(criterion=Counting(), weight=3.0, warmup_iters=4, end_iter=10)
+    assert [head.factor(i) for i in (0, 1, 3, 9, 10)] == [0.75, 1.5, 3.0, 3.0, 0.0]
+    assert head(*pyramids(), SIZES, iteration=1)["loss_dfd_p4"].item() == pytest.approx(1.5 * 0.4)
+
+
+def test_padding_is_never_distilled():
+    head = make_head()
+    plain, padded = head(*pyramids(), SIZES), head(*pyramids(pad=3), SIZES)
+    for key, loss in plain.items():
+        torch.testing.assert_close(padded[key], loss)
+
+
+def test_every_head_parameter_gets_a_gradient_in_every_step():
+    head = make_head(criterion=DFDLoss(lenient="context"), warmup_iters=5, end_iter=10)
+    for losses in (head(*pyramids(), SIZES, iteration=0), head.idle_losses()):
+        head.zero_grad()
+        sum(losses.values()).backward()
+        assert all(p.grad is not None for p in head.parameters())
+
+
+def test_each_level_has_parameters_of_its_own():
+    head = make_head(criterion=DFDLoss(lenient="context"))
+    ids = [id(p) for p in head.parameters()]
+    # One 1x1 adapter (p3) and a generator of two convolutions on each of two levels.
+    assert len(ids) == len(set(ids)) == 2 + 2 * 4
+
+
+def test_half_precision_features_meet_fp32_arithmetic():
+    head = make_head(criterion=Counting())
+    student, teacher = pyramids()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = head(student, {k: v.bfloat16() for k, v in teacher.items()}, SIZES)
+    assert head.criteria["p3"].seen[0].dtype == torch.float32
+    assert head.criteria["p3"].seen[1].dtype == torch.float32
+    assert all(v.dtype == torch.float32 for v in losses.values())
+
+
+def test_squares_of_large_bf16_features_do_not_lose_their_digits():
+    teacher = {"c3": torch.full((1, 4, 4, 4), 1000.0), "c4": torch.full((1, 4, 2, 2), 1000.0)}
+    student = {"p3": teacher["c3"] + 1, "p4": teacher["c4"] + 1}
+    head = DFDHead(criterion=DFDLoss(scale="none", lenient_on="none", average="all"))
+    head.attach(STUDENT, STUDENT | {})
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = head(student, {"p3": teacher["c3"], "p4": teacher["c4"]}, SIZES)
+    torch.testing.assert_close(sum(losses.values()), torch.tensor(2.0))
+
+
+def test_criterion_is_given_what_its_signature_says():
+    head = make_head(criterion=Counting())
+    boxes = [torch.tensor([[0.0, 0, 8, 8]])]
+    head(*pyramids(), [(32, 20)], boxes=boxes)
+    student, teacher, valid, given, stride = head.criteria["p3"].seen
+    assert student.shape == teacher.shape == (1, 6, 4, 4)
+    assert valid.sum() == 4 * 3
+    assert given is boxes
+    assert stride == 8
+    assert not teacher.requires_grad
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(weight=-1),
+        dict(warmup_iters=-1),
+        dict(end_iter=-1),
+        dict(level_weights="area"),
+        dict(level_weights={"p3": 1.0}),
+        dict(level_weights={"p3": 1.0, "p4": 1.0, "p9": 1.0}),
+        dict(levels=["p7"]),
+        dict(adapter="none"),
+    ],
+)
+def test_bad_setting_is_refused_in_one_line(settings):
+    with pytest.raises(UserError) as error:
+        make_head(**settings)
+    assert "\n" not in str(error.value)
