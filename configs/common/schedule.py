@@ -2,7 +2,7 @@
 
 from detectron2.config import LazyCall as L
 from detectron2.solver import WarmupParamScheduler
-from fvcore.common.param_scheduler import CosineParamScheduler
+from fvcore.common.param_scheduler import CosineParamScheduler, MultiStepParamScheduler
 
 # The warm-up is a share of the run.
 cosine = L(WarmupParamScheduler)(
@@ -10,4 +10,15 @@ cosine = L(WarmupParamScheduler)(
     warmup_length=0.05,
     warmup_method="linear",
     warmup_factor=0.01,
+)
+
+# Detectron2's "2x" of 180000 iterations with its warm-up of 1000. Only the proportions count: steps
+# and warm-up shrink with the run.
+coco_2x = L(WarmupParamScheduler)(
+    scheduler=L(MultiStepParamScheduler)(
+        values=[1.0, 0.1, 0.01], milestones=[120000, 160000, 180000]
+    ),
+    warmup_length=1000 / 180000,
+    warmup_method="linear",
+    warmup_factor=0.001,
 )

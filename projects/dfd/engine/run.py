@@ -32,6 +32,8 @@ from .trainer import Trainer
 
 logger = logging.getLogger("dfd")
 
+_ERROR_NAME = f"{UserError.__module__}.{UserError.__qualname__}"
+
 
 def main(args: argparse.Namespace) -> None:
     """One process of a run. A :class:`UserError` becomes one line and exit code 1."""
@@ -46,8 +48,9 @@ def main(args: argparse.Namespace) -> None:
         else:
             train(cfg, resume=args.resume)
     except UserError as error:
-        if comm.is_main_process():
-            print(f"error: {error}", file=sys.stderr)
+        # A loader's worker process wraps its error's message in its traceback; ours comes last.
+        message = str(error).strip().splitlines()[-1].removeprefix(f"{_ERROR_NAME}: ")
+        print(f"error: {message}", file=sys.stderr)
         sys.exit(1)
 
 

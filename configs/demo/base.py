@@ -1,0 +1,17 @@
+"""What teacher and students of the demonstration share: generated data, optimizer, schedule."""
+
+from ..common.data.shapes import dataloader
+from ..common.optim import AdamW as optimizer
+from ..common.schedule import cosine as lr_multiplier
+from ..common.train import train
+
+dataloader.train.dataset.root = "datasets/shapes"
+dataloader.train.dataset.num_train = 1500
+dataloader.train.dataset.num_val = 250
+dataloader.train.total_batch_size = 8
+for _split in ("train", "test"):
+    dataloader[_split].num_workers = 1
+
+train.checkpointer.period = 1000
+train.eval_period = 0  # At the end only.
+train.disparity_images.period = 100

@@ -1,0 +1,87 @@
+import pytest
+import torch
+
+from dfd import UserError
+from dfd.engine.config import load_config, resolve_config, set_length
+
+CONFIG = "configs/bccd/dfd.py"
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("train.max_iter=7", lambda c: c.train.max_iter == 7),
+        (
+            "model.head.criterion.lenient_on=low",
+            lambda c: c.model.head.criterion.lenient_on == "low",
+        ),
+        # Not in the config, but a parameter of its function.
+        ("model.head.weight=2.5", lambda c: c.model.head.weight == 2.5),
+        ("model.head.levels=[p3,p4]", lambda c: list(c.model.head.levels) == ["p3", "p4"]),
+        ("+train.note=x", lambda c: c.train.note == "x"),
+        (
+            "dataloader.train.mapper.augmentations.0.short_edge_length=64",
+            lambda c: c.dataloader.train.mapper.augmentations[0].short_edge_length == 64,
+        ),
+    ],
+)
+def test_override(override, value):
+    assert value(load_config(CONFIG, [override]))
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("train.max_iters=7", "train has no 'max_iters'"),
+        ("trian.max_iter=7", "the config has no 'trian'"),
+        ("model.head.criterion.lenient_off=high", "model.head.criterion has no 'lenient_off'"),
+        ("model.haed.weight=1", "model has no 'haed'"),
+        ("train.max_iter.x=1", "train.max_iter has no 'x'"),
+        ("nonsense", "cannot be read"),
+        ("a=[", "cannot be read"),
+    ],
+)
+def test_misspelt_override_would_change_nothing(override, named):
+    with pytest.raises(UserError) as error:
+        load_config(CONFIG, [override])
+    assert named in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (None, "no such file"),
+        ("model = dict()", "defines no dataloader, optimizer, lr_multiplier, train"),
+        ("model = dict(", "cannot be loaded"),
+        ("from .absent import model", "cannot be loaded"),
+    ],
+)
+def test_unusable_config_file_is_named(tmp_path, content, named):
+    path = tmp_path / "config.py"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UserError) as error:
+        load_config(str(path))
+    assert named in str(error.value)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_no_config_file_at_all():
+    with pytest.raises(UserError, match="--config-file"):
+        load_config("")
+
+
+def test_epochs_become_iterations():
+    cfg = load_config(CONFIG, ["train.epochs=2.5", "dataloader.train.total_batch_size=8"])
+    set_length(cfg, num_images=30)
+    assert cfg.train.max_iter == 10  # ceil(2.5 * 30 / 8)
+    with pytest.raises(UserError, match="train.epochs is 0"):
+        set_length(load_config(CONFIG, ["train.epochs=0"]), num_images=30)
+
+
+def test_missing_device_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="train.device is cuda, but torch sees no CUDA device"):
+        resolve_config(load_config(CONFIG, ["train.device=cuda"]))
