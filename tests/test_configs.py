@@ -74,10 +74,17 @@ def test_misspelt_override_is_refused(override):
         load("faster_rcnn/dfd_x101_r50_2x.py", override)
 
 
+def plain_sibling(name):
+    """Of the students in its folder, the one whose name ends most like it (dfd_x_y: student_y)."""
+    path = CONFIGS / name
+    endings = {student.stem.removeprefix("student") for student in path.parent.glob("student*.py")}
+    ending = max((e for e in endings if path.stem.endswith(e)), key=len)
+    return f"{path.parent.name}/student{ending}.py"
+
+
 @pytest.mark.parametrize("name", DISTILLED)
 def test_distilled_run_differs_from_the_plain_one_by_the_distillation_alone(name):
-    (sibling,) = (CONFIGS / name).parent.glob("student*.py")
-    distilled, student = plain(load(name)), plain(load(str(sibling.relative_to(CONFIGS))))
+    distilled, student = plain(load(name)), plain(load(plain_sibling(name)))
     assert distilled["model"].pop("_target_") in (DistilledDetector, "dfd.DistilledDetector")
     assert distilled["model"].pop("student") == student.pop("model")
     assert {"teacher", "head"} <= set(distilled.pop("model")) <= {"teacher", "head", "inherit"}
@@ -95,7 +102,8 @@ def test_small_model_takes_its_classes_from_the_data(name):
     if isinstance(model, DistilledDetector):
         assert num_classes(model.teacher.model) == 3
         assert [pair.name for pair in model.head.pairs] == ["p2", "p3", "p4", "p5", "p6"]
-        assert not model.inherit_from_teacher().skipped
+        report = model.inherit_from_teacher()
+        assert report is None or not report.skipped
         model = model.student
     assert num_classes(model) == 3
 

@@ -11,11 +11,15 @@ derived from the runs: one that is already there is replaced.
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 import warnings
 
-# torch's own, on import; nothing that a user of a report can act on.
+# torch's own about detectron2's calls; nothing that a user of a report can act on.
 warnings.filterwarnings("ignore", category=FutureWarning)
+warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
+warnings.filterwarnings("ignore", module="torch")
+logging.getLogger("torch.fx").setLevel(logging.ERROR)
 
 from dfd.errors import UserError  # noqa: E402
 from dfd.report import format_text, load_runs, parse_runs, write_report  # noqa: E402

@@ -9,9 +9,7 @@ Hardware: one CPU core, 500 iterations of 6 images. Result: docs/results.md.
 from ..common.models.small_faster_rcnn import small_faster_rcnn
 from .base import dataloader, lr_multiplier, optimizer, train
 
-model = small_faster_rcnn(
-    num_blocks=(1, 1, 1, 1), width=16, fpn_channels=128, head_channels=512
-)
+model = small_faster_rcnn(num_blocks=(1, 1, 1, 1), width=16, fpn_channels=128, head_channels=512)
 dataloader.train.dataset.num_images = 29
 train.max_iter = 500
 train.output_dir = "output/bccd/student"

@@ -13,6 +13,7 @@ import json
 import math
 import os
 import re
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -109,10 +110,13 @@ def load_runs(folders: Mapping[str, str]) -> list[Run]:
     first = runs[0]
     for run in runs[1:]:
         ours, theirs = _test_data(run), _test_data(first)
-        if ours != theirs:
+        differing = sorted(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k))
+        if differing:
+            key = differing[0]
             raise UserError(
-                f"--run {run.name} was tested on {ours}, {first.name} on {theirs}: their numbers "
-                "do not compare"
+                f"--run {run.name} was tested on other data than {first.name} "
+                f"(dataloader.test.dataset: {key} is {ours.get(key)}, not {theirs.get(key)}): "
+                "their numbers do not compare"
             )
     return runs
 
@@ -143,11 +147,11 @@ def _load_run(name: str, folder: str) -> Run:
     return Run(name, folder, cfg, summary, [by_iteration[i] for i in sorted(by_iteration)])
 
 
-def _test_data(run: Run) -> Any:
+def _test_data(run: Run) -> dict[str, Any]:
     """What identifies a run's test data; paths are made absolute."""
     node = run.cfg.dataloader.test.dataset
     if isinstance(node, str):
-        return node
+        return {"name": node}
     values = OmegaConf.to_container(node, resolve=True)
     return {
         key: os.path.abspath(value) if isinstance(value, str) and os.path.exists(value) else value
@@ -203,30 +207,33 @@ def format_text(runs: Sequence[Run]) -> str:
     classes = class_table(runs)
     if len(classes) > 1:
         parts.append(format_table(classes))
-    parts += gains(runs) + [CAVEAT]
+    parts += [textwrap.fill(text, 96) for text in (*gains(runs), CAVEAT)]
     return "\n\n".join(parts)
 
 
 def gains(runs: Sequence[Run]) -> list[str]:
-    """A sentence for every distilled run beside a plain one that differs by distillation alone."""
+    """A sentence for every distilled run beside a plain one that is the same without a teacher."""
     sentences = []
     for distilled in (run for run in runs if run.distilled):
+        inherited = ", ".join(distilled.cfg.model.get("inherit") or ())
+        start = f" and {inherited} initialised from the teacher's weights" if inherited else ""
         for plain in (run for run in runs if not run.distilled):
-            before, after = plain.scores.get("AP"), distilled.scores.get("AP")
-            if _same_student(plain, distilled) and None not in (before, after):
+            before, after = (run.scores.get("AP", math.nan) for run in (plain, distilled))
+            if _recipe(plain) == _recipe(distilled):
                 sentences.append(
-                    f"{distilled.name} is the student of {plain.name} with a teacher beside it in "
-                    f"training: AP {_number(before, 1)} without, {_number(after, 1)} with "
-                    f"({_number(after - before, 1, sign=True)})."
+                    f'"{distilled.name}" is "{plain.name}" with a teacher beside it in training'
+                    f"{start}, all else equal: AP {_number(before, 1)} without, "
+                    f"{_number(after, 1)} with ({_number(after - before, 1, sign=True)})."
                 )
     return sentences
 
 
-def _same_student(plain: Run, distilled: Run) -> bool:
-    keys = ("train_images", "iterations", "seed")
-    return all(plain.summary.get(k) == distilled.summary.get(k) for k in keys) and (
-        OmegaConf.to_container(plain.student) == OmegaConf.to_container(distilled.student)
-    )
+def _recipe(run: Run) -> list[Any]:
+    """What a plain run and its distilled counterpart have in common."""
+    cfg = run.cfg
+    nodes = (run.student, cfg.dataloader.train, cfg.optimizer, cfg.lr_multiplier)
+    settings = [cfg.train.get(k) for k in ("max_iter", "seed", "init_checkpoint", "amp")]
+    return [OmegaConf.to_container(node) for node in nodes] + settings
 
 
 def _number(value: float | None, digits: int, factor: float = 1.0, sign: bool = False) -> str:
@@ -248,19 +255,25 @@ def loss_curves(runs: Sequence[Run]) -> bytes | None:
     }
     if not any(iterations for iterations, _ in task.values()):
         return None
-    panels = [("Task loss (every loss_* but loss_dfd_*)", task)]
+    panels = [("Task loss (every loss_* but loss_dfd_*)", task, matplotlib.colormaps["tab10"])]
     if levels:
-        panels.append(("Distillation loss of each level, weighted", levels))
-    figure = Figure(figsize=(5.6 * len(panels), 3.6), dpi=150, layout="constrained")
-    for axes, (title, series) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
-        for label, (iterations, values) in series.items():
-            axes.plot(iterations, values, label=label, linewidth=1.6)
+        # Other colours than the runs', so that neither is taken for the other.
+        shades = matplotlib.colormaps["plasma"].resampled(len(levels) + 1)
+        panels.append(("Distillation loss of each level, weighted; log scale", levels, shades))
+    figure = Figure(figsize=(6 * len(panels), 3.6), dpi=150, layout="constrained")
+    subplots = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axes, (title, series, colours) in zip(subplots, panels, strict=True):
+        for i, (label, (iterations, values)) in enumerate(series.items()):
+            axes.plot(iterations, values, label=label, linewidth=1.6, color=colours(i))
         axes.set_title(title, fontsize=10, loc="left")
         axes.set_xlabel("iteration")
-        axes.set_ylim(bottom=0)
+        if series is task:
+            axes.set_ylim(bottom=0)
+        else:
+            axes.set_yscale("log", nonpositive="mask")
         axes.grid(color="#e5e5e5")
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=9)
+        axes.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
     out = io.BytesIO()
     figure.savefig(out, format="png")
     return out.getvalue()
@@ -370,7 +383,7 @@ def draw_boxes(file_name: str, boxes: Boxes, classes: Sequence[str]) -> Image.Im
     image = image.resize(size, Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(image)
     font = ImageFont.truetype(os.path.join(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"))
-    font = font.font_variant(size=12 if max(size) <= 480 else 14)
+    font = font.font_variant(size=16 if max(size) <= 480 else 15)
     # Small boxes last, so that a large one does not hide their labels.
     order = np.argsort(-np.prod(boxes.boxes[:, 2:] - boxes.boxes[:, :2], axis=1))
     for i in order.tolist():
@@ -441,7 +454,9 @@ def render_page(*, runs: Sequence[Run], title: str, num_images: int) -> str:
     curves = loss_curves(runs)
     if curves is not None:
         text = "Each point is the median over the last 20 iterations."
-        figure = _img(curves, "png", "loss curves", "wide")
+        figure = _img(
+            curves, "png", "loss curves", "wide" if any(r.distilled for r in runs) else ""
+        )
         sections.append(f"<h2>Losses</h2><p>{text}</p>{figure}")
     comparisons = compare_detections(runs, num_images)
     if comparisons:
@@ -474,8 +489,9 @@ def _detection_section(runs: Sequence[Run], comparisons: Sequence[Comparison]) -
         for name, boxes in columns.items():
             picture = io.BytesIO()
             draw_boxes(comparison.file_name, boxes, classes).save(picture, "JPEG", quality=90)
-            image = _img(picture.getvalue(), "jpeg", f"{name}: {len(boxes.classes)} boxes")
-            caption = f"<b>{escape(name)}</b> {len(boxes.classes)} boxes"
+            image = _img(picture.getvalue(), "jpeg", name)
+            count = len(boxes.classes)
+            caption = f"<b>{escape(name)}</b> {count} {'box' if count == 1 else 'boxes'}"
             tiles.append(f"<figure>{image}<figcaption>{caption}</figcaption></figure>")
         file = escape(os.path.basename(comparison.file_name))
         style = f"grid-template-columns: repeat({len(columns)}, minmax(240px, 1fr))"
@@ -498,12 +514,15 @@ def _disparity_section(run: Run) -> str:
         "A row is a test image: the image, then each level of the pyramid over it. The colour "
         "says how far the student's features are from the teacher's at that place, the number is "
         f"the mean. 0: they agree; {escape(unit)}. The scale is the same in every picture, so "
-        "training should darken it; what stays bright is what the student could not learn."
+        "training should darken it; what stays bright is what the student could not learn. Before "
+        "training, batch norm has no statistics of the data yet: the first picture may be bright "
+        "throughout."
     )
     bar = f"<p class='bar'>0 <span></span> {MAX_DISPARITY:g} or more</p>"
     figures = [
         f"<figure>{_img(data, 'png', f'disparity at iteration {iteration}', 'wide')}"
-        f"<figcaption>after {iteration} iterations</figcaption></figure>"
+        f"<figcaption>{f'after {iteration} iterations' if iteration else 'before training'}"
+        "</figcaption></figure>"
         for iteration, data in pictures
     ]
     return f"{heading}<p>{text}</p>{bar}{''.join(figures)}"
@@ -513,8 +532,8 @@ def _facts_section(runs: Sequence[Run]) -> str:
     items = []
     for run in runs:
         summary = run.summary
-        facts = [f"{key} {summary.get(key, _NO_VALUE)}" for key in ("seed", "iterations")]
-        facts += [f"device {summary.get('device')}", f"{summary.get('threads')} threads"]
+        keys = ("seed", "iterations", "device", "threads")
+        facts = [f"{key} {summary.get(key, _NO_VALUE)}" for key in keys]
         teacher = summary.get("teacher")
         if teacher:
             facts.append(f"teacher {teacher['path']}, sha256 {teacher['sha256'][:12]}")

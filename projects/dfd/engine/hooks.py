@@ -22,8 +22,14 @@ def peak_memory_mib() -> float:
     """Peak memory of this process so far: CUDA's allocator where it is used, else resident set."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated() > 0:
         return torch.cuda.max_memory_allocated() / 2**20
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+    try:
+        with open("/proc/self/status") as f:
+            peak = next(line for line in f if line.startswith("VmHWM:"))
+        return int(peak.split()[1]) / 2**10
+    except (OSError, StopIteration):
+        # Not Linux. (There, ru_maxrss would count what the parent held when it forked.)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
 class DisparityImages(HookBase):

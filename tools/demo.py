@@ -1,0 +1,336 @@
+#!/usr/bin/env python
+"""The demonstration: a teacher, a plain student, the same student under DFD, and a report.
+
+    python tools/demo.py [--out output/demo] [--data datasets/shapes] [key=value ...]
+
+Trailing key=value overrides go to all three trainings. A folder of an earlier demonstration at
+--out is renamed, never overwritten; the data are kept and used again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import queue
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections import deque
+from pathlib import Path
+
+# torch's own, on import; nothing that a user of the demonstration can act on.
+warnings.filterwarnings("ignore", category=FutureWarning)
+warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
+
+ROOT = Path(__file__).resolve().parents[1]
+RUNS = ("teacher", "student", "dfd")
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+TITLES = {
+    "teacher": "train the teacher on {} labelled images",
+    "student": "train the plain student on {} labelled images",
+    "dfd": "train the same student under DFD on the same {} labelled images",
+}
+# Seconds between two lines where the output is no terminal, and between two updates where it is.
+LINE_EVERY, UPDATE_EVERY = 10.0, 1.0
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+_PROGRESS = re.compile(r"eta: (.+?)  iter: (\d+)  total_loss: (\S+)")
+_INFERENCE = re.compile(r"Inference done (\d+)/(\d+)")
+
+
+class StepFailed(Exception):
+    """A child process failed; what it said last has been shown."""
+
+
+class Interrupted(Exception):
+    """A signal asked to stop."""
+
+
+def say(text: str = "") -> None:
+    print(text, flush=True)
+
+
+def duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s"
+
+
+def override(key: str, value: str) -> str:
+    """A key=value argument that Hydra's grammar reads as this very string."""
+    if re.fullmatch(r"[\w./-]+", value):
+        return f"{key}={value}"
+    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    return f"{key}='{escaped}'"
+
+
+class LiveLine:
+    """The state of a step: one line that is redrawn on a terminal, else a new line at times."""
+
+    def __init__(self) -> None:
+        self._terminal = sys.stdout.isatty()
+        self._start = time.monotonic()
+        self._shown = -float("inf")
+        self._last = ""
+        self.elapsed = 0.0
+
+    def update(self, state: str) -> None:
+        """Show a state if it is time to."""
+        self.elapsed = time.monotonic() - self._start
+        interval = UPDATE_EVERY if self._terminal else LINE_EVERY
+        if self.elapsed - self._shown < interval:
+            return
+        self._shown = self.elapsed
+        text = f"      {duration(self.elapsed)}: {state}"
+        if self._terminal:
+            # The line must not wrap, or a carriage return would not reach its beginning.
+            text = text[: shutil.get_terminal_size().columns - 1]
+            print(f"\r\x1b[K{text}", end="", flush=True)
+        else:
+            say(text)
+
+    def clear(self) -> None:
+        if self._terminal:
+            print("\r\x1b[K", end="", flush=True)
+
+
+class TrainingState:
+    """What a training is doing, read from what it prints."""
+
+    def __init__(self, folder: Path) -> None:
+        self._config = folder / "config.yaml"
+        self._length: str | None = None
+        self.text = "starting"
+
+    def read(self, line: str) -> None:
+        if match := _PROGRESS.search(line):
+            eta, iteration, loss = match.groups()
+            self.text = (
+                f"iteration {int(iteration) + 1} of {self._iterations()}, {eta} to go, "
+                f"total loss {loss}"
+            )
+        elif match := _INFERENCE.search(line):
+            self.text = f"evaluating, image {match[1]} of {match[2]}"
+
+    def _iterations(self) -> str:
+        if self._length is None:
+            # Written by the run before its first iteration, with its epochs turned into a length.
+            found = re.search(r"\bmax_iter: (\d+)", self._config.read_text(encoding="utf-8"))
+            self._length = found[1] if found else "?"
+        return self._length
+
+
+def start(command: list[str]) -> subprocess.Popen:
+    """Start a child in a process group of its own, so that all of it can be ended."""
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        start_new_session=True,
+    )
+
+
+def end(process: subprocess.Popen) -> None:
+    """End a child and its children."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, number)
+            process.wait(timeout=10)
+        except ProcessLookupError:
+            return
+        except subprocess.TimeoutExpired:
+            continue
+
+
+def follow(command: list[str], state: TrainingState) -> float:
+    """Run a training to its end and show its state all along; returns the seconds it took.
+
+    Raises:
+        StepFailed: it failed.
+    """
+    say(f"      $ {shlex.join(command)}")
+    process = start(command)
+    lines: queue.Queue[str | None] = queue.Queue()
+    threading.Thread(target=_read_lines, args=(process, lines), daemon=True).start()
+    last: deque[str] = deque(maxlen=20)
+    live = LiveLine()
+    try:
+        while True:
+            try:
+                line = lines.get(timeout=0.5)
+            except queue.Empty:
+                live.update(state.text)
+                continue
+            if line is None:
+                break
+            last.append(line)
+            state.read(line)
+            live.update(state.text)
+        code = process.wait()
+    finally:
+        live.clear()
+        if process.poll() is None:
+            end(process)
+    check(code, last)
+    return live.elapsed
+
+
+def _read_lines(process: subprocess.Popen, lines: queue.Queue[str | None]) -> None:
+    for line in process.stdout:
+        lines.put(_ANSI.sub("", line.rstrip()))
+    lines.put(None)
+
+
+def check(code: int, lines: deque[str]) -> None:
+    """Show what a failed child said last."""
+    if code:
+        say("\n".join(lines))
+        raise StepFailed(f"the command above failed with exit code {code}")
+
+
+def keep_earlier(out: Path) -> None:
+    """Rename the folder of an earlier demonstration to the first free name."""
+    from dfd import UserError
+
+    if not os.path.lexists(out) or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not any((out / name).is_dir() for name in RUNS):
+        raise UserError(f"--out {out} exists and is no earlier demonstration: choose another")
+    number = 1
+    while os.path.lexists(f"{out}-{number}"):
+        number += 1
+    out.rename(f"{out}-{number}")
+    say(f"An earlier {out} was renamed to {out}-{number}.")
+
+
+def prepare_data(overrides: list[str]) -> dict[str, int]:
+    """Write the dataset unless it is there, and check every config on the way.
+
+    Returns:
+        The number of labelled training images of each run.
+    """
+    from detectron2.config import instantiate
+    from detectron2.data import DatasetCatalog
+
+    from dfd.engine.config import load_config
+
+    configs = {name: load_config(str(ROOT / config(name)), overrides) for name in RUNS}
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("      %(message)s"))
+    writer = logging.getLogger("dfd.data.shapes")
+    writer.setLevel(logging.INFO)
+    writer.addHandler(handler)
+    counts = {
+        name: len(DatasetCatalog.get(instantiate(cfg.dataloader.train.dataset)))
+        for name, cfg in configs.items()
+    }
+    tests = len(DatasetCatalog.get(instantiate(configs["teacher"].dataloader.test.dataset)))
+    say(f"      ready: {counts['teacher']} training and {tests} test images")
+    return counts
+
+
+def config(name: str) -> str:
+    return f"configs/demo/{name}.py"
+
+
+def relative(path: str) -> str:
+    """A path of the repository as a user would type it here."""
+    return os.path.relpath(ROOT / path)
+
+
+def train(name: str, out: Path, overrides: list[str]) -> None:
+    folder = out / name
+    command = [sys.executable, relative("train_net.py"), "--config-file", relative(config(name))]
+    command.append(override("train.output_dir", str(folder)))
+    if name == "dfd":
+        checkpoint = str(out / "teacher" / "model_final.pth")
+        command.append(override("model.teacher.checkpoint", checkpoint))
+    seconds = follow(command + overrides, TrainingState(folder))
+    say(f"      done in {duration(seconds)}; log: {folder / 'log.txt'}")
+
+
+def make_report(out: Path) -> str:
+    """Write the report; returns what ``tools/report.py`` printed.
+
+    Raises:
+        StepFailed: it failed.
+    """
+    command = [sys.executable, relative("tools/report.py")]
+    for name in RUNS:
+        command += ["--run", f"{name}={out / name}"]
+    command += ["--out", str(out / "report.html"), "--title", "DFD: the demonstration"]
+    say(f"      $ {shlex.join(command)}")
+    process = start(command)
+    try:
+        text = process.communicate()[0]
+    finally:
+        if process.poll() is None:
+            end(process)
+    check(process.returncode, deque(text.splitlines(), maxlen=20))
+    return text
+
+
+def run(out: Path, data: str, overrides: list[str]) -> None:
+    """All five steps."""
+    begin = time.monotonic()
+    say(f"[1/5] dataset: {data}, written on first use and used again")
+    overrides = [override("dataloader.train.dataset.root", data), *overrides]
+    counts = prepare_data(overrides)
+    keep_earlier(out)
+    for number, name in enumerate(RUNS, start=2):
+        say(f"[{number}/5] {TITLES[name].format(counts[name])}")
+        train(name, out, overrides)
+    say("[5/5] report: tables, loss curves, detections, disparity")
+    text = make_report(out)
+    say(f"\nAll of it took {duration(time.monotonic() - begin)}.\n")
+    say(text.rstrip())
+
+
+def _interrupt(number: int, frame: object) -> None:
+    # Once is enough: a second one would disturb the ending of the children.
+    for other in SIGNALS:
+        signal.signal(other, signal.SIG_IGN)
+    raise Interrupted(signal.Signals(number).name)
+
+
+def run_or_explain(out: Path, data: str, overrides: list[str]) -> None:
+    """All five steps; what goes wrong becomes one line and exit code 1."""
+    say("Loading Detectron2 ...")
+    from dfd import UserError
+
+    try:
+        run(out, data, overrides)
+    except (UserError, StepFailed) as error:
+        sys.exit(f"error: {error}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", default="output/demo", help="folder of the runs and the report")
+    parser.add_argument("--data", default="datasets/shapes", help="folder of the generated data")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="given to all three trainings"
+    )
+    args = parser.parse_intermixed_args()
+    for number in SIGNALS:
+        signal.signal(number, _interrupt)
+    try:
+        run_or_explain(Path(args.out), args.data, args.overrides)
+    except Interrupted as error:
+        say(f"\nstopped by {error}; what was running has been ended")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()
