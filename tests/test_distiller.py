@@ -206,6 +206,13 @@ def test_disparity_maps_leave_the_model_as_it_was():
         assert torch.equal(value, before[key]), key
 
 
+def test_first_disparity_is_measured_on_the_batchs_own_statistics():
+    """Untouched running statistics would make the first picture all of one colour."""
+    maps = distilled().eval().disparity_maps(make_batch())
+    for name, (disparity, valid) in maps.items():
+        assert disparity[valid].mean() < 20, name
+
+
 def test_inheritance_happens_when_asked_for():
     model = distilled(inherit=["fpn_output"])
     assert distilled().inherit_from_teacher() is None

@@ -149,20 +149,36 @@ class DistilledDetector(nn.Module):
     def disparity_maps(self, batched_inputs: Sequence[dict]) -> dict[str, tuple[Tensor, Tensor]]:
         """Where student and teacher are apart: level name to (N,H,W) disparity and bool valid.
 
-        The student runs in eval mode and is left in the mode it was in.
+        The student runs in eval mode, but for batch norms, which use the statistics of the batch
+        as the training loss does: before the first iterations they have no others. It is left as
+        it was.
         """
-        was_training = self.training
-        self.eval()
-        try:
+        with batch_statistics(self.student):
             images = self.student.preprocess_image(batched_inputs)
             student_pyramid = self.student.backbone(images.tensor)
-            teacher_pyramid = self.teacher(
-                batched_inputs, input_format=self.input_format, device=self.device
-            )
-            sizes = [tuple(item["image"].shape[-2:]) for item in batched_inputs]
-            return self.head.disparity_maps(student_pyramid, teacher_pyramid, sizes)
-        finally:
-            self.train(was_training)
+        teacher_pyramid = self.teacher(
+            batched_inputs, input_format=self.input_format, device=self.device
+        )
+        sizes = [tuple(item["image"].shape[-2:]) for item in batched_inputs]
+        return self.head.disparity_maps(student_pyramid, teacher_pyramid, sizes)
+
+
+@contextlib.contextmanager
+def batch_statistics(model: nn.Module) -> Iterator[None]:
+    """Within the context: eval mode, but batch norms use the batch's statistics and keep none."""
+    modes = {module: module.training for module in model.modules()}
+    norms = [m for m in modes if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    tracking = [norm.track_running_stats for norm in norms]
+    model.eval()
+    for norm in norms:
+        norm.training, norm.track_running_stats = True, False
+    try:
+        yield
+    finally:
+        for norm, tracked in zip(norms, tracking, strict=True):
+            norm.track_running_stats = tracked
+        for module, training in modes.items():
+            module.training = training
 
 
 @contextlib.contextmanager

@@ -106,10 +106,10 @@ def test_existing_folder_is_reused_without_drawing(tmp_path, monkeypatch):
 def test_killed_run_leaves_nothing_behind(tmp_path, monkeypatch):
     real = draw_image
 
-    def stop(*, seed, split, index, size):
+    def stop(*, split, index, **kwargs):
         if (split, index) == ("val", 2):
             raise KeyboardInterrupt
-        return real(seed=seed, split=split, index=index, size=size)
+        return real(split=split, index=index, **kwargs)
 
     monkeypatch.setattr(shapes, "draw_image", stop)
     with pytest.raises(KeyboardInterrupt):
@@ -133,10 +133,21 @@ def test_process_that_comes_second_takes_the_folder_of_the_first(tmp_path, monke
 
 
 def test_bad_arguments_are_named(tmp_path):
-    for key, value in (("num_train", 0), ("image_size", 16), ("seed", -1)):
+    for key, value in (("num_train", 0), ("image_size", 16), ("seed", -1), ("clutter", 1.5)):
         with pytest.raises(UserError, match=f"{key}={value} must be at least"):
             generated_shapes(root=str(tmp_path / "s"), split="train", **{**SPEC, key: value})
     with pytest.raises(UserError, match="root is empty"):
         generated_shapes(root="", split="train", **SPEC)
     with pytest.raises(UserError, match="split='test': it must be one of train, val"):
         generated_shapes(root=str(tmp_path / "s"), split="test", **SPEC)
+
+
+def test_less_clutter_means_larger_objects_that_overlap_less():
+    def areas(clutter):
+        images = [
+            draw_image(seed=0, split="train", index=i, size=64, clutter=clutter)[1]
+            for i in range(40)
+        ]
+        return [a["bbox"][2] * a["bbox"][3] for objects in images for a in objects]
+
+    assert min(areas(0.0)) > 2 * min(areas(1.0))

@@ -66,7 +66,11 @@ def content(folder):
                 lambda g: [*g.good, "dataloader.train.dataset.json=absent.json"],
                 "absent.json",
             ),
-            ("no data given", lambda g: [g.teacher], "json is empty: set dataloader.train.dataset.json"),
+            (
+                "no data given",
+                lambda g: [g.teacher],
+                "json is empty: set dataloader.train.dataset.json",
+            ),
             ("empty dataset", lambda g: [*g.good, g.empty], "empty.json"),
             (
                 "no such teacher",

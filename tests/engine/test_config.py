@@ -85,3 +85,17 @@ def test_missing_device_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="train.device is cuda, but torch sees no CUDA device"):
         resolve_config(load_config(CONFIG, ["train.device=cuda"]))
+
+
+def test_detectron2s_own_config_needs_no_setting_of_ours(tmp_path):
+    path = tmp_path / "stock.py"
+    path.write_text(
+        "from detectron2 import model_zoo\n"
+        "_cfg = model_zoo.get_config('COCO-Detection/retinanet_R_50_FPN_1x.py')\n"
+        "model, dataloader, optimizer = _cfg.model, _cfg.dataloader, _cfg.optimizer\n"
+        "lr_multiplier, train = _cfg.lr_multiplier, _cfg.train\n"
+    )
+    cfg = load_config(str(path), ["train.device=cpu", "train.epochs=1"])
+    resolve_config(cfg)
+    set_length(cfg, num_images=160)
+    assert (cfg.train.max_iter, cfg.train.seed, cfg.model.num_classes) == (10, -1, 80)

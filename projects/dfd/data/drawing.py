@@ -20,12 +20,19 @@ SHAPE_CLASSES = ("circle", "ring", "crescent", "square", "triangle", "star", "cr
 # Raise it with every change of the drawing, so that a folder made by older code is refused.
 VERSION = 1
 SPLITS = ("train", "val")
-# The least part of an object that stays visible, of its area including what the border cuts off.
+# The least part of an object that stays visible at full clutter, of its area including what the
+# border cuts off.
 _MIN_VISIBLE = 0.5
 
 
-def draw_image(*, seed: int, split: str, index: int, size: int) -> tuple[np.ndarray, list[dict]]:
+def draw_image(
+    *, seed: int, split: str, index: int, size: int, clutter: float = 1.0
+) -> tuple[np.ndarray, list[dict]]:
     """Draws one image of the dataset.
+
+    Args:
+        clutter: from 0 (hardly any distractors, no small objects, little overlap, calm backgrounds)
+            to 1.
 
     Returns:
         The image, (size, size, 3) uint8 BGR, and its objects in COCO form without ids
@@ -33,12 +40,15 @@ def draw_image(*, seed: int, split: str, index: int, size: int) -> tuple[np.ndar
         ``segmentation``). There is at least one object.
     """
     rng = np.random.default_rng((seed, SPLITS.index(split), index))
-    canvas = _texture(rng, size, detail=float(rng.uniform(0.2, 1.0)))
+    calm = 1 - clutter
+    canvas = _texture(rng, size, detail=float(rng.uniform(0.2, 1.0 - 0.6 * calm)))
     owner = np.full((size, size), -1, np.int32)
     objects: list[dict] = []
     full: list[float] = []
     wanted = int(rng.integers(1, 8))
-    distractors = int(rng.integers(1, 6))
+    distractors = round(clutter * int(rng.integers(1, 6)))
+    smallest = math.log(0.045 + 0.055 * calm)
+    min_visible = _MIN_VISIBLE + 0.4 * calm
     plan = [True] * wanted + [False] * distractors
     rng.shuffle(plan)
     for is_object in [*plan, True]:
@@ -47,12 +57,12 @@ def draw_image(*, seed: int, split: str, index: int, size: int) -> tuple[np.ndar
             continue
         for _ in range(20 if objects else 500):
             category = int(rng.integers(len(SHAPE_CLASSES)))
-            radius = size * math.exp(rng.uniform(math.log(0.045), math.log(0.27)))
+            radius = size * math.exp(rng.uniform(smallest, math.log(0.27)))
             outline = _outline(rng, SHAPE_CLASSES[category]) if is_object else _distractor(rng)
             points = _place(rng, outline, radius, size)
             mask = _mask(points, size)
             inside = mask > 127
-            if _fits(points, inside, owner, full, is_object):
+            if _fits(points, inside, owner, full, is_object, min_visible):
                 break
         else:
             continue
@@ -66,7 +76,12 @@ def draw_image(*, seed: int, split: str, index: int, size: int) -> tuple[np.ndar
 
 
 def _fits(
-    points: np.ndarray, inside: np.ndarray, owner: np.ndarray, full: list[float], is_object: bool
+    points: np.ndarray,
+    inside: np.ndarray,
+    owner: np.ndarray,
+    full: list[float],
+    is_object: bool,
+    min_visible: float,
 ) -> bool:
     """Whether a shape may be drawn on top: it and all objects below stay visible enough."""
     if is_object and (inside.sum() < _area(points) * 0.7 or inside.sum() < 20):
@@ -75,7 +90,7 @@ def _fits(
     if not covered.any():
         return True
     left = np.bincount(owner.ravel() + 1, minlength=len(full) + 1)[1:] - covered
-    return bool((left >= np.asarray(full) * _MIN_VISIBLE).all())
+    return bool((left >= np.asarray(full) * min_visible).all())
 
 
 def _annotation(points: np.ndarray, category: int) -> dict:

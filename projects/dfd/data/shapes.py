@@ -32,6 +32,7 @@ def generated_shapes(
     num_val: int,
     image_size: int,
     seed: int,
+    clutter: float = 1.0,
     num_images: int | None = None,
     subset_seed: int = 0,
 ) -> str:
@@ -51,6 +52,8 @@ def generated_shapes(
         num_train, num_val: images per split, at least 1.
         image_size: width and height of the images in pixels, at least 32.
         seed: seed of the drawing, at least 0.
+        clutter: how hard the images are, from 0 (few distractors, no small objects, little overlap,
+            calm backgrounds) to 1.
         num_images, subset_seed: as for `coco_json`.
 
     Returns:
@@ -68,10 +71,13 @@ def generated_shapes(
         "num_val": num_val,
         "image_size": image_size,
         "seed": seed,
+        "clutter": clutter,
     }
     for key, least in (("num_train", 1), ("num_val", 1), ("image_size", 32), ("seed", 0)):
         if spec[key] < least:
             raise UserError(f"generated_shapes: {key}={spec[key]} must be at least {least}")
+    if not 0 <= clutter <= 1:
+        raise UserError(f"generated_shapes: clutter={clutter} must be at least 0 and at most 1")
     if not _exists(folder, spec):
         _write(folder, spec)
     return coco_json(
@@ -82,7 +88,7 @@ def generated_shapes(
     )
 
 
-def _exists(folder: str, spec: dict[str, int]) -> bool:
+def _exists(folder: str, spec: dict[str, float]) -> bool:
     """Whether ``folder`` already holds this very dataset; anything else in its place is fatal."""
     if not os.path.lexists(folder) or (os.path.isdir(folder) and not os.listdir(folder)):
         return False
@@ -100,7 +106,7 @@ def _exists(folder: str, spec: dict[str, int]) -> bool:
     return True
 
 
-def _write(folder: str, spec: dict[str, int]) -> None:
+def _write(folder: str, spec: dict[str, float]) -> None:
     partial = f"{folder}.partial-{uuid.uuid4().hex[:8]}"
     try:
         for split in SPLITS:
@@ -117,13 +123,15 @@ def _write(folder: str, spec: dict[str, int]) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _write_split(folder: str, split: str, spec: dict[str, int]) -> None:
+def _write_split(folder: str, split: str, spec: dict[str, float]) -> None:
     os.makedirs(os.path.join(folder, split))
     size, number = spec["image_size"], spec[f"num_{split}"]
     images, annotations = [], []
     start = time.perf_counter()
     for index in range(number):
-        image, objects = draw_image(seed=spec["seed"], split=split, index=index, size=size)
+        image, objects = draw_image(
+            seed=spec["seed"], split=split, index=index, size=size, clutter=spec["clutter"]
+        )
         file = f"{index:06d}.jpg"
         if not cv2.imwrite(os.path.join(folder, split, file), image, _JPEG):
             raise UserError(f"cannot write {os.path.join(folder, split, file)}: free some space")

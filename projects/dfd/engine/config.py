@@ -17,6 +17,12 @@ from ..data import class_names
 from ..errors import UserError
 
 _REQUIRED = ("model", "dataloader", "optimizer", "lr_multiplier", "train")
+# Settings of ours that Detectron2's own configs do not have; as there, no seed means any.
+_TRAIN_DEFAULTS = {
+    "seed": -1,
+    "epochs": None,
+    "disparity_images": {"period": 0, "num_images": 0},
+}
 
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> DictConfig:
@@ -43,6 +49,7 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> DictConfig:
         raise UserError(
             f"--config-file {path} defines no {', '.join(missing)}: it is not a training config"
         )
+    cfg.train = OmegaConf.merge(_TRAIN_DEFAULTS, cfg.train)
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
     except Exception as error:
@@ -75,15 +82,12 @@ def _check_key(cfg: DictConfig, key: str) -> None:
             continue
         if isinstance(node, DictConfig) and depth == len(parts) - 1 and _accepts(node, part):
             return
-        known = ", ".join(str(k) for k in node if k != "_target_") if _is_dict(node) else "nothing"
+        keys = node if isinstance(node, DictConfig) else ()
+        known = ", ".join(str(k) for k in keys if k != "_target_") or "nothing"
         raise UserError(
             f"override {key}: {where} has no {part!r} (it has {known}); "
             f"write +{key}=... to add a new key"
         )
-
-
-def _is_dict(node: Any) -> bool:
-    return isinstance(node, DictConfig)
 
 
 def _accepts(node: DictConfig, name: str) -> bool:
@@ -133,11 +137,13 @@ def resolve_config(cfg: DictConfig) -> DictConfig:
     return cfg
 
 
-def set_length(cfg: DictConfig, num_images: int) -> None:
+def set_length(cfg: DictConfig, num_images: int | None) -> None:
     """Turn ``train.epochs``, if given, into ``train.max_iter``, in place."""
-    epochs = cfg.train.get("epochs")
+    epochs = cfg.train.epochs
     if epochs is None:
         return
+    if num_images is None:
+        raise UserError("train.epochs needs a dataset of known length: set train.max_iter instead")
     batch = cfg.dataloader.train.total_batch_size
     if epochs <= 0:
         raise UserError(f"train.epochs is {epochs}; it must be above 0")

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from detectron2.config import LazyConfig, instantiate
-from detectron2.engine import create_ddp_model, default_writers, hooks
+from detectron2.engine import HookBase, create_ddp_model, default_writers, hooks
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from detectron2.utils.collect_env import collect_env_info
@@ -63,9 +63,13 @@ def setup(cfg: DictConfig, args: argparse.Namespace) -> None:
         setup_logger(output_dir, distributed_rank=rank, name=name)
     logger.info("Environment:\n%s", collect_env_info())
     logger.info("Command line arguments: %s", args)
-    # Each process draws from a stream of its own.
-    seed_all_rng(None if cfg.train.seed < 0 else cfg.train.seed + rank)
+    set_seed(cfg)
     torch.backends.cudnn.benchmark = bool(cfg.train.get("cudnn_benchmark", False))
+
+
+def set_seed(cfg: DictConfig) -> None:
+    """Seed torch, numpy and random; each process draws from a stream of its own."""
+    seed_all_rng(None if cfg.train.seed < 0 else cfg.train.seed + comm.get_rank())
 
 
 def student_of(model: nn.Module) -> nn.Module:
@@ -75,7 +79,9 @@ def student_of(model: nn.Module) -> nn.Module:
 
 
 def test(cfg: DictConfig, student: nn.Module) -> dict[str, Any]:
-    """Evaluate a detector on the test data with the configured evaluator."""
+    """Evaluate a detector on the test data with the configured evaluator, if there is one."""
+    if "evaluator" not in cfg.dataloader:
+        return {}
     results = inference_on_dataset(
         student, instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
     )
@@ -120,44 +126,74 @@ def build_model(cfg: DictConfig) -> nn.Module:
 
 def train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
     """Train the model of a config; returns the last evaluation's results."""
-    output_dir = cfg.train.output_dir
     model = build_model(cfg)
     student = student_of(model)
     logger.info("Student:\n%s", student)
-
-    cfg.optimizer.params.model = model
-    optimizer = instantiate(cfg.optimizer)
-    # Not part of the config that is saved below.
-    del cfg.optimizer.params["model"]
-    check_optimizer(model, optimizer)
-
+    optimizer = build_optimizer(cfg, model)
     loader = instantiate(cfg.dataloader.train)
     num_images = count_images(loader)
     set_length(cfg, num_images)
-    max_iter = cfg.train.max_iter
     if comm.is_main_process():
-        LazyConfig.save(cfg, os.path.join(output_dir, "config.yaml"))
+        LazyConfig.save(cfg, os.path.join(cfg.train.output_dir, "config.yaml"))
 
+    trainer = build_trainer(cfg, model, loader, optimizer)
+    head = {"head": model.head} if isinstance(model, DistilledDetector) else {}
+    checkpointer = StudentCheckpointer(
+        student,
+        cfg.train.output_dir,
+        class_names=class_names(dataset_name(cfg.dataloader.train.dataset)),
+        trainer=trainer,
+        **head,
+    )
+    results: dict[str, Any] = {}
+    trainer.register_hooks(build_hooks(cfg, model, checkpointer, results, num_images))
+    resumed = load_weights(cfg, model, checkpointer, resume)
+    # Building a teacher and a head draws random numbers; a run without them must see the same
+    # stream in training, or runs of one seed would differ by more than what was changed.
+    set_seed(cfg)
+    trainer.train(trainer.iter + 1 if resumed else 0, cfg.train.max_iter)
+    return results
+
+
+def build_optimizer(cfg: DictConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """The configured optimizer, which must hold every trainable parameter exactly once."""
+    cfg.optimizer.params.model = model
+    optimizer = instantiate(cfg.optimizer)
+    # A model is no part of a config that is saved.
+    del cfg.optimizer.params["model"]
+    check_optimizer(model, optimizer)
+    return optimizer
+
+
+def build_trainer(
+    cfg: DictConfig, model: nn.Module, loader: Any, optimizer: torch.optim.Optimizer
+) -> Trainer:
+    """The training loop around the model, in DistributedDataParallel if there are processes."""
     on_cpu = torch.device(cfg.train.device).type == "cpu"
     ddp = {"device_ids": None} if on_cpu else {}
-    parallel_model = create_ddp_model(model, **cfg.train.ddp, **ddp)
-    trainer = Trainer(
-        parallel_model,
+    return Trainer(
+        create_ddp_model(model, **cfg.train.ddp, **ddp),
         loader,
         optimizer,
         device=cfg.train.device,
         amp=cfg.train.amp.get("dtype", "bf16") if cfg.train.amp.enabled else None,
     )
-    distilled = isinstance(model, DistilledDetector)
-    checkpointer = StudentCheckpointer(
-        student,
-        output_dir,
-        class_names=class_names(dataset_name(cfg.dataloader.train.dataset)),
-        trainer=trainer,
-        **({"head": model.head} if distilled else {}),
-    )
 
-    results: dict[str, Any] = {}
+
+def build_hooks(
+    cfg: DictConfig,
+    model: nn.Module,
+    checkpointer: StudentCheckpointer,
+    results: dict[str, Any],
+    num_images: int | None,
+) -> list[HookBase | None]:
+    """Detectron2's hooks, and ours, in the order in which they must run.
+
+    Args:
+        results: filled with the results of each evaluation.
+        num_images: of the training data, for the summary.
+    """
+    student = student_of(model)
 
     def evaluate() -> dict[str, Any]:
         results.clear()
@@ -165,7 +201,7 @@ def train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
         return results
 
     def facts() -> dict[str, Any]:
-        teacher = model.teacher.weights if distilled else None
+        teacher = model.teacher.weights if isinstance(model, DistilledDetector) else None
         return {
             "results": results,
             "parameters": sum(p.numel() for p in student.parameters()),
@@ -176,58 +212,61 @@ def train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
             "teacher": {"path": teacher.path, "sha256": teacher.sha256} if teacher else None,
         }
 
-    is_main = comm.is_main_process()
-    trainer.register_hooks(
-        [
-            hooks.IterationTimer(),
-            hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
-            hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer) if is_main else None,
-            disparity_images(cfg, model) if distilled and is_main else None,
-            hooks.EvalHook(cfg.train.eval_period, evaluate),
-            RunSummary(output_dir, facts) if is_main else None,
-            hooks.PeriodicWriter(default_writers(output_dir, max_iter), cfg.train.log_period)
-            if is_main
-            else None,
-        ]
-    )
+    everywhere = [
+        hooks.IterationTimer(),
+        hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
+    ]
+    evaluation = hooks.EvalHook(cfg.train.eval_period, evaluate)
+    if not comm.is_main_process():
+        return [*everywhere, evaluation]
+    output_dir, max_iter = cfg.train.output_dir, cfg.train.max_iter
+    return [
+        *everywhere,
+        hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer),
+        disparity_images(cfg, model),
+        evaluation,
+        RunSummary(output_dir, facts),
+        hooks.PeriodicWriter(default_writers(output_dir, max_iter), cfg.train.log_period),
+    ]
 
+
+def load_weights(
+    cfg: DictConfig, model: nn.Module, checkpointer: StudentCheckpointer, resume: bool
+) -> bool:
+    """The weights to start from: a resumed run's, or the initial ones and then the inherited.
+
+    Returns:
+        Whether a run was resumed.
+    """
     resumed = resume and checkpointer.has_checkpoint()
     if resume and not resumed:
-        logger.warning("--resume: %s holds no checkpoint; starting from the beginning", output_dir)
+        logger.warning(
+            "--resume: %s holds no checkpoint; starting from the beginning", cfg.train.output_dir
+        )
     if cfg.train.init_checkpoint and not resumed:
         local_path(cfg.train.init_checkpoint, "train.init_checkpoint")
     checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
-    if distilled and not resumed:
+    if isinstance(model, DistilledDetector) and not resumed:
         report = model.inherit_from_teacher()
         if report is not None:
             logger.info("%s", report)
-    # Building a teacher and a head draws random numbers; a run without them must see the same
-    # stream in training, or runs of one seed would differ by more than what was changed.
-    if cfg.train.seed >= 0:
-        seed_all_rng(cfg.train.seed + comm.get_rank())
-    trainer.train(trainer.iter + 1 if resumed else 0, max_iter)
-    return results
+    return resumed
 
 
-def count_images(loader: Any) -> int:
-    """The number of training images behind a loader of ``dfd.data`` or of Detectron2."""
-    dataset = getattr(loader, "dataset", loader)
-    while not hasattr(dataset, "__len__") or not _has_len(dataset):
-        dataset = dataset.dataset
-    return len(dataset)
+def count_images(loader: Any) -> int | None:
+    """The number of training images behind a loader, None if it does not say."""
+    while loader is not None:
+        try:
+            return len(loader)
+        except (TypeError, NotImplementedError):
+            loader = getattr(loader, "dataset", None)
+    return None
 
 
-def _has_len(dataset: Any) -> bool:
-    try:
-        return len(dataset) >= 0
-    except (TypeError, NotImplementedError):
-        return False
-
-
-def disparity_images(cfg: DictConfig, model: DistilledDetector) -> DisparityImages | None:
-    """The hook that draws the first few test images' disparity; None if it is switched off."""
+def disparity_images(cfg: DictConfig, model: nn.Module) -> DisparityImages | None:
+    """The hook that draws the first few test images' disparity; None if there is none to draw."""
     settings = cfg.train.disparity_images
-    if not settings.period or not settings.num_images:
+    if not isinstance(model, DistilledDetector) or not settings.period or not settings.num_images:
         return None
     batch: list[dict] = []
     for items in instantiate(cfg.dataloader.test):
