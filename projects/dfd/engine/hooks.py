@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import resource
 import sys
 from collections.abc import Callable
@@ -30,6 +31,18 @@ def peak_memory_mib() -> float:
         # Not Linux. (There, ru_maxrss would count what the parent held when it forked.)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def processor_name() -> str:
+    """The name of the GPU, or of the CPU where none is used; empty if it cannot be told."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    try:
+        with open("/proc/cpuinfo") as f:
+            line = next(line for line in f if line.startswith("model name"))
+        return line.partition(":")[2].strip()
+    except (OSError, StopIteration):
+        return platform.processor()
 
 
 class DisparityImages(HookBase):

@@ -8,6 +8,7 @@ import os
 import sys
 from typing import Any
 
+import detectron2
 import torch
 from detectron2.config import LazyConfig, instantiate
 from detectron2.engine import HookBase, create_ddp_model, default_writers, hooks
@@ -27,7 +28,7 @@ from ..weights import load_strict, local_path, read_weights
 from .checkpoint import StudentCheckpointer
 from .checks import check_classes, check_image_format, check_optimizer, check_output_dir
 from .config import dataset_name, load_config, resolve_config, set_length
-from .hooks import DisparityImages, RunSummary
+from .hooks import DisparityImages, RunSummary, processor_name
 from .trainer import Trainer
 
 logger = logging.getLogger("dfd")
@@ -208,7 +209,10 @@ def build_hooks(
             "train_images": num_images,
             "seed": cfg.train.seed,
             "device": str(cfg.train.device),
+            "processor": processor_name(),
             "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "detectron2": detectron2.__version__,
             "teacher": {"path": teacher.path, "sha256": teacher.sha256} if teacher else None,
         }
 

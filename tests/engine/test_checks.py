@@ -1,0 +1,73 @@
+import pytest
+import torch
+from toys import build
+
+from dfd import DFDHead, DistilledDetector, FrozenTeacher, UserError
+from dfd.engine.checks import check_classes, check_optimizer, check_output_dir
+from dfd.losses import DFDLoss
+
+CLASSES = ["disc", "box", "bar"]
+
+
+def make_teacher(**kwargs):
+    return FrozenTeacher(model=build(seed=1), allow_random=True, precision="fp32", **kwargs)
+
+
+def make_model():
+    head = DFDHead(criterion=DFDLoss(lenient="context"), adapter="conv1x1")
+    return DistilledDetector(student=build(), teacher=make_teacher(), head=head)
+
+
+def test_adapter_not_in_the_optimizer():
+    model = make_model()
+    check_optimizer(model, torch.optim.SGD(model.parameters(), lr=1))
+    with pytest.raises(UserError, match=r"holds 30 .* not exactly once \(head.adapters"):
+        check_optimizer(model, torch.optim.SGD(model.student.parameters(), lr=1))
+
+
+def test_parameter_in_two_groups():
+    model = make_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1)
+    optimizer.param_groups.append({"params": [model.head.adapters["p3"].weight]})
+    with pytest.raises(UserError, match="head.adapters.p3.weight"):
+        check_optimizer(model, optimizer)
+
+
+def test_teacher_in_the_optimizer():
+    model = make_model()
+    groups = [*model.parameters(), *model.teacher.model.parameters()]
+    with pytest.raises(UserError, match="that are not the model's"):
+        check_optimizer(model, torch.optim.SGD(groups, lr=1))
+
+
+def test_frozen_student_parameters_need_not_be_in_the_optimizer():
+    model = make_model()
+    model.student.backbone.bottom_up.stem.requires_grad_(False)
+    check_optimizer(
+        model, torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1)
+    )
+
+
+def test_classes_that_agree_pass():
+    check_classes(build(), make_teacher(class_names=CLASSES), CLASSES, CLASSES)
+    check_classes(build("retinanet"), None, CLASSES, CLASSES)
+
+
+@pytest.mark.parametrize("kind", ["faster_rcnn", "cascade_rcnn", "retinanet", "fcos"])
+def test_student_classes_are_known_whatever_its_kind(kind):
+    with pytest.raises(UserError, match="the student has 3 classes, the data 4"):
+        check_classes(build(kind), None, [*CLASSES, "x"], [*CLASSES, "x"])
+
+
+def test_teacher_of_other_classes_only_where_the_config_says_so():
+    other = ["a", "b", "c"]
+    with pytest.raises(UserError, match="the teacher's classes are"):
+        check_classes(build(), make_teacher(class_names=other), CLASSES, CLASSES)
+    check_classes(build(), make_teacher(class_names=other, check_classes=False), CLASSES, CLASSES)
+
+
+def test_empty_or_absent_output_folder_is_fine(tmp_path):
+    check_output_dir(str(tmp_path))
+    check_output_dir(str(tmp_path / "absent"))
+    (tmp_path / "log.txt").write_text("of an evaluation")
+    check_output_dir(str(tmp_path))
