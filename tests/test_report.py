@@ -18,16 +18,10 @@ from toys import build
 
 from dfd.engine.config import load_config, resolve_config
 from dfd.errors import UserError
-from dfd.report import (
-    class_table,
-    format_text,
-    gains,
-    load_runs,
-    loss_curves,
-    parse_runs,
-    render_page,
-    summary_table,
-)
+from dfd.report import format_text, load_runs, parse_runs
+from dfd.report.curves import loss_curves
+from dfd.report.page import render_page
+from dfd.report.results import gains, tables
 
 ENV = os.environ | {"OMP_NUM_THREADS": "1"}
 AP = {"student": 20.25, "dfd": 31.5}
@@ -62,7 +56,10 @@ def write_run(folder, kind, data):
         "train_images": 8,
         "seed": 0,
         "device": "cpu",
+        "processor": "A CPU",
         "threads": 1,
+        "torch": "2.0",
+        "detectron2": "0.6",
         "teacher": {"path": "t.pth", "sha256": "0123456789abcdef" * 4} if kind == "dfd" else None,
     }
     (folder / "summary.json").write_text(json.dumps(summary))
@@ -83,11 +80,12 @@ def folders(tmp_path_factory):
 
 def test_the_tables_hold_the_summaries_numbers(folders):
     runs = load_runs(folders)
-    assert summary_table(runs)[1:] == [
+    summary, classes = tables(runs)
+    assert summary[1:] == [
         ["student", "20.2", "40.0", "–", "8", "1.23", "4", "0.123", "512"],
         ["dfd", "31.5", "40.0", "–", "8", "1.23", "4", "0.123", "512"],
     ]
-    assert class_table(runs)[1:] == [["disc", "7.0", "7.0"], ["bar", "8.5", "8.5"]]
+    assert classes[1:] == [["disc", "7.0", "7.0"], ["bar", "8.5", "8.5"]]
     text = format_text(runs)
     assert "One run each" in text
     assert max(len(line) for line in text.splitlines()) <= 100
@@ -115,6 +113,7 @@ def test_the_page_is_complete_and_needs_nothing_else(folders):
     assert "&lt;T&gt; &amp; co" in page
     assert ">before training<" in page and "after 2 iterations" in page
     assert "after 1 iterations" not in page
+    assert "device cpu; processor A CPU; threads 1; torch 2.0; detectron2 0.6" in page
     assert "sha256 0123456789ab<" in page
     assert "2 boxes" in page  # The ground truth of every image.
 
