@@ -171,7 +171,7 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config-file", default="configs/bccd/dfd_small.py")
+    parser.add_argument("--config-file", default="configs/bccd/dfd.py")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON line")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from dfd.disparity import scale_features, split_regions, squared_difference
+from dfd.disparity import disparity_map, scale_features, split_regions
 
 
 def pair(seed=0, shape=(2, 3, 4, 5)):
@@ -24,7 +24,7 @@ def test_channel_scale_disparity_is_two_times_one_minus_pearson():
     pearson = torch.stack(
         [torch.corrcoef(torch.stack([a, b]))[0, 1] for a, b in zip(*flat, strict=True)]
     ).mean()
-    torch.testing.assert_close(squared_difference(s, t).mean(), 2 * (1 - pearson))
+    torch.testing.assert_close(disparity_map(s - t).mean(), 2 * (1 - pearson))
 
 
 def test_level_scale_divides_both_by_the_teachers_standard_deviation():
@@ -49,7 +49,7 @@ def test_scale_counts_only_valid_cells(scale):
 def test_constant_channel_has_finite_gradient():
     student = torch.ones(1, 2, 3, 3, requires_grad=True)
     s, t = scale_features(student, torch.ones(1, 2, 3, 3), None, "channel")
-    squared_difference(s, t).sum().backward()
+    (s - t).square().sum().backward()
     assert student.grad.isfinite().all()
 
 

@@ -111,11 +111,12 @@ def test_squares_of_large_bf16_features_do_not_lose_their_digits():
 
 def test_criterion_is_given_what_its_signature_says():
     head = make_head(criterion=Counting())
-    boxes = [torch.tensor([[0.0, 0, 8, 8]])]
-    head(*pyramids(), [(32, 20)], boxes=boxes)
+    student, teacher = ({k: v.repeat(2, 1, 1, 1) for k, v in p.items()} for p in pyramids())
+    boxes = [torch.tensor([[0.0, 0, 8, 8]])] * 2
+    head(student, teacher, [(32, 20), (9, 24)], boxes=boxes)
     student, teacher, valid, given, stride = head.criteria["p3"].seen
-    assert student.shape == teacher.shape == (1, 6, 4, 4)
-    assert valid.sum() == 4 * 3
+    assert student.shape == teacher.shape == (2, 6, 4, 3)
+    assert valid.sum((1, 2)).tolist() == [4 * 3, 2 * 3]
     assert given is boxes
     assert stride == 8
     assert not teacher.requires_grad

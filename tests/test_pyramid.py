@@ -4,7 +4,7 @@ from detectron2.layers import ShapeSpec
 from torch import nn
 
 from dfd import UserError
-from dfd.pyramid import crop_to_common, make_adapter, pair_levels, valid_cells
+from dfd.pyramid import crop_to_images, make_adapter, pair_levels, valid_cells
 
 
 def shapes(**strides):
@@ -48,14 +48,18 @@ def test_valid_cells_are_those_that_hold_a_real_pixel():
 
 def test_image_without_padding_is_valid_everywhere():
     # ceil(33 / 16) x ceil(50 / 16) cells, as a network with odd kernels makes them.
-    assert valid_cells([(33, 50)], stride=16, height=3, width=4).all()
+    assert valid_cells([(33, 50)], stride=16, height=3, width=4) is None
+    assert valid_cells([(32, 50)], stride=16, height=3, width=4) is not None
 
 
-def test_crop_keeps_the_top_left_corner():
-    student, teacher = torch.rand(1, 2, 5, 9), torch.rand(1, 3, 7, 4)
-    s, t = crop_to_common(student, teacher)
+def test_crop_keeps_the_top_left_corner_that_an_image_fills():
+    student, teacher = torch.rand(2, 2, 5, 9), torch.rand(2, 3, 7, 4)
+    s, t = crop_to_images(student, teacher, [(80, 80), (80, 30)], stride=16)
     assert torch.equal(s, student[..., :5, :4])
     assert torch.equal(t, teacher[..., :5, :4])
+    s, t = crop_to_images(student, teacher, [(17, 48), (40, 30)], stride=16)
+    assert torch.equal(s, student[..., :3, :3])
+    assert torch.equal(t, teacher[..., :3, :3])
 
 
 def test_adapter_only_where_channels_differ():

@@ -129,4 +129,3 @@ def make_batch(sizes=((64, 96), (80, 64)), seed=0, masks=False):
 def save_checkpoint(model, path):
     torch.save({"model": model.state_dict()}, path)
     return str(path)
-

@@ -12,10 +12,10 @@ import torch
 from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
-from .disparity import scale_features, squared_difference
+from .disparity import disparity_map, scale_features
 from .errors import UserError
 from .losses.base import FeatureCriterion
-from .pyramid import LevelPair, crop_to_common, make_adapter, pair_levels, valid_cells
+from .pyramid import LevelPair, crop_to_images, make_adapter, pair_levels, valid_cells
 
 LEVEL_WEIGHTS = ("equal", "cells")
 
@@ -118,12 +118,17 @@ class DFDHead(nn.Module):
         student_pyramid: Mapping[str, Tensor],
         teacher_pyramid: Mapping[str, Tensor],
         image_sizes: Sequence[tuple[int, int]],
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        student = self.adapters[pair.name](student_pyramid[pair.name]).float()
-        teacher = teacher_pyramid[pair.teacher_name].detach().float()
-        student, teacher = crop_to_common(student, teacher)
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Student (adapted) and teacher of one level in fp32, on the same cells, and the valid."""
+        student = self.adapters[pair.name](student_pyramid[pair.name])
+        student, teacher = crop_to_images(
+            student, teacher_pyramid[pair.teacher_name].detach(), image_sizes, pair.stride
+        )
         valid = valid_cells(image_sizes, pair.stride, *student.shape[-2:], device=student.device)
-        return student, teacher, valid
+        # One memory format for both: arithmetic between two of them is several times slower.
+        layout = torch.contiguous_format
+        student = student.float().contiguous(memory_format=layout)
+        return student, teacher.to(torch.float32, memory_format=layout), valid
 
     def forward(
         self,
@@ -153,10 +158,8 @@ class DFDHead(nn.Module):
             criterion = self.criteria[pair.name]
             # Squares and their sums overflow fp16 and lose digits in bf16.
             with torch.autocast(device_type, enabled=False):
-                losses[pair.name] = criterion(
-                    student, teacher, None if bool(valid.all()) else valid, boxes, pair.stride
-                )
-            cells[pair.name] = valid.sum()
+                losses[pair.name] = criterion(student, teacher, valid, boxes, pair.stride)
+            cells[pair.name] = student[:, 0].numel() if valid is None else valid.sum()
             for key, value in criterion.stats.items():
                 stats[f"dfd/{pair.name}/{key}"] = value
         factor = self.factor(iteration)
@@ -167,13 +170,13 @@ class DFDHead(nn.Module):
         }
 
     def _resolve_level_weights(
-        self, cells: Mapping[str, Tensor]
-    ) -> Mapping[str, Tensor] | Mapping[str, float]:
+        self, cells: Mapping[str, Tensor | int]
+    ) -> Mapping[str, Tensor | float]:
         if not isinstance(self.level_weights, str):
             return self.level_weights
         if self.level_weights == "equal":
             return dict.fromkeys(cells, 1.0)
-        total = sum(cells.values()).clamp(min=1)
+        total = sum(cells.values())
         return {name: len(cells) * count / total for name, count in cells.items()}
 
     @torch.no_grad()
@@ -195,5 +198,8 @@ class DFDHead(nn.Module):
             )
             scale = getattr(self.criteria[pair.name], "scale", "level")
             s, t = scale_features(student, teacher, valid, scale)
-            maps[pair.name] = (squared_difference(s, t), valid)
+            disparity = disparity_map(s - t)
+            if valid is None:
+                valid = torch.ones_like(disparity, dtype=torch.bool)
+            maps[pair.name] = (disparity, valid)
         return maps

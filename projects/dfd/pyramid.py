@@ -6,6 +6,7 @@ level of stride s covers the pixels [i*s, (i+1)*s) x [j*s, (j+1)*s) of the netwo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -93,15 +94,22 @@ def pair_levels(
     return [pair for pair in pairs if pair.name in levels]
 
 
-def crop_to_common(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Crop two (N,C,H,W) maps of one stride to the top-left area that both have.
+def crop_to_images(
+    student: Tensor, teacher: Tensor, image_sizes: Sequence[tuple[int, int]], stride: int
+) -> tuple[Tensor, Tensor]:
+    """Crop two (N,C,H,W) maps of one stride to the top-left area that both have and an image fills.
 
     Images sit in the top-left corner of their padded batch, so equal indices mean equal places,
     whatever either side padded.
+
+    Args:
+        image_sizes: (height, width) in pixels of each image before padding.
     """
-    height = min(student.shape[-2], teacher.shape[-2])
-    width = min(student.shape[-1], teacher.shape[-1])
-    return student[..., :height, :width], teacher[..., :height, :width]
+    rows = math.ceil(max(height for height, _ in image_sizes) / stride)
+    columns = math.ceil(max(width for _, width in image_sizes) / stride)
+    rows = min(rows, student.shape[-2], teacher.shape[-2])
+    columns = min(columns, student.shape[-1], teacher.shape[-1])
+    return student[..., :rows, :columns], teacher[..., :rows, :columns]
 
 
 def valid_cells(
@@ -110,7 +118,7 @@ def valid_cells(
     height: int,
     width: int,
     device: torch.device | str = "cpu",
-) -> Tensor:
+) -> Tensor | None:
     """Mark the cells that lie on real pixels.
 
     Args:
@@ -119,10 +127,13 @@ def valid_cells(
         height, width: cells of the level.
 
     Returns:
-        (N, height, width) bool. A cell counts as valid if any of its pixels belongs to the image,
-        so an image without padding is valid everywhere.
+        (N, height, width) bool, or None if every cell is valid. A cell counts as valid if any of
+        its pixels belongs to the image, so an image without padding is valid everywhere.
     """
-    sizes = torch.as_tensor(image_sizes, device=device).reshape(-1, 2)
+    last_row, last_column = (height - 1) * stride, (width - 1) * stride
+    if all(h > last_row and w > last_column for h, w in image_sizes):
+        return None
+    sizes = torch.as_tensor(image_sizes, device=device)
     rows = torch.arange(height, device=device) * stride
     columns = torch.arange(width, device=device) * stride
     inside_rows = rows[None, :] < sizes[:, 0, None]

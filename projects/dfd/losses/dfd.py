@@ -13,10 +13,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ..disparity import SCALES, SPLITS, scale_features, split_regions, squared_difference
+from ..disparity import SCALES, SPLITS, disparity_map, scale_features, split_regions
 from ..errors import UserError
 from .base import FeatureCriterion, check_shapes
 from .generator import FeatureGenerator
@@ -25,26 +24,43 @@ LENIENT = ("tail", "direction", "tolerance", "context")
 AVERAGES = ("region", "all")
 
 
-def tail_cost(student: Tensor, teacher: Tensor, delta: float) -> Tensor:
-    """The squared difference up to ``delta``, a straight line of the same slope beyond.
+def strict_cost(difference: Tensor) -> Tensor:
+    """mean_c x^2 of the difference x = s - t: (N,C,H,W) to (N,H,W)."""
+    return difference.square().mean(dim=1)
 
-    Twice the Huber loss, so that it equals the strict cost near zero. (N,C,H,W) to (N,H,W).
+
+def tail_cost(difference: Tensor, lenient: Tensor, delta: float) -> Tensor:
+    """Twice the Huber loss in lenient cells: x^2 up to ``delta``, a line of its slope beyond.
+
+    Args:
+        difference: (N,C,H,W).
+        lenient: (N,1,H,W) bool; the other cells cost x^2.
+        delta: where the line begins, > 0.
+
+    Returns:
+        (N,H,W).
     """
-    return 2 * F.huber_loss(student, teacher, reduction="none", delta=delta).mean(dim=1)
+    # With c = x clipped, the cost is 2 x c - c^2 and its gradient 2 c; x itself where not lenient.
+    with torch.no_grad():
+        clipped = torch.where(lenient, difference.clamp(-delta, delta), difference)
+        offset = clipped.square().mean(dim=1)
+    return 2 * (difference * clipped).mean(dim=1) - offset
 
 
-def direction_cost(student: Tensor, teacher: Tensor) -> Tensor:
-    """The squared difference after the student's vector at each cell is given the teacher's length.
+def tolerance_cost(difference: Tensor, lenient: Tensor, tolerance: float) -> Tensor:
+    """The square of what the difference exceeds ``tolerance`` by in lenient cells, else x^2."""
+    forgiven = difference.detach().clamp(-tolerance, tolerance).masked_fill(~lenient, 0)
+    return strict_cost(difference - forgiven)
 
-    Equals |t|^2 / C * 2 (1 - cos(s, t)), on the scale of the strict cost. (N,C,H,W) to (N,H,W).
+
+def direction_cost(student: Tensor, teacher: Tensor, lenient: Tensor) -> Tensor:
+    """The squared difference, in lenient cells after s is given the length of t.
+
+    There it equals |t|^2 / C * 2 (1 - cos(s, t)), on the scale of the strict cost.
     """
-    cosine = F.cosine_similarity(student, teacher, dim=1, eps=1e-6)
-    return teacher.square().mean(dim=1) * 2 * (1 - cosine)
-
-
-def tolerance_cost(student: Tensor, teacher: Tensor, tolerance: float) -> Tensor:
-    """The square of what the difference exceeds ``tolerance`` by. (N,C,H,W) to (N,H,W)."""
-    return ((student - teacher).abs() - tolerance).clamp(min=0).square().mean(dim=1)
+    length = student.norm(dim=1, keepdim=True).clamp(min=1e-6)
+    ratio = torch.where(lenient, teacher.norm(dim=1, keepdim=True) / length, 1.0)
+    return strict_cost(student * ratio - teacher)
 
 
 class DFDLoss(FeatureCriterion):
@@ -192,22 +208,19 @@ class DFDLoss(FeatureCriterion):
         """See :class:`FeatureCriterion`; ``boxes`` and ``stride`` are not used."""
         check_shapes(student, teacher, valid)
         s, t = scale_features(student, teacher.detach(), valid, self.scale)
-        strict = squared_difference(s, t)
-        disparity = strict.detach()
+        difference = s - t
+        disparity = disparity_map(difference)
         regions = split_regions(disparity, valid, self.split, self.thresholds)
-        lenient = None
-        if self.lenient_regions:
-            lenient = self._lenient_cost(s, t, regions, valid)
+        cost = self._cost(s, t, difference, regions, valid)
 
         num_valid = (regions >= 0).sum()
         stats = {"disparity": disparity.mul(regions >= 0).sum() / num_valid.clamp(min=1)}
-        total = strict.new_zeros(())
+        total = cost.new_zeros(())
         for k, name in enumerate(self.region_names):
             mask = regions == k
             size = mask.sum()
             cells = size if self.average == "region" else num_valid
-            cost = lenient if k in self.lenient_regions else strict
-            # where(), not a product: a region's mask must also keep out another's inf or nan.
+            # where(), not a product: what lies outside the region may be inf.
             mean = torch.where(mask, cost, 0).sum() / cells.clamp(min=1)
             total = total + self.region_weights[k] * mean
             stats[f"share_{name}"] = size / num_valid.clamp(min=1)
@@ -215,16 +228,19 @@ class DFDLoss(FeatureCriterion):
         self.stats = stats
         return self.weight * total
 
-    def _lenient_cost(self, s: Tensor, t: Tensor, regions: Tensor, valid: Tensor | None) -> Tensor:
+    def _cost(
+        self, s: Tensor, t: Tensor, difference: Tensor, regions: Tensor, valid: Tensor | None
+    ) -> Tensor:
+        """What each cell costs under its region's constraint, (N,H,W)."""
+        if not self.lenient_regions:
+            return strict_cost(difference)
+        lenient = sum(regions == k for k in self.lenient_regions).bool().unsqueeze(1)
         if self.lenient == "tail":
-            return tail_cost(s, t, self.delta)
-        if self.lenient == "direction":
-            return direction_cost(s, t)
+            return tail_cost(difference, lenient, self.delta)
         if self.lenient == "tolerance":
-            return tolerance_cost(s, t, self.tolerance)
+            return tolerance_cost(difference, lenient, self.tolerance)
+        if self.lenient == "direction":
+            return direction_cost(s, t, lenient)
         if self.generator is None:
             raise UserError("DFDLoss(lenient='context') needs channels=C when used without a head")
-        hidden = torch.zeros_like(regions, dtype=torch.bool)
-        for k in self.lenient_regions:
-            hidden |= regions == k
-        return squared_difference(self.generator(s, hidden.unsqueeze(1), valid), t)
+        return strict_cost(torch.where(lenient, self.generator(s, lenient, valid), s) - t)
