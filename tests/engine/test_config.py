@@ -99,3 +99,13 @@ def test_detectron2s_own_config_needs_no_setting_of_ours(tmp_path):
     resolve_config(cfg)
     set_length(cfg, num_images=160)
     assert (cfg.train.max_iter, cfg.train.seed, cfg.model.num_classes) == (10, -1, 80)
+
+
+@pytest.mark.parametrize("fast", [torch.bfloat16, torch.float32])
+def test_automatic_mixed_precision_where_the_device_gains_from_it(monkeypatch, fast):
+    monkeypatch.setattr("dfd.engine.config.resolve_precision", lambda *_: fast)
+    overrides = ["train.device=cpu", "model.roi_heads.num_classes=3"]
+    cfg = load_config("configs/demo/student.py", overrides)
+    assert cfg.train.amp.enabled == "auto"
+    resolve_config(cfg)
+    assert cfg.train.amp.enabled is (fast == torch.bfloat16)

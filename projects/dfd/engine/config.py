@@ -15,6 +15,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ..data import class_names
 from ..errors import UserError
+from ..teacher import resolve_precision
 
 _REQUIRED = ("model", "dataloader", "optimizer", "lr_multiplier", "train")
 # Settings of ours that Detectron2's own configs do not have; as there, no seed means any.
@@ -116,7 +117,7 @@ def dataset_name(node: Any) -> str:
 
 
 def resolve_config(cfg: DictConfig) -> DictConfig:
-    """Fill in ``train.device="auto"``, ``train.epochs`` and ``num_classes="auto"``, in place.
+    """Fill in "auto" for ``train.device``, ``train.amp.enabled`` and any ``num_classes``, in place.
 
     Afterwards the config holds plain values, as the saved ``config.yaml`` shows them.
 
@@ -129,6 +130,8 @@ def resolve_config(cfg: DictConfig) -> DictConfig:
     if str(device).startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"train.device is {device}, but torch sees no CUDA device: use auto or cpu")
     cfg.train.device = device
+    if cfg.train.amp.enabled == "auto":
+        cfg.train.amp.enabled = resolve_precision("auto", torch.device(device)) != torch.float32
     if any(node.num_classes == "auto" for node in _nodes_with(cfg.model, "num_classes")):
         classes = len(class_names(dataset_name(cfg.dataloader.train.dataset)))
         for node in _nodes_with(cfg.model, "num_classes"):
