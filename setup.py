@@ -12,11 +12,13 @@ setup(
     packages=["dfd", *(f"dfd.{name}" for name in find_packages("projects/dfd"))],
     install_requires=[
         "fvcore",
+        "hydra-core",
         "iopath",
         "matplotlib",
         "numpy",
         "omegaconf",
         "opencv-python-headless",
+        "pillow",
         "pycocotools",
         "tensorboard",
         "timm",

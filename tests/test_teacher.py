@@ -2,6 +2,7 @@ import pickle
 
 import pytest
 import torch
+from detectron2.layers import Conv2d, get_norm
 from torch import nn
 from toys import build, make_batch, save_checkpoint
 
@@ -153,10 +154,16 @@ def test_teacher_mean_and_std_in_the_wrong_channel_order(batch_format, teacher_f
     )
 
 
-def test_imagenet_statistics_in_the_other_order_are_refused():
+@pytest.mark.parametrize("unit", [1, 255])
+@pytest.mark.parametrize(
+    ("key", "rgb"),
+    [("pixel_mean", [123.675, 116.28, 103.53]), ("pixel_std", [58.395, 57.12, 57.375])],
+)
+def test_imagenet_statistics_in_the_other_order_are_refused(key, rgb, unit):
     model = build()
-    model.pixel_mean = model.pixel_mean.flip(0)
-    with pytest.raises(UserError, match="teacher takes BGR images, but its pixel_mean .* RGB"):
+    model.pixel_mean = torch.zeros(3, 1, 1)
+    setattr(model, key, torch.tensor(rgb).view(3, 1, 1) / unit)
+    with pytest.raises(UserError, match=f"teacher takes BGR images, but its {key} .* RGB"):
         teacher_of(model)
     assert teacher_of(model, input_format="RGB").input_format == "RGB"
 
@@ -218,6 +225,29 @@ def test_folded_norms_compute_the_same():
     with torch.no_grad():
         for name, expected in backbone(x).items():
             torch.testing.assert_close(folded(x)[name], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("norm", ["GN", "SyncBN"])
+def test_low_precision_copy_rounds_no_norm(norm):
+    conv = Conv2d(3, 32, 3, norm=get_norm(norm, 32))
+    conv.norm.weight.data += 1e-3  # Which bf16 cannot hold.
+    copy = low_precision_copy(nn.Sequential(conv), torch.bfloat16)[0]
+    assert copy.weight.dtype == torch.bfloat16
+    if norm == "GN":
+        torch.testing.assert_close(copy.norm.weight, conv.norm.weight, rtol=0, atol=0)
+    else:
+        assert copy.norm is None
+
+
+def test_trunk_is_made_once_for_a_device(monkeypatch):
+    teacher = teacher_of(precision="bf16")
+    made = []
+    monkeypatch.setattr(
+        "dfd.teacher.low_precision_copy", lambda *a: made.append(a) or low_precision_copy(*a)
+    )
+    for _ in range(2):
+        teacher(make_batch(), input_format="BGR", device="cpu")
+    assert len(made) == 1
 
 
 def test_low_precision_leaves_the_teachers_own_weights_alone():

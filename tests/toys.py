@@ -126,6 +126,11 @@ def make_batch(sizes=((64, 96), (80, 64)), seed=0, masks=False):
     return batch
 
 
+def part_of_parameters(model, model_part):
+    """The parameters of a model whose names begin so, as an optimizer's ``params``."""
+    return [p for name, p in model.named_parameters() if name.startswith(model_part)]
+
+
 def save_checkpoint(model, path):
     torch.save({"model": model.state_dict()}, path)
     return str(path)

@@ -56,6 +56,13 @@ def channel_order(model: nn.Module, given: str | None, who: str) -> str:
     return order
 
 
+def guard_square_padding(model: nn.Module, who: str) -> None:
+    """Let every forward of a detector, in training and in evaluation, check its images first."""
+    model.register_forward_pre_hook(
+        lambda module, args: check_fits_square_padding(module, args[0], who)
+    )
+
+
 def check_fits_square_padding(
     model: nn.Module, batched_inputs: Sequence[dict[str, Tensor]], who: str
 ) -> None:

@@ -94,9 +94,9 @@ class DistilledDetector(nn.Module):
 
     def forward(self, batched_inputs: Sequence[dict]) -> dict[str, Tensor] | list[dict]:
         """Losses by name in training, the student's detections in evaluation."""
+        check_fits_square_padding(self.student, batched_inputs, "student")
         if not self.training:
             return self.student(batched_inputs)
-        check_fits_square_padding(self.student, batched_inputs, "student")
         iteration = get_event_storage().iter if has_event_storage() else 0
         active = self.head.factor(iteration) > 0
         # The teacher goes first: what its pass needs is freed before the student's activations,
@@ -153,6 +153,7 @@ class DistilledDetector(nn.Module):
         as the training loss does: before the first iterations they have no others. It is left as
         it was.
         """
+        check_fits_square_padding(self.student, batched_inputs, "student")
         with batch_statistics(self.student):
             images = self.student.preprocess_image(batched_inputs)
             student_pyramid = self.student.backbone(images.tensor)
@@ -167,7 +168,8 @@ class DistilledDetector(nn.Module):
 def batch_statistics(model: nn.Module) -> Iterator[None]:
     """Within the context: eval mode, but batch norms use the batch's statistics and keep none."""
     modes = {module: module.training for module in model.modules()}
-    norms = [m for m in modes if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    # Not their synchronised kin, which would wait for processes that draw no pictures.
+    norms = [m for m in modes if type(m) is nn.BatchNorm2d]
     tracking = [norm.track_running_stats for norm in norms]
     model.eval()
     for norm in norms:

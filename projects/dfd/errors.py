@@ -6,3 +6,8 @@ class UserError(ValueError):
 
     ``train_net.py`` and the tools print the message without a traceback and exit with code 1.
     """
+
+
+def first_line(error: BaseException) -> str:
+    """What a foreign error says, for use within a message of one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -88,6 +88,7 @@ class FrozenTeacher:
             logger.warning("Teacher: RANDOM WEIGHTS, as model.teacher.allow_random=True permits")
         self.input_format = channel_order(model, input_format, "teacher")
         self._trunk: nn.Module | None = None
+        self._trunk_device: torch.device | None = None
         self._trunk_dtype = torch.float32
 
     def output_shape(self) -> dict[str, ShapeSpec]:
@@ -129,9 +130,9 @@ class FrozenTeacher:
             Level name to (N,C,H,W), in the precision of the pass.
         """
         device = torch.device(device or self.device)
-        if self._trunk is None or device != self.device:
+        if self._trunk is None or device != self._trunk_device:
             self.model.to(device)
-            self._trunk = self._make_trunk(device)
+            self._trunk, self._trunk_device = self._make_trunk(device), device
         # Nothing here calls train(), but a user's hook may.
         self._trunk.eval()
         images = self.preprocess(batched_inputs, input_format).tensor
@@ -181,7 +182,7 @@ def low_precision_copy(trunk: nn.Module, dtype: torch.dtype) -> nn.Module:
     trunk = copy.deepcopy(trunk).eval()
     for module in trunk.modules():
         if isinstance(module, Conv2d) and isinstance(
-            module.norm, nn.BatchNorm2d | FrozenBatchNorm2d
+            module.norm, nn.modules.batchnorm._BatchNorm | FrozenBatchNorm2d
         ):
             norm = module.norm
             scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
@@ -193,5 +194,8 @@ def low_precision_copy(trunk: nn.Module, dtype: torch.dtype) -> nn.Module:
             module.bias = nn.Parameter(bias + shift, requires_grad=False)
             module.norm = None
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
-            module.to(dtype=dtype)
+            # Not module.to(), which would reach a norm within the convolution.
+            module.weight.data = module.weight.to(dtype)
+            if module.bias is not None:
+                module.bias.data = module.bias.to(dtype)
     return trunk.to(memory_format=torch.channels_last)

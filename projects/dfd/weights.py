@@ -14,7 +14,7 @@ import torch
 from detectron2.utils.file_io import PathManager
 from torch import Tensor, nn
 
-from .errors import UserError
+from .errors import UserError, first_line
 
 # What a pickle of numpy arrays needs, and nothing else.
 _ALLOWED_GLOBALS = {
@@ -49,10 +49,15 @@ class _ArrayUnpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
 
+def read_arrays(path: str) -> Any:
+    """The content of a pickle that holds arrays and plain containers and nothing else."""
+    with open(path, "rb") as f:
+        return _ArrayUnpickler(f, encoding="latin1").load()
+
+
 def _read(path: str) -> Any:
     if path.endswith(".pkl"):
-        with open(path, "rb") as f:
-            return _ArrayUnpickler(f, encoding="latin1").load()
+        return read_arrays(path)
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
@@ -69,8 +74,7 @@ def local_path(path: str, what: str) -> str:
     try:
         local = PathManager.get_local_path(path)
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{what}: {path} cannot be fetched ({reason})") from error
+        raise UserError(f"{what}: {path} cannot be fetched ({first_line(error)})") from error
     if not os.path.isfile(local):
         raise UserError(f"{what}: no such file: {path}")
     return local
@@ -90,8 +94,9 @@ def read_weights(path: str, what: str) -> WeightFile:
     try:
         content = _read(local)
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{what}: {path} is not a readable weight file: {reason}") from error
+        raise UserError(
+            f"{what}: {path} is not a readable weight file: {first_line(error)}"
+        ) from error
     if not isinstance(content, Mapping):
         raise UserError(f"{what}: {path} holds a {type(content).__name__}, not named weights")
     if content.get("matching_heuristics"):

@@ -9,6 +9,7 @@ import detectron2.data.transforms as T
 import numpy as np
 import pytest
 import torch
+from coco_files import IDS, write_mixed_coco
 from detectron2.config import LazyConfig, instantiate
 from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 from detectron2.structures import Boxes, BoxMode, Instances
@@ -27,27 +28,6 @@ from dfd.data import (
 from dfd.errors import UserError
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "common" / "data"
-IDS = (4, 17, 90)
-
-
-def write_coco(folder, number=12, **change):
-    """``number`` images, wide and tall ones in turn, the last without objects."""
-    rng = np.random.default_rng(0)
-    images, annotations = [], []
-    for i in range(number):
-        w, h = (48, 32) if i % 2 else (32, 48)
-        cv2.imwrite(str(folder / f"{i}.png"), rng.integers(0, 255, (h, w, 3), dtype=np.uint8))
-        images.append({"id": 100 + i, "file_name": f"{i}.png", "width": w, "height": h})
-        for k in range(3 if i + 1 < number else 0):
-            box = [2 + k, 3, 10 + 4 * k, 12 + k]
-            annotations.append({"id": len(annotations) + 1, "image_id": 100 + i, "bbox": box,
-                                "area": 50 + k, "iscrowd": 0, "category_id": IDS[k]})  # fmt: skip
-    if annotations:
-        annotations[0].update(change)
-    categories = [{"id": i, "name": f"class{i}"} for i in IDS]
-    content = {"images": images, "annotations": annotations, "categories": categories}
-    (folder / "data.json").write_text(json.dumps(content))
-    return {"json": str(folder / "data.json"), "images": str(folder)}
 
 
 def train_mapper():
@@ -76,7 +56,7 @@ def batches(name, steps=8, disturb=False, **more):
 
 @pytest.mark.parametrize("grouping", [True, False])
 def test_same_seed_gives_the_same_augmented_images_whatever_else_draws(tmp_path, grouping):
-    name = coco_json(**write_coco(tmp_path))
+    name = coco_json(**write_mixed_coco(tmp_path))
     first = batches(name, seed=5, aspect_ratio_grouping=grouping)
     np.random.seed(1)
     assert batches(name, seed=5, disturb=True, aspect_ratio_grouping=grouping) == first
@@ -90,12 +70,14 @@ def test_same_seed_gives_the_same_augmented_images_whatever_else_draws(tmp_path,
 
 
 def test_another_seed_augments_the_same_image_differently(tmp_path):
-    name = coco_json(**write_coco(tmp_path, number=2))  # One image with objects: no order to vary.
+    name = coco_json(
+        **write_mixed_coco(tmp_path, number=2)
+    )  # One image with objects: no order to vary.
     assert batches(name, seed=5) == batches(name, seed=5) != batches(name, seed=6)
 
 
 def test_loading_leaves_the_random_numbers_of_the_process_alone(tmp_path):
-    name = coco_json(**write_coco(tmp_path))
+    name = coco_json(**write_mixed_coco(tmp_path))
     loader = iter(
         build_train_loader(dataset=name, mapper=train_mapper(), total_batch_size=2, seed=0)
     )
@@ -108,7 +90,7 @@ def test_loading_leaves_the_random_numbers_of_the_process_alone(tmp_path):
 
 
 def test_aspect_ratio_grouping_does_not_mix_wide_and_tall_images(tmp_path):
-    name = coco_json(**write_coco(tmp_path))
+    name = coco_json(**write_mixed_coco(tmp_path))
     loader = iter(
         build_train_loader(dataset=name, mapper=train_mapper(), total_batch_size=4, seed=0)
     )
@@ -117,13 +99,13 @@ def test_aspect_ratio_grouping_does_not_mix_wide_and_tall_images(tmp_path):
 
 
 def test_without_a_seed_two_runs_differ(tmp_path):
-    name = coco_json(**write_coco(tmp_path))
+    name = coco_json(**write_mixed_coco(tmp_path))
     np.random.seed(None)
     assert batches(name, seed=-1) != batches(name, seed=None)
 
 
 def test_images_without_objects_are_tested_but_not_trained_on(tmp_path):
-    name = coco_json(**write_coco(tmp_path))
+    name = coco_json(**write_mixed_coco(tmp_path))
     tested = [d[0]["image_id"] for d in build_test_loader(dataset=name, mapper=test_mapper())]
     assert tested == list(range(100, 112))
     trained = {image_id for batch in batches(name, steps=12, seed=0) for image_id, _ in batch}
@@ -133,7 +115,7 @@ def test_images_without_objects_are_tested_but_not_trained_on(tmp_path):
 
 
 def test_image_that_cannot_be_read_is_named(tmp_path):
-    name = coco_json(**write_coco(tmp_path, number=3))
+    name = coco_json(**write_mixed_coco(tmp_path, number=3))
     (tmp_path / "1.png").write_bytes(b"not an image")
     with pytest.raises(UserError, match=r"cannot load image .*1\.png") as e:
         batches(name, seed=0)
@@ -145,7 +127,7 @@ def test_image_that_cannot_be_read_is_named(tmp_path):
 
 
 def test_mapper_that_skips_an_image_gets_the_next_one(tmp_path):
-    name = coco_json(**write_coco(tmp_path))
+    name = coco_json(**write_mixed_coco(tmp_path))
     inner = train_mapper()
     loader = build_train_loader(
         dataset=name,
@@ -166,7 +148,7 @@ def test_unknown_dataset_and_bad_batch_size_are_named(tmp_path):
         dataset_dicts(dataset="no_such")
     with pytest.raises(UserError, match="'no_such' is not registered"):
         class_names("no_such")
-    name = coco_json(**write_coco(tmp_path))
+    name = coco_json(**write_mixed_coco(tmp_path))
     with pytest.raises(UserError, match="total_batch_size=0"):
         build_train_loader(dataset=name, mapper=train_mapper(), total_batch_size=0)
     assert class_names("coco_2017_val")[:2] == ["person", "bicycle"]
@@ -200,7 +182,7 @@ def assert_perfect(name, evaluator, classes):
 
 
 def test_unchanged_coco_json_is_evaluated_against_the_original_file(tmp_path):
-    paths = write_coco(tmp_path)
+    paths = write_mixed_coco(tmp_path)
     name = coco_json(**paths)
     assert MetadataCatalog.get(name).json_file == paths["json"]
     assert_perfect(name, build_evaluator(dataset=name), [f"class{i}" for i in IDS])
@@ -218,7 +200,7 @@ def test_unchanged_coco_json_is_evaluated_against_the_original_file(tmp_path):
     ],
 )
 def test_changed_coco_data_is_evaluated_against_what_the_loader_holds(tmp_path, change):
-    paths = write_coco(tmp_path, **change)
+    paths = write_mixed_coco(tmp_path, **change)
     if change == {"area": None}:
         content = json.loads((tmp_path / "data.json").read_text())
         del content["annotations"][0]["area"]
@@ -230,7 +212,7 @@ def test_changed_coco_data_is_evaluated_against_what_the_loader_holds(tmp_path, 
 
 
 def test_subset_is_evaluated_alone_and_a_stale_file_is_replaced(tmp_path):
-    paths = write_coco(tmp_path)
+    paths = write_mixed_coco(tmp_path)
     name = coco_json(**paths, num_images=4)
     out = tmp_path / "out"
     out.mkdir()
@@ -248,7 +230,7 @@ def test_subset_is_evaluated_alone_and_a_stale_file_is_replaced(tmp_path):
 
 
 def test_ground_truth_cached_by_another_evaluator_is_not_used(tmp_path):
-    paths = write_coco(tmp_path)
+    paths = write_mixed_coco(tmp_path)
     name = coco_json(**paths, num_images=5)
     MetadataCatalog.get(name).json_file = paths["json"]  # As detectron2's evaluator does.
     entries = set(MetadataCatalog.list())
@@ -258,7 +240,7 @@ def test_ground_truth_cached_by_another_evaluator_is_not_used(tmp_path):
 
 def test_crowd_is_neither_an_object_nor_a_false_positive(tmp_path):
     rle = {"size": [48, 32], "counts": [0, 48 * 32]}
-    paths = write_coco(tmp_path, iscrowd=1, segmentation=rle, bbox=[0, 0, 32, 48])
+    paths = write_mixed_coco(tmp_path, iscrowd=1, segmentation=rle, bbox=[0, 0, 32, 48])
     name = coco_json(**paths, num_images=11)
     evaluator = build_evaluator(dataset=name, output_dir=str(tmp_path / "out"))
     truth = json.loads((tmp_path / "out" / f"{name}_ground_truth.json").read_text())
@@ -290,7 +272,9 @@ def test_voc_and_shapes_are_evaluated_exactly(tmp_path):
 
 def test_dataset_registered_elsewhere_is_converted_afresh(tmp_path):
     box = {"bbox": [1, 2, 11, 12], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0}
-    record = {"file_name": "x", "image_id": "x", "width": 40, "height": 30, "annotations": [box]}
+    record = {"file_name": str(tmp_path / "x"), "image_id": "x", "width": 40, "height": 30,
+              "annotations": [box]}  # fmt: skip
+    (tmp_path / "x").touch()
     DatasetCatalog.register("dfd_test_elsewhere", lambda: [record])
     try:
         MetadataCatalog.get("dfd_test_elsewhere").thing_classes = ["a", "b"]
@@ -334,7 +318,7 @@ def test_shapes_config_needs_its_root_once_and_its_seed_is_that_of_the_run(tmp_p
 
 
 def test_coco_config_takes_a_subset_and_the_test_split_stays_whole(tmp_path):
-    paths = write_coco(tmp_path)
+    paths = write_mixed_coco(tmp_path)
     settings = [f"dataloader.{s}.dataset.{k}={v}" for s in ("train", "test")
                 for k, v in paths.items()]  # fmt: skip
     cfg = full_config("coco_json", *settings, "dataloader.train.dataset.num_images=3")
@@ -346,7 +330,7 @@ def test_coco_config_takes_a_subset_and_the_test_split_stays_whole(tmp_path):
 
 
 def test_config_takes_a_registered_name_in_place_of_a_reader(tmp_path):
-    name = coco_json(**write_coco(tmp_path))
+    name = coco_json(**write_mixed_coco(tmp_path))
     cfg = full_config(
         "coco_json", f"dataloader.train.dataset={name}", f"dataloader.test.dataset={name}"
     )

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 from coco_files import write_coco
 
@@ -13,5 +15,5 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def configs():
-    """Paths of a toy teacher's, a toy plain student's and a toy distilled student's config."""
-    return {name: f"tests/engine/configs/{name}.py" for name in ("teacher", "student", "dfd")}
+    """Paths of the toy configs by name; teacher, student and dfd belong together."""
+    return {path.stem: str(path) for path in Path("tests/engine/configs").glob("*.py")}

@@ -6,11 +6,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 from coco_files import write_coco
+from commands import run
 from detectron2.config import instantiate
-from detectron2.engine import default_argument_parser
 from toys import faster_rcnn_config
 
-from dfd.engine import main
+from dfd.engine.checks import check_output_dir
 
 
 @pytest.fixture(scope="module")
@@ -44,11 +44,10 @@ def given(tmp_path_factory, data):
     )
 
 
-def run(capsys, config, *arguments):
-    """main() as train_net.py calls it: (exit code, the error's lines)."""
-    args = default_argument_parser().parse_args(["--config-file", config, *arguments])
+def fail(capsys, config, *arguments):
+    """(exit code, the lines on stderr) of a run that must fail."""
     with pytest.raises(SystemExit) as stop:
-        main(args)
+        run(config, *arguments)
     return stop.value.code, capsys.readouterr().err.strip().splitlines()
 
 
@@ -154,6 +153,46 @@ def content(folder):
                 "needs CUDA",
             ),
             (
+                "damaged initial checkpoint",
+                lambda g: [*g.good, f"train.init_checkpoint={g.empty.partition('=')[2]}"],
+                "is not a readable weight file",
+            ),
+            (
+                "initial checkpoint of another width",
+                lambda g: [
+                    *g.good,
+                    g.teacher.replace("model.teacher.checkpoint", "train.init_checkpoint"),
+                    "model.student.backbone.bottom_up.stem.out_channels=6",
+                    "model.student.backbone.bottom_up.stages.0.in_channels=6",
+                    "model.student.backbone.bottom_up.stages.0.out_channels=6",
+                    "model.student.backbone.bottom_up.stages.1.in_channels=6",
+                    "model.student.backbone.bottom_up.stages.1.out_channels=12",
+                    "model.student.backbone.bottom_up.stages.2.in_channels=12",
+                    "model.student.backbone.bottom_up.stages.2.out_channels=24",
+                    "model.student.backbone.bottom_up.stages.3.in_channels=24",
+                    "model.student.backbone.bottom_up.stages.3.out_channels=48",
+                ],
+                "weights of the student's backbone",
+            ),
+            (
+                "test loader in another channel order than the student",
+                lambda g: [*g.good, "dataloader.test.mapper.image_format=RGB"],
+                "dataloader.test.mapper.image_format is RGB, but the student takes BGR",
+            ),
+            (
+                "evaluation of an image larger than a square padding",
+                lambda g: [
+                    "--eval-only",
+                    *g.data,
+                    g.teacher.replace("model.teacher.checkpoint", "train.init_checkpoint"),
+                    "model.student.backbone.out_channels=12",
+                    "model.student.proposal_generator.head.in_channels=12",
+                    "model.student.roi_heads.box_head.input_shape.channels=12",
+                    "model.student.backbone.square_pad=64",
+                ],
+                "is larger than the square of 64",
+            ),
+            (
                 "unknown part to inherit",
                 lambda g: [*g.good, "model.inherit=[neck]"],
                 "model.inherit names 'neck'",
@@ -179,7 +218,9 @@ def test_one_line_and_exit_code_1(given, configs, capsys, tmp_path, arguments, n
     arguments = arguments(given)
     flags = [a for a in arguments if a.startswith("--")]
     rest = [a for a in arguments if not a.startswith("--")]
-    code, lines = run(capsys, configs["dfd"], *flags, *rest, f"train.output_dir={tmp_path / 'out'}")
+    code, lines = fail(
+        capsys, configs["dfd"], *flags, *rest, f"train.output_dir={tmp_path / 'out'}"
+    )
     assert code == 1
     errors = [line for line in lines if line.startswith("error: ")]
     assert len(errors) == 1
@@ -189,7 +230,7 @@ def test_one_line_and_exit_code_1(given, configs, capsys, tmp_path, arguments, n
 
 
 def test_no_such_config_file(capsys):
-    code, lines = run(capsys, "configs/absent.py")
+    code, lines = fail(capsys, "configs/absent.py")
     assert (code, lines) == (1, ["error: --config-file: no such file: configs/absent.py"])
 
 
@@ -197,7 +238,7 @@ def test_no_such_config_file(capsys):
 def test_output_folder_of_another_run_is_not_touched(given, configs, capsys, tmp_path, left):
     (tmp_path / left).write_text("precious")
     before = content(tmp_path)
-    code, lines = run(capsys, configs["dfd"], *given.good, f"train.output_dir={tmp_path}")
+    code, lines = fail(capsys, configs["dfd"], *given.good, f"train.output_dir={tmp_path}")
     assert code == 1
     assert lines[-1].startswith(f"error: train.output_dir {tmp_path} already holds a run ({left})")
     assert content(tmp_path) == before
@@ -208,7 +249,7 @@ def test_error_in_a_loader_worker_is_still_one_line(given, configs, capsys, tmp_
     images.mkdir()
     for i in range(8):
         (images / f"{i}.png").write_bytes(b"no image")
-    code, lines = run(
+    code, lines = fail(
         capsys,
         configs["dfd"],
         *given.good,
@@ -218,3 +259,45 @@ def test_error_in_a_loader_worker_is_still_one_line(given, configs, capsys, tmp_
     )
     assert code == 1
     assert lines[-1].startswith("error: cannot load image ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        # Alone in its batch, Detectron2 would crop the image without a word.
+        (
+            ["model.backbone.square_pad=64", "dataloader.train.total_batch_size=1"],
+            "is larger than the square of 64",
+        ),
+        (["dataloader.train.mapper.image_format=RGB"], "the student takes BGR"),
+        (["optimizer.params.model_part=backbone"], "not exactly once (proposal_generator"),
+    ],
+)
+def test_plain_run_is_guarded_like_a_distilled_one(
+    given, configs, capsys, tmp_path, arguments, named
+):
+    code, lines = fail(
+        capsys, configs["partial"], *given.data, *arguments, f"train.output_dir={tmp_path / 'out'}"
+    )
+    assert code == 1
+    assert named in lines[-1]
+
+
+def test_failed_start_does_not_block_the_corrected_run(given, configs, capsys, tmp_path):
+    out = f"train.output_dir={tmp_path}"
+    fail(capsys, configs["dfd"], *given.good, out, "train.init_checkpoint=absent.pth")
+    assert (tmp_path / "metrics.json").exists()
+    check_output_dir(str(tmp_path))
+    run(configs["dfd"], *given.good, out, "train.max_iter=1")
+
+
+def test_mixed_precision_of_fcos_is_refused(given, configs, capsys, tmp_path):
+    code, lines = fail(
+        capsys,
+        configs["fcos"],
+        *given.data,
+        "train.amp.enabled=True",
+        f"train.output_dir={tmp_path / 'out'}",
+    )
+    assert code == 1
+    assert "FCOS do not run in mixed precision" in lines[-1]

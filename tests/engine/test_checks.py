@@ -1,9 +1,11 @@
 import pytest
 import torch
+from torch.utils.data import DataLoader
 from toys import build
 
 from dfd import DFDHead, DistilledDetector, FrozenTeacher, UserError
 from dfd.engine.checks import check_classes, check_optimizer, check_output_dir
+from dfd.engine.run import count_images
 from dfd.losses import DFDLoss
 
 CLASSES = ["disc", "box", "bar"]
@@ -64,6 +66,13 @@ def test_teacher_of_other_classes_only_where_the_config_says_so():
     with pytest.raises(UserError, match="the teacher's classes are"):
         check_classes(build(), make_teacher(class_names=other), CLASSES, CLASSES)
     check_classes(build(), make_teacher(class_names=other, check_classes=False), CLASSES, CLASSES)
+
+
+def test_images_are_counted_not_batches():
+    images = list(range(100))
+    assert count_images(DataLoader(images, batch_size=10)) == 100
+    assert count_images(images) == 100
+    assert count_images(iter(images)) is None
 
 
 def test_empty_or_absent_output_folder_is_fine(tmp_path):

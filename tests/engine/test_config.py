@@ -39,6 +39,7 @@ def test_override(override, value):
         ("train.max_iter.x=1", "train.max_iter has no 'x'"),
         ("nonsense", "cannot be read"),
         ("a=[", "cannot be read"),
+        ("--resume", "--resume stands among the overrides"),
     ],
 )
 def test_misspelt_override_would_change_nothing(override, named):

@@ -9,21 +9,15 @@ import textwrap
 
 import pytest
 import torch
+from commands import ENV, command, run
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from toys import build, make_batch
 
+from dfd import DFDHead, DistilledDetector, FrozenTeacher
+from dfd.engine.checkpoint import StudentCheckpointer
 from dfd.engine.config import load_config
-
-ENV = os.environ | {"PYTHONPATH": "tests", "OMP_NUM_THREADS": "1"}
-
-
-def command(config, *arguments):
-    result = subprocess.run(
-        [sys.executable, "train_net.py", "--config-file", config, *arguments],
-        capture_output=True,
-        text=True,
-        env=ENV,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    return result
+from dfd.engine.trainer import Trainer
+from dfd.losses import DFDLoss
 
 
 def read_metrics(folder):
@@ -34,15 +28,20 @@ def read_metrics(folder):
 def runs(tmp_path_factory, data, configs):
     """A teacher, a plain student and a distilled student of four iterations each."""
     root = tmp_path_factory.mktemp("runs")
-    out = {name: root / name for name in configs}
-    command(configs["teacher"], *data, f"train.output_dir={out['teacher']}")
-    command(configs["student"], *data, f"train.output_dir={out['student']}")
-    command(
+    out = {name: root / name for name in ("teacher", "student", "dfd")}
+    result = command(configs["teacher"], *data, f"train.output_dir={out['teacher']}")
+    assert result.returncode == 0, result.stderr[-3000:]
+    # Eight images in batches of two.
+    epoch = ["train.epochs=1", "train.max_iter=99"]
+    run(configs["student"], *data, f"train.output_dir={out['student']}", *epoch)
+    run(
         configs["dfd"],
         *data,
         f"train.output_dir={out['dfd']}",
         f"model.teacher.checkpoint={out['teacher']}/model_final.pth",
         "model.head.criterion.lenient=context",
+        "train.eval_period=2",
+        "train.disparity_images.period=2",
     )
     return out
 
@@ -78,7 +77,25 @@ def test_metrics_tell_each_term_and_its_share(runs):
         ):
             assert name in first
     assert "dfd/ratio" in first
-    assert sorted(os.listdir(runs["dfd"] / "disparity")) == ["0000000.png", "0000004.png"]
+
+
+def test_pictures_and_scalars_reach_tensorboard(runs):
+    assert sorted(os.listdir(runs["dfd"] / "disparity")) == [
+        "0000000.png",
+        "0000002.png",
+        "0000004.png",
+    ]
+    events = EventAccumulator(str(runs["dfd"]), size_guidance={"images": 0}).Reload()
+    assert [event.step for event in events.Images("disparity")] == [0, 1, 3]
+    assert len(events.Scalars("dfd/p3/disparity")) == 4
+    assert len(events.Scalars("loss_dfd_p3")) == 4
+
+
+def test_evaluation_during_training_does_not_end_it(runs):
+    """Evaluated after the second iteration; the third would raise in eval mode."""
+    lines = read_metrics(runs["dfd"])
+    assert [line["iteration"] for line in lines if "bbox/AP" in line][0] == 1
+    assert "loss_cls" in lines[2]
 
 
 def test_summary_holds_what_a_table_needs(runs):
@@ -128,27 +145,31 @@ STOCK = textwrap.dedent("""
 """)
 
 
-def test_stock_detectron2_loads_the_student_and_predicts_the_same(runs, tmp_path):
-    from detectron2.config import instantiate
-    from toys import make_batch
-
-    from dfd.weights import load_strict, read_weights
-
-    checkpoint = str(runs["dfd"] / "model_final.pth")
+def test_stock_detectron2_loads_the_student_and_predicts_the_same(tmp_path):
+    """A student is trained here; its file predicts the same where there is no dfd."""
+    head = DFDHead(criterion=DFDLoss())
+    teacher = FrozenTeacher(model=build(seed=1), allow_random=True)
+    model = DistilledDetector(student=build(), teacher=teacher, head=head)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    trainer = Trainer(model, [make_batch()] * 3, optimizer, device="cpu")
+    before = model.student.state_dict()["backbone.fpn_output3.weight"].clone()
+    trainer.train(0, 3)
+    assert not torch.equal(before, model.student.state_dict()["backbone.fpn_output3.weight"])
+    checkpointer = StudentCheckpointer(
+        model.student, str(tmp_path), class_names=["a", "b", "c"], trainer=trainer, head=head
+    )
+    checkpointer.save("model")
     subprocess.run(
-        [sys.executable, "-c", STOCK, checkpoint, str(tmp_path / "found.pt")],
+        [sys.executable, "-c", STOCK, str(tmp_path / "model.pth"), str(tmp_path / "found.pt")],
         env=ENV,
         check=True,
     )
-    cfg = load_config(str(runs["dfd"] / "config.yaml"))
-    model = instantiate(cfg.model).eval()
-    load_strict(model.student, read_weights(checkpoint, "checkpoint"), "checkpoint")
+    model.eval()
     model.student.roi_heads.box_predictor.test_score_thresh = 0.0
     with torch.no_grad():
         ours = [x["instances"] for x in model(make_batch())]
-    stock = torch.load(tmp_path / "found.pt")
     assert sum(len(x) for x in ours) > 0
-    for a, (boxes, scores, classes) in zip(ours, stock, strict=True):
+    for a, (boxes, scores, classes) in zip(ours, torch.load(tmp_path / "found.pt"), strict=True):
         torch.testing.assert_close(a.pred_boxes.tensor, boxes)
         torch.testing.assert_close(a.scores, scores)
         assert torch.equal(a.pred_classes, classes)
@@ -162,7 +183,7 @@ def test_plain_and_distilled_run_of_one_seed_begin_alike(runs):
 
 
 def test_same_seed_same_run(runs, data, configs, tmp_path):
-    command(configs["student"], *data, f"train.output_dir={tmp_path}", "train.max_iter=4")
+    run(configs["student"], *data, f"train.output_dir={tmp_path}")
     again = torch.load(tmp_path / "model_final.pth", weights_only=True)["model"]
     before = torch.load(runs["student"] / "model_final.pth", weights_only=True)["model"]
     for key, value in before.items():
@@ -177,18 +198,48 @@ def test_adapter_and_generator_moved(runs):
         assert not torch.equal(first[key], last[key]), key
 
 
-def test_resume_continues_at_the_next_iteration(runs, data, configs, tmp_path):
-    shared = [*data, f"model.teacher.checkpoint={runs['teacher']}/model_final.pth"]
-    command(configs["dfd"], *shared, f"train.output_dir={tmp_path}", "train.max_iter=2")
-    command(configs["dfd"], "--resume", *shared, f"train.output_dir={tmp_path}")
-    iterations = [line["iteration"] for line in read_metrics(tmp_path)]
-    assert iterations[:4] == [0, 1, 2, 3] or set(range(4)) <= set(iterations)
+def test_resume_continues_and_does_not_inherit_again(runs, data, configs, tmp_path, caplog):
+    shared = [
+        *data,
+        f"model.teacher.checkpoint={runs['teacher']}/model_final.pth",
+        "model.inherit=[backbone.bottom_up.]",
+        f"train.output_dir={tmp_path}",
+    ]
+    run(configs["dfd"], *shared, "train.max_iter=2")
+    run(configs["dfd"], "--resume", *shared)
+    assert caplog.text.count("Inherited from the teacher") == 1
+    assert {line["iteration"] for line in read_metrics(tmp_path)} >= {0, 1, 2, 3}
     assert torch.load(tmp_path / "model_final.pth", weights_only=True)["iteration"] == 3
 
+    summary = (tmp_path / "summary.json").read_bytes()
+    run(configs["dfd"], "--resume", *shared)
+    assert (tmp_path / "summary.json").read_bytes() == summary
 
-def test_eval_only_gives_the_trained_ap_and_keeps_the_run(runs, data, configs):
+
+def test_inheritance_comes_after_the_initial_weights(runs, data, configs, tmp_path):
+    run(
+        configs["dfd"],
+        *data,
+        f"model.teacher.checkpoint={runs['teacher']}/model_final.pth",
+        f"train.init_checkpoint='{runs['student']}/model_final.pth?matching_heuristics=True'",
+        "model.inherit=[backbone.bottom_up.]",
+        "train.max_iter=1",
+        "optimizer.lr=0",
+        f"train.output_dir={tmp_path}",
+    )
+    weights, teacher, student = (
+        torch.load(folder / "model_final.pth", weights_only=True)["model"]
+        for folder in (tmp_path, runs["teacher"], runs["student"])
+    )
+    key = "backbone.bottom_up.res2.0.conv1.weight"
+    assert torch.equal(weights[key], teacher[key])
+    key = "roi_heads.box_head.fc1.weight"
+    assert torch.equal(weights[key], student[key])
+
+
+def test_eval_only_gives_the_trained_ap_and_keeps_the_run(runs, data, configs, caplog):
     before = (runs["dfd"] / "config.yaml").read_bytes()
-    result = command(
+    run(
         configs["dfd"],
         "--eval-only",
         *data,
@@ -196,5 +247,32 @@ def test_eval_only_gives_the_trained_ap_and_keeps_the_run(runs, data, configs):
         f"train.init_checkpoint={runs['dfd']}/model_final.pth",
     )
     expected = read_metrics(runs["dfd"])[-1]["bbox/AP"]
-    assert f"copypaste: {expected:.4f}" in result.stdout + result.stderr
+    assert f"copypaste: {expected:.4f}" in caplog.text
     assert (runs["dfd"] / "config.yaml").read_bytes() == before
+
+
+def test_two_processes_train_evaluate_and_agree_on_the_end(runs, data, configs, tmp_path):
+    """Warm-up, distillation and the time after it, with no parameter unused."""
+    result = command(
+        configs["dfd"],
+        "--num-gpus=2",
+        *data,
+        f"model.teacher.checkpoint={runs['teacher']}/model_final.pth",
+        "model.head.adapter=conv1x1",
+        "model.head.warmup_iters=2",
+        "model.head.end_iter=3",
+        f"train.output_dir={tmp_path}",
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    lines = read_metrics(tmp_path)
+    assert "loss_dfd_p3" in lines[2]
+    assert "bbox/AP" in lines[-1]
+
+
+def test_error_under_two_processes_is_one_line(data, configs, tmp_path):
+    result = command(configs["dfd"], "--num-gpus=2", *data, f"train.output_dir={tmp_path}")
+    assert result.returncode == 1
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "model.teacher.checkpoint is empty" in errors[0]
+    assert "Traceback" not in result.stderr

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from detectron2.engine import hooks
 from torch import nn
 
 from dfd import UserError
@@ -66,6 +67,27 @@ def test_divergence_noticed_by_detectron2_is_one_line():
     with pytest.raises(UserError, match="diverged at iteration 0: Predicted boxes") as error:
         train(Diverged())
     assert "\n" not in str(error.value)
+
+
+def test_failure_in_the_last_iteration_is_no_end_of_the_run():
+    """Or the run would be evaluated, and under several processes by one of them alone."""
+    model = Toy(lambda loss: loss * float("nan"))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    trainer = Trainer(model, [torch.ones(2, 4)], optimizer, device="cpu")
+    evaluated = []
+    trainer.register_hooks([hooks.EvalHook(0, lambda: evaluated.append(1))])
+    with pytest.raises(UserError):
+        trainer.train(0, 1)
+    assert not evaluated
+
+
+def test_model_left_in_eval_mode_is_noticed():
+    model = Toy()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    trainer = Trainer(model, [torch.ones(2, 4)], optimizer, device="cpu")
+    model.eval()
+    with pytest.raises(RuntimeError, match="eval mode"):
+        trainer.train(0, 1)
 
 
 @pytest.mark.parametrize(("amp", "named"), [("fp16", "needs CUDA"), ("fp8", "'fp8'")])

@@ -109,6 +109,14 @@ def test_weight_keeps_its_meaning_at_another_resolution_width_and_batch():
         )
 
 
+def test_empty_region_leaves_its_weight_to_the_others():
+    """A level of one cell, or of equal disparity, has no high region."""
+    criterion = DFDLoss(scale="none", lenient_on="none")
+    for cells in ((1, 1), (4, 4)):
+        loss = criterion(torch.ones(2, 3, *cells), torch.zeros(2, 3, *cells))
+        torch.testing.assert_close(loss, torch.tensor(1.0))
+
+
 @pytest.mark.parametrize("lenient", LENIENT)
 def test_no_valid_cell_gives_zero_and_a_finite_gradient(lenient):
     student, teacher = pair()

@@ -3,59 +3,29 @@
 Train on a part of it with dataloader.train.dataset.num_images=29.
 """
 
-import detectron2.data.transforms as T
 from detectron2.config import LazyCall as L
-from detectron2.data import DatasetMapper
-from omegaconf import OmegaConf
 
-from dfd.data import build_evaluator, build_test_loader, build_train_loader, voc_folder
+from dfd.data import voc_folder
 
-dataloader = OmegaConf.create()
+from .loaders import dataloader
 
-dataloader.train = L(build_train_loader)(
-    dataset=L(voc_folder)(
-        root="",
-        split="train",
-        classes=None,
-        num_images=None,
-        subset_seed=0,
-        missing_images="error",
-        unknown_classes="error",
-    ),
-    mapper=L(DatasetMapper)(
-        is_train=True,
-        augmentations=[
-            L(T.ResizeShortestEdge)(
-                short_edge_length=(480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800),
-                sample_style="choice",
-                max_size=1333,
-            ),
-            L(T.RandomFlip)(horizontal=True),
-        ],
-        image_format="BGR",
-        use_instance_mask=False,
-    ),
-    total_batch_size=16,
-    num_workers=4,
-    seed="${train.seed}",
+dataloader.train.dataset = L(voc_folder)(
+    root="",
+    split="train",
+    classes=None,
+    num_images=None,
+    subset_seed=0,
+    missing_images="error",
+    unknown_classes="error",
 )
+dataloader.train.mapper.augmentations[0].short_edge_length = list(range(480, 801, 32))
 
-dataloader.test = L(build_test_loader)(
-    dataset=L(voc_folder)(
-        root="${...train.dataset.root}",
-        split="val",
-        classes="${...train.dataset.classes}",
-        num_images=None,
-        subset_seed=0,
-        missing_images="${...train.dataset.missing_images}",
-        unknown_classes="${...train.dataset.unknown_classes}",
-    ),
-    mapper=L(DatasetMapper)(
-        is_train=False,
-        augmentations=[L(T.ResizeShortestEdge)(short_edge_length=800, max_size=1333)],
-        image_format="${...train.mapper.image_format}",
-    ),
-    num_workers=4,
+dataloader.test.dataset = L(voc_folder)(
+    root="${...train.dataset.root}",
+    split="val",
+    classes="${...train.dataset.classes}",
+    num_images=None,
+    subset_seed=0,
+    missing_images="${...train.dataset.missing_images}",
+    unknown_classes="${...train.dataset.unknown_classes}",
 )
-
-dataloader.evaluator = L(build_evaluator)(dataset="${..test.dataset}", output_dir=None)

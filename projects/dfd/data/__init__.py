@@ -1,17 +1,12 @@
 """Datasets: readers that register a name, and loaders and an evaluator that take one."""
 
-from dfd.data.catalog import DatasetReport
-from dfd.data.coco import coco_json
-from dfd.data.drawing import SHAPE_CLASSES
-from dfd.data.loaders import (
-    build_evaluator,
-    build_test_loader,
-    build_train_loader,
-    class_names,
-    dataset_dicts,
-)
-from dfd.data.shapes import generated_shapes
-from dfd.data.voc import voc_folder
+from .catalog import DatasetReport
+from .coco import coco_json
+from .drawing import SHAPE_CLASSES
+from .loaders import build_evaluator, build_test_loader, build_train_loader
+from .registered import class_names, dataset_dicts, registered_name
+from .shapes import generated_shapes
+from .voc import voc_folder
 
 __all__ = [
     "SHAPE_CLASSES",
@@ -23,5 +18,6 @@ __all__ = [
     "coco_json",
     "dataset_dicts",
     "generated_shapes",
+    "registered_name",
     "voc_folder",
 ]

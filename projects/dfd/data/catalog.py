@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from dfd.errors import UserError
+from ..errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 ROUNDING = 0.1
 
 CLIPPED = "boxes clipped to the image"
+NO_BOX = "annotations dropped, without four box numbers"
 
 
 @dataclass
@@ -156,7 +157,12 @@ def _brief(box: Sequence[float]) -> str:
 
 
 def drop_missing_images(
-    records: list[dict], *, policy: str, tally: Tally, where: str
+    records: list[dict],
+    *,
+    policy: str,
+    tally: Tally,
+    where: str,
+    remedy: str = "correct the path, or set missing_images=drop",
 ) -> list[dict]:
     """The records whose image file exists; with ``policy="error"`` a missing one is fatal."""
     # One listing per folder: asking for each of 100 000 files is slow on a network disk.
@@ -165,12 +171,13 @@ def drop_missing_images(
     for record in records:
         folder, file = os.path.split(record["file_name"])
         if folder not in listings:
-            listings[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
+            here = folder or "."
+            listings[folder] = set(os.listdir(here)) if os.path.isdir(here) else set()
         (kept if file in listings[folder] else missing).append(record)
     if missing and policy == "error":
         raise UserError(
             f"{len(missing)} of {len(records)} images listed in {where} are missing on disk, e.g. "
-            f"{missing[0]['file_name']}: correct the path, or set missing_images=drop"
+            f"{missing[0]['file_name']}: {remedy}"
         )
     for record in missing:
         tally.add("images dropped, missing on disk", record["file_name"])
@@ -179,7 +186,7 @@ def drop_missing_images(
 
 def has_objects(record: dict) -> bool:
     """Whether an image has an annotation that is not a crowd."""
-    return any(not a.get("iscrowd", 0) for a in record["annotations"])
+    return any(not a.get("iscrowd", 0) for a in record.get("annotations", ()))
 
 
 def subset(
@@ -203,6 +210,41 @@ def subset(
         )
     order = np.random.default_rng(subset_seed).permutation(len(candidates))
     return [candidates[i] for i in sorted(order[:num_images].tolist())]
+
+
+def summarise(
+    name: str,
+    records: list[dict],
+    *,
+    classes: Sequence[str],
+    source: str,
+    images_in_source: int,
+    tally: Tally,
+    difficult: int = 0,
+    ground_truth: str | None = None,
+) -> DatasetReport:
+    """The report of a dataset; the arguments are those of `register`."""
+    counts = [0] * len(classes)
+    crowds = 0
+    for record in records:
+        for annotation in record.get("annotations", ()):
+            if annotation.get("iscrowd", 0):
+                crowds += 1
+            else:
+                counts[annotation["category_id"]] += 1
+    return DatasetReport(
+        name=name,
+        source=source,
+        images=len(records),
+        images_in_source=images_in_source,
+        images_without_objects=sum(not has_objects(r) for r in records),
+        instances=dict(zip(classes, counts, strict=True)),
+        crowds=crowds,
+        difficult=difficult,
+        dropped=dict(tally.counts),
+        examples=dict(tally.examples),
+        ground_truth=ground_truth,
+    )
 
 
 def register(
@@ -231,25 +273,14 @@ def register(
     if not records:
         left_out = "; ".join(f"{k}: {n}" for k, n in tally.counts.items())
         raise UserError(f"{source} holds no images{f' ({left_out})' if left_out else ''}")
-    counts = [0] * len(classes)
-    crowds = 0
-    for record in records:
-        for annotation in record["annotations"]:
-            if annotation.get("iscrowd", 0):
-                crowds += 1
-            else:
-                counts[annotation["category_id"]] += 1
-    report = DatasetReport(
-        name=name,
+    report = summarise(
+        name,
+        records,
+        classes=classes,
         source=source,
-        images=len(records),
         images_in_source=images_in_source,
-        images_without_objects=sum(not has_objects(r) for r in records),
-        instances=dict(zip(classes, counts, strict=True)),
-        crowds=crowds,
+        tally=tally,
         difficult=difficult,
-        dropped=dict(tally.counts),
-        examples=dict(tally.examples),
         ground_truth=ground_truth,
     )
     # Bytes take a fraction of the memory of the dicts, and every caller gets a copy of its own.

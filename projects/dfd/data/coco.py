@@ -10,7 +10,9 @@ import pycocotools.mask as mask_util
 from detectron2.data import DatasetCatalog
 from detectron2.structures import BoxMode
 
-from dfd.data.catalog import (
+from ..errors import UserError
+from .catalog import (
+    NO_BOX,
     Tally,
     check_choice,
     checked_path,
@@ -20,7 +22,6 @@ from dfd.data.catalog import (
     register,
     subset,
 )
-from dfd.errors import UserError
 
 UNKNOWN = "annotations dropped, unknown category_id"
 
@@ -188,7 +189,7 @@ def _instance(annotation: dict, record: dict, where: str, tally: Tally) -> dict 
     try:
         x, y, w, h = (float(v) for v in annotation["bbox"])
     except (KeyError, TypeError, ValueError):
-        tally.add("annotations dropped, without four box numbers", where)
+        tally.add(NO_BOX, where)
         return None
     box = clean_box(
         [x, y, x + w, y + h],

@@ -20,7 +20,6 @@ import numpy as np
 import pycocotools.mask as mask_util
 import torch
 from detectron2.data import (
-    DatasetCatalog,
     DatasetFromList,
     MapDataset,
     MetadataCatalog,
@@ -34,61 +33,10 @@ from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import BoxMode, PolygonMasks
 from detectron2.utils import comm
 
-from dfd.data.catalog import has_objects
-from dfd.errors import UserError
+from ..errors import UserError
+from .registered import class_names, dataset_dicts, no_file
 
 logger = logging.getLogger(__name__)
-
-
-def dataset_dicts(*, dataset: str, filter_empty: bool = True) -> list[dict]:
-    """The records of a registered dataset, in detectron2's format.
-
-    Args:
-        dataset: a registered name.
-        filter_empty: leave out images without an annotation that is not a crowd.
-
-    Raises:
-        UserError: the name is not registered, its files do not exist, or no image is left.
-    """
-    if dataset not in DatasetCatalog:
-        raise UserError(
-            f"dataset {dataset!r} is not registered: use one of dfd.data's readers or "
-            "a name that detectron2 registers, such as coco_2017_train"
-        )
-    try:
-        records = DatasetCatalog.get(dataset)
-    except FileNotFoundError as e:
-        raise _no_file(dataset, e.filename) from e
-    kept = [r for r in records if has_objects(r)] if filter_empty else records
-    if not kept:
-        raise UserError(
-            f"dataset {dataset} has {len(records)} images and none of them has an "
-            "object: correct its annotations, or set filter_empty=False"
-        )
-    if len(kept) < len(records):
-        logger.info("%s: %d of %d images have objects", dataset, len(kept), len(records))
-    return kept
-
-
-def _no_file(dataset: str, path: str) -> UserError:
-    return UserError(
-        f"dataset {dataset}: {path} does not exist: set DETECTRON2_DATASETS to the folder that "
-        "holds detectron2's datasets"
-    )
-
-
-def class_names(dataset: str) -> list[str]:
-    """The class names of a registered dataset; position is the contiguous class id.
-
-    Raises:
-        UserError: the name is not registered or the dataset has no class names.
-    """
-    if not hasattr(MetadataCatalog.get(dataset), "thing_classes"):
-        dataset_dicts(dataset=dataset, filter_empty=False)  # COCO files set the names when read.
-    names = MetadataCatalog.get(dataset).get("thing_classes")
-    if not names:
-        raise UserError(f"dataset {dataset} has no class names: set its metadata's thing_classes")
-    return list(names)
 
 
 def build_train_loader(
@@ -193,7 +141,7 @@ def build_evaluator(*, dataset: str, output_dir: str | None = None) -> COCOEvalu
     original = report.ground_truth if report else metadata.get("json_file")
     if original is not None and report is None:
         if not os.path.isfile(original):
-            raise _no_file(dataset, original)
+            raise no_file(dataset, original)
         return COCOEvaluator(dataset, output_dir=output_dir)
 
     records = dataset_dicts(dataset=dataset, filter_empty=False)
@@ -255,7 +203,7 @@ def _coco_dict(records: list[dict], classes: list[str], category_ids: dict[int, 
                 annotation["segmentation"] = segmentation
             annotations.append(annotation)
     categories = [{"id": category_ids[i], "name": name} for i, name in enumerate(classes)]
-    # pycocotools' loadRes copies `info`, so it must be there.
+    # loadRes of older pycocotools copies `info` and fails without it.
     return {"info": {}, "images": images, "annotations": annotations, "categories": categories}
 
 

@@ -14,10 +14,10 @@ import uuid
 
 import cv2
 
-from dfd.data.catalog import check_choice, checked_path
-from dfd.data.coco import coco_json
-from dfd.data.drawing import SHAPE_CLASSES, SPLITS, VERSION, draw_image
-from dfd.errors import UserError
+from ..errors import UserError
+from .catalog import check_choice, checked_path
+from .coco import coco_json
+from .drawing import SHAPE_CLASSES, SPLITS, VERSION, draw_image
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,9 @@ from detectron2.data import DatasetCatalog
 from detectron2.structures import BoxMode
 from PIL import Image
 
-from dfd.data.catalog import (
+from ..errors import UserError
+from .catalog import (
+    NO_BOX,
     Tally,
     check_choice,
     checked_path,
@@ -22,7 +24,6 @@ from dfd.data.catalog import (
     register,
     subset,
 )
-from dfd.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -188,7 +189,7 @@ def _record(folder: str, stem: str, image: str, names: list[str], tally: Tally) 
         try:
             box = [float(_text(item, f"bndbox/{k}")) for k in ("xmin", "ymin", "xmax", "ymax")]
         except ValueError:
-            tally.add("annotations dropped, without four box numbers", where)
+            tally.add(NO_BOX, where)
             continue
         if box[2] <= box[0] or box[3] <= box[1]:
             # Read literally it would cover one row or column of pixels, which nobody draws.

@@ -9,7 +9,8 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
-from ..errors import UserError
+from ..errors import UserError, first_line
+from ..weights import read_arrays
 
 
 class StudentCheckpointer(DetectionCheckpointer):
@@ -28,16 +29,39 @@ class StudentCheckpointer(DetectionCheckpointer):
     def save(self, name: str, **kwargs: Any) -> None:
         super().save(name, class_names=self.class_names, **kwargs)
 
+    def _load_file(self, filename: str) -> Any:
+        try:
+            if not filename.endswith(".pkl"):
+                return super()._load_file(filename)
+            data = read_arrays(filename)
+        except Exception as error:
+            raise UserError(
+                f"{filename} is not a readable weight file: {first_line(error)}"
+            ) from error
+        if "__author__" in data and "model" in data:
+            return data
+        # Of Caffe2, as Detectron2's own checkpointer takes it.
+        blobs = data.get("blobs", data)
+        blobs = {key: value for key, value in blobs.items() if not key.endswith("_momentum")}
+        return {"model": blobs, "__author__": "Caffe2", "matching_heuristics": True}
+
     def _torch_load(self, f: str) -> Any:
         return torch.load(f, map_location="cpu", weights_only=True)
 
     def _load_model(self, checkpoint: Any) -> Any:
-        names = set(self.model.state_dict())
+        backbone = {
+            key
+            for key, value in self.model.state_dict().items()
+            if key.startswith("backbone.") and value.is_floating_point()
+        }
         incompatible = super()._load_model(checkpoint)
-        if incompatible is not None and names <= set(incompatible.missing_keys):
+        absent = backbone & set(incompatible.missing_keys)
+        # Fewer than half come from another detector, a few small shapes agreeing by chance.
+        if len(absent) > len(backbone) / 2:
             raise UserError(
-                "train.init_checkpoint holds none of the student's weights: it belongs to another "
-                "model"
+                f"train.init_checkpoint holds {len(backbone) - len(absent)} of the {len(backbone)} "
+                f"weights of the student's backbone (not {', '.join(sorted(absent)[:2])}, ...): it "
+                "belongs to another model"
             )
         return incompatible
 

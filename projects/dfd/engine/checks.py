@@ -6,6 +6,7 @@ import glob
 import os
 from collections.abc import Sequence
 
+from detectron2.modeling.meta_arch import FCOS
 from omegaconf import DictConfig
 from torch import nn
 from torch.optim import Optimizer
@@ -20,7 +21,8 @@ def check_output_dir(path: str) -> None:
     """Refuse to mix a new run into a folder that holds another's checkpoints or metrics."""
     found = sorted(glob.glob(os.path.join(glob.escape(path), "*.pth")))
     metrics = os.path.join(path, "metrics.json")
-    found += [metrics] if os.path.exists(metrics) else []
+    # An empty one is left by a run that was stopped before its first iteration.
+    found += [metrics] if os.path.exists(metrics) and os.path.getsize(metrics) > 0 else []
     if found:
         raise UserError(
             f"train.output_dir {path} already holds a run ({os.path.basename(found[0])}): choose "
@@ -77,6 +79,15 @@ def check_image_format(model: nn.Module, dataloader: DictConfig) -> None:
                 f"dataloader.{split}.mapper.image_format is {given}, but the student takes "
                 f"{wanted}: set both to the same"
             )
+
+
+def check_mixed_precision(student: nn.Module) -> None:
+    """Refuse a detector whose own losses fail under autocast."""
+    if isinstance(student, FCOS):
+        raise UserError(
+            "train.amp.enabled is True, but the losses of Detectron2's FCOS do not run in mixed "
+            "precision: set train.amp.enabled=False"
+        )
 
 
 def check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:

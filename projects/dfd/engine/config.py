@@ -9,12 +9,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from detectron2.config import LazyConfig, instantiate
+from detectron2.config import LazyConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from ..data import class_names
-from ..errors import UserError
+from ..data import class_names, registered_name
+from ..errors import UserError, first_line
 from ..teacher import resolve_precision
 
 _REQUIRED = ("model", "dataloader", "optimizer", "lr_multiplier", "train")
@@ -44,30 +44,29 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> DictConfig:
     try:
         cfg = LazyConfig.load(path)
     except (ImportError, SyntaxError, ValueError) as error:
-        raise UserError(f"--config-file {path} cannot be loaded: {_first_line(error)}") from error
+        raise UserError(f"--config-file {path} cannot be loaded: {first_line(error)}") from error
     missing = [key for key in _REQUIRED if key not in cfg]
     if missing:
         raise UserError(
             f"--config-file {path} defines no {', '.join(missing)}: it is not a training config"
         )
     cfg.train = OmegaConf.merge(_TRAIN_DEFAULTS, cfg.train)
+    flags = [text for text in overrides if text.startswith("-")]
+    if flags:
+        raise UserError(f"{flags[0]} stands among the overrides: flags go before them")
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
     except Exception as error:
         raise UserError(
-            f"an override cannot be read, it must be key=value: {_first_line(error)}"
+            f"an override cannot be read, it must be key=value: {first_line(error)}"
         ) from error
     for override in parsed:
         if not override.is_add():
             _check_key(cfg, override.key_or_group)
     try:
-        return LazyConfig.apply_overrides(cfg, [text.removeprefix("+") for text in overrides])
+        return LazyConfig.apply_overrides(cfg, list(overrides))
     except (KeyError, NotImplementedError) as error:
         raise UserError(f"an override cannot be applied: {error.args[0]}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _check_key(cfg: DictConfig, key: str) -> None:
@@ -102,20 +101,6 @@ def _accepts(node: DictConfig, name: str) -> bool:
         return True
 
 
-def dataset_name(node: Any) -> str:
-    """The registered name behind ``dataloader.*.dataset``.
-
-    The node is a name, one of ``dfd.data``'s functions, or Detectron2's
-    ``get_detection_dataset_dicts(names=...)``.
-    """
-    if isinstance(node, str):
-        return node
-    names = node.get("names")
-    if names is not None:
-        return names if isinstance(names, str) else names[0]
-    return instantiate(node)
-
-
 def resolve_config(cfg: DictConfig) -> DictConfig:
     """Fill in "auto" for ``train.device``, ``train.amp.enabled`` and any ``num_classes``, in place.
 
@@ -133,7 +118,7 @@ def resolve_config(cfg: DictConfig) -> DictConfig:
     if cfg.train.amp.enabled == "auto":
         cfg.train.amp.enabled = resolve_precision("auto", torch.device(device)) != torch.float32
     if any(node.num_classes == "auto" for node in _nodes_with(cfg.model, "num_classes")):
-        classes = len(class_names(dataset_name(cfg.dataloader.train.dataset)))
+        classes = len(class_names(registered_name(cfg.dataloader.train.dataset)))
         for node in _nodes_with(cfg.model, "num_classes"):
             if node.num_classes == "auto":
                 node.num_classes = classes

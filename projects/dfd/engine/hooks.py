@@ -33,10 +33,10 @@ def peak_memory_mib() -> float:
         return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
-def processor_name() -> str:
-    """The name of the GPU, or of the CPU where none is used; empty if it cannot be told."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
+def processor_name(device: str) -> str:
+    """The name of the GPU or CPU that a device is; empty if it cannot be told."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
     try:
         with open("/proc/cpuinfo") as f:
             line = next(line for line in f if line.startswith("model name"))
@@ -84,7 +84,10 @@ class DisparityImages(HookBase):
 
 
 class RunSummary(HookBase):
-    """Writes ``summary.json`` when the run has ended: what a table about it needs."""
+    """Writes ``summary.json`` when the run has ended: what a table about it needs.
+
+    Time and memory are those of this process: after a resume, of the last part of the run.
+    """
 
     def __init__(self, output_dir: str, facts: Callable[[], dict[str, Any]]) -> None:
         """
@@ -98,8 +101,9 @@ class RunSummary(HookBase):
         self.trainer.storage.put_scalar("peak_memory_mib", peak_memory_mib(), smoothing_hint=False)
 
     def after_train(self) -> None:
-        if self.trainer.iter < self.trainer.max_iter:
-            return  # The run failed.
+        finished = self.trainer.iter >= self.trainer.max_iter
+        if not finished or self.trainer.start_iter >= self.trainer.max_iter:
+            return  # The run failed, or there was nothing left to do.
         summary = {
             "iterations": self.trainer.max_iter,
             "seconds_per_iteration": self._median("time"),

@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 import sys
+import time
 from typing import Any
 
 import detectron2
@@ -20,19 +21,28 @@ from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
 from torch import nn
+from torch.utils.data import DataLoader
 
-from ..data import class_names
+from ..data import class_names, registered_name
+from ..detectors import guard_square_padding
 from ..distiller import DistilledDetector
 from ..errors import UserError
 from ..weights import load_strict, local_path, read_weights
 from .checkpoint import StudentCheckpointer
-from .checks import check_classes, check_image_format, check_optimizer, check_output_dir
-from .config import dataset_name, load_config, resolve_config, set_length
+from .checks import (
+    check_classes,
+    check_image_format,
+    check_mixed_precision,
+    check_optimizer,
+    check_output_dir,
+)
+from .config import load_config, resolve_config, set_length
 from .hooks import DisparityImages, RunSummary, processor_name
 from .trainer import Trainer
 
 logger = logging.getLogger("dfd")
 
+_GRACE_SECONDS = 5
 _ERROR_NAME = f"{UserError.__module__}.{UserError.__qualname__}"
 
 
@@ -51,7 +61,12 @@ def main(args: argparse.Namespace) -> None:
     except UserError as error:
         # A loader's worker process wraps its error's message in its traceback; ours comes last.
         message = str(error).strip().splitlines()[-1].removeprefix(f"{_ERROR_NAME}: ")
-        print(f"error: {message}", file=sys.stderr)
+        if comm.is_main_process():
+            print(f"error: {message}", file=sys.stderr)
+        else:
+            # If the main process has met the same, it says so and ends all of them before this.
+            time.sleep(_GRACE_SECONDS)
+            print(f"error: process {comm.get_rank()}: {message}", file=sys.stderr)
         sys.exit(1)
 
 
@@ -74,8 +89,7 @@ def set_seed(cfg: DictConfig) -> None:
 
 
 def student_of(model: nn.Module) -> nn.Module:
-    """The bare detector, whatever it is wrapped in."""
-    model = getattr(model, "module", model)
+    """The bare detector, which a plain model is itself."""
     return model.student if isinstance(model, DistilledDetector) else model
 
 
@@ -99,10 +113,11 @@ def evaluate_checkpoint(cfg: DictConfig) -> dict[str, Any]:
         )
     node = cfg.model.student if "student" in cfg.model else cfg.model
     student = instantiate(node).to(cfg.train.device)
+    guard_square_padding(student, "student")
     weights = read_weights(cfg.train.init_checkpoint, "train.init_checkpoint")
     load_strict(student, weights, "train.init_checkpoint")
     if weights.class_names is not None:
-        data_classes = class_names(dataset_name(cfg.dataloader.test.dataset))
+        data_classes = class_names(registered_name(cfg.dataloader.test.dataset))
         if weights.class_names != data_classes:
             raise UserError(
                 f"train.init_checkpoint was trained on {weights.class_names}, but the test data's "
@@ -114,13 +129,16 @@ def evaluate_checkpoint(cfg: DictConfig) -> dict[str, Any]:
 def build_model(cfg: DictConfig) -> nn.Module:
     """The model of a config, on its device and checked against the data."""
     model = instantiate(cfg.model).to(cfg.train.device)
+    guard_square_padding(student_of(model), "student")
+    if cfg.train.amp.enabled:
+        check_mixed_precision(student_of(model))
     teacher = model.teacher if isinstance(model, DistilledDetector) else None
     check_image_format(model, cfg.dataloader)
     check_classes(
         student_of(model),
         teacher,
-        class_names(dataset_name(cfg.dataloader.train.dataset)),
-        class_names(dataset_name(cfg.dataloader.test.dataset)),
+        class_names(registered_name(cfg.dataloader.train.dataset)),
+        class_names(registered_name(cfg.dataloader.test.dataset)),
     )
     return model
 
@@ -142,7 +160,7 @@ def train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
     checkpointer = StudentCheckpointer(
         student,
         cfg.train.output_dir,
-        class_names=class_names(dataset_name(cfg.dataloader.train.dataset)),
+        class_names=class_names(registered_name(cfg.dataloader.train.dataset)),
         trainer=trainer,
         **head,
     )
@@ -209,7 +227,7 @@ def build_hooks(
             "train_images": num_images,
             "seed": cfg.train.seed,
             "device": str(cfg.train.device),
-            "processor": processor_name(),
+            "processor": processor_name(cfg.train.device),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "detectron2": detectron2.__version__,
@@ -248,7 +266,8 @@ def load_weights(
             "--resume: %s holds no checkpoint; starting from the beginning", cfg.train.output_dir
         )
     if cfg.train.init_checkpoint and not resumed:
-        local_path(cfg.train.init_checkpoint, "train.init_checkpoint")
+        # Detectron2 takes options of loading behind a question mark.
+        local_path(cfg.train.init_checkpoint.partition("?")[0], "train.init_checkpoint")
     checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
     if isinstance(model, DistilledDetector) and not resumed:
         report = model.inherit_from_teacher()
@@ -261,9 +280,11 @@ def count_images(loader: Any) -> int | None:
     """The number of training images behind a loader, None if it does not say."""
     while loader is not None:
         try:
-            return len(loader)
+            if not isinstance(loader, DataLoader):  # Whose length is in batches.
+                return len(loader)
         except (TypeError, NotImplementedError):
-            loader = getattr(loader, "dataset", None)
+            pass
+        loader = getattr(loader, "dataset", None)
     return None
 
 

@@ -58,10 +58,16 @@ class Trainer(SimpleTrainer):
                     self.after_step()
                 # Tells after_train that the run has ended well.
                 self.iter += 1
+            except BaseException:
+                # Detectron2's EvalHook takes a failure in the last iteration for the end.
+                self.max_iter += 1
+                raise
             finally:
                 self.after_train()
 
     def run_step(self) -> None:
+        if not self.model.training:
+            raise RuntimeError("the model was left in eval mode, by a hook or an evaluation")
         start = time.perf_counter()
         data = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
@@ -92,11 +98,22 @@ class Trainer(SimpleTrainer):
                 continue
             what = "the student's own"
             if name.startswith("loss_dfd_"):
-                what = f"distillation, level {name.removeprefix('loss_dfd_')}"
+                level = name.removeprefix("loss_dfd_")
+                what = f"distillation, level {level}{self._bad_terms(level)}"
             raise UserError(
                 f"{name} ({what}) is {value} at iteration {self.iter}: the weights were not "
                 "touched; lower optimizer.lr or the weight of this term"
             )
+
+    def _bad_terms(self, level: str) -> str:
+        """The terms of a level's loss that are not finite, as the head has logged them."""
+        prefix = f"dfd/{level}/term_"
+        terms = [
+            key.removeprefix(prefix)
+            for key, (value, _) in self.storage.latest().items()
+            if key.startswith(prefix) and value - value != 0
+        ]
+        return f", term {', '.join(terms)}" if terms else ""
 
     def state_dict(self) -> dict:
         state = super().state_dict()

@@ -215,7 +215,7 @@ class DFDLoss(FeatureCriterion):
 
         num_valid = (regions >= 0).sum()
         stats = {"disparity": disparity.mul(regions >= 0).sum() / num_valid.clamp(min=1)}
-        total = cost.new_zeros(())
+        total, weights = cost.new_zeros(()), cost.new_zeros(())
         for k, name in enumerate(self.region_names):
             mask = regions == k
             size = mask.sum()
@@ -223,9 +223,13 @@ class DFDLoss(FeatureCriterion):
             # where(), not a product: what lies outside the region may be inf.
             mean = torch.where(mask, cost, 0).sum() / cells.clamp(min=1)
             total = total + self.region_weights[k] * mean
+            weights = weights + self.region_weights[k] * (size > 0)
             stats[f"share_{name}"] = size / num_valid.clamp(min=1)
             stats[f"term_{name}"] = mean.detach()
         self.stats = stats
+        if self.average == "region":
+            # A level of a few cells may have no high region: its weight goes to the others.
+            total = total * (sum(self.region_weights) / weights.clamp(min=1e-12))
         return self.weight * total
 
     def _cost(

@@ -14,6 +14,8 @@ from .runs import Run
 
 _Series = tuple[list[float], list[float]]
 _LEVEL = "loss_dfd_"
+# A zero that stands in for the levels when there is nothing to distil; not a level.
+_IDLE = "loss_dfd_idle"
 
 
 def loss_curves(runs: Sequence[Run]) -> bytes:
@@ -24,7 +26,7 @@ def loss_curves(runs: Sequence[Run]) -> bytes:
         keys = sorted({key for line in run.metrics for key in line if key.startswith("loss_")})
         task[run.name] = _series(run, [key for key in keys if not key.startswith(_LEVEL)])
         for key in keys:
-            if key.startswith(_LEVEL):
+            if key.startswith(_LEVEL) and key != _IDLE:
                 levels[f"{run.name}: {key.removeprefix(_LEVEL)}"] = _series(run, [key])
     columns = 2 if levels else 1
     figure = Figure(figsize=(6 * columns, 3.6), dpi=150, layout="constrained")

@@ -15,7 +15,7 @@ from typing import Any
 from detectron2.config import LazyConfig
 from omegaconf import DictConfig, OmegaConf
 
-from ..engine.config import dataset_name
+from ..data import registered_name
 from ..errors import UserError
 
 _FILES = ("summary.json", "config.yaml", "model_final.pth", "metrics.json")
@@ -46,7 +46,7 @@ class Run:
 
     def test_dataset(self) -> str:
         """The name of the test data, which are registered if they were not."""
-        return dataset_name(self.cfg.dataloader.test.dataset)
+        return registered_name(self.cfg.dataloader.test.dataset)
 
 
 def parse_runs(arguments: Sequence[str]) -> dict[str, str]:

@@ -1,0 +1,26 @@
+"""train_net.py, as a command and in this process."""
+
+import os
+import subprocess
+import sys
+
+from detectron2.engine import default_argument_parser
+
+from dfd.engine import main
+
+ENV = os.environ | {"PYTHONPATH": "tests", "OMP_NUM_THREADS": "1"}
+
+
+def command(config, *arguments):
+    """``python train_net.py --config-file config arguments``: the finished process."""
+    return subprocess.run(
+        [sys.executable, "train_net.py", "--config-file", config, *arguments],
+        capture_output=True,
+        text=True,
+        env=ENV,
+    )
+
+
+def run(config, *arguments):
+    """The same without a process of its own; a user's error is a SystemExit."""
+    main(default_argument_parser().parse_args(["--config-file", config, *arguments]))
