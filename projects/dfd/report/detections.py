@@ -22,7 +22,7 @@ from ..errors import UserError
 from ..weights import load_strict, read_weights
 from .runs import Run
 
-SCORE_THRESHOLD = 0.5
+SCORE_THRESHOLD = 0.3
 # Longest side of a picture in pixels: small images are enlarged until a label can be read.
 _SMALL, _LARGE = 360, 800
 # Distinct on light and dark images; repeated for more classes.
