@@ -39,6 +39,8 @@ class Counting(FeatureCriterion):
 
     def forward(self, student, teacher, valid=None, boxes=None, stride=1):
         self.seen = (student, teacher, valid, boxes, stride)
+        # A matrix product would follow autocast.
+        self.dtype = (student.flatten(1) @ student.flatten(1).T).dtype
         return student.sum() * 0 + 1
 
 
@@ -96,6 +98,7 @@ def test_half_precision_features_meet_fp32_arithmetic():
         losses = head(student, {k: v.bfloat16() for k, v in teacher.items()}, SIZES)
     assert head.criteria["p3"].seen[0].dtype == torch.float32
     assert head.criteria["p3"].seen[1].dtype == torch.float32
+    assert head.criteria["p3"].dtype == torch.float32
     assert all(v.dtype == torch.float32 for v in losses.values())
 
 
