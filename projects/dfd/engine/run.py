@@ -50,7 +50,8 @@ def main(args: argparse.Namespace) -> None:
     """One process of a run. A :class:`UserError` becomes one line and exit code 1."""
     try:
         cfg = load_config(args.config_file, args.opts)
-        if not args.eval_only and not args.resume:
+        # Not in the other processes: by then the main one may have begun to write.
+        if comm.is_main_process() and not args.eval_only and not args.resume:
             check_output_dir(cfg.train.output_dir)
         setup(cfg, args)
         resolve_config(cfg)
