@@ -4,6 +4,7 @@ The zoo's weights are not at hand. What stands in for them is the zoo's own arch
 the zoo's own config and saved in the form of the zoo's files.
 """
 
+import copy
 import pickle
 from collections import namedtuple
 from pathlib import Path
@@ -32,7 +33,7 @@ def names(paths):
 SHARED = names([*CONFIGS.glob("common/**/*.py"), *CONFIGS.glob("*/base.py")])
 RECIPES = names(set(CONFIGS.glob("*/*.py")) - {CONFIGS / name for name in SHARED})
 DISTILLED = [name for name in RECIPES if Path(name).name.startswith("dfd")]
-SMALL = [name for name in RECIPES if name.startswith(("bccd/", "demo/"))]
+SMALL = [name for name in RECIPES if name.startswith(("bccd/", "demo/", "study_"))]
 
 
 def load(name, *overrides):
@@ -88,8 +89,22 @@ def test_distilled_run_differs_from_the_plain_one_by_the_distillation_alone(name
     assert distilled["model"].pop("_target_") in (DistilledDetector, "dfd.DistilledDetector")
     assert distilled["model"].pop("student") == student.pop("model")
     assert {"teacher", "head"} <= set(distilled.pop("model")) <= {"teacher", "head", "inherit"}
+    assert set(distilled.pop("criteria")) >= {"dfd", "mimic", "cwd", "pkd", "mgd", "fgd"}
     assert distilled["train"].pop("output_dir") != student["train"].pop("output_dir")
     assert distilled == student
+
+
+@pytest.mark.parametrize("name", DISTILLED)
+def test_run_with_another_criterion_differs_by_the_criterion_alone(name):
+    default = plain(load(name))
+    for key, wanted in default["criteria"].items():
+        cfg = load(name, f"model.head.criterion=${{criteria.{key}}}")
+        assert isinstance(instantiate(cfg.model.head.criterion), wanted["_target_"])
+        other = plain(cfg)
+        assert other["model"]["head"].pop("criterion") == wanted
+        expected = copy.deepcopy(default)
+        del expected["model"]["head"]["criterion"]
+        assert other == expected
 
 
 @pytest.mark.parametrize("name", SMALL)

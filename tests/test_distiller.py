@@ -10,7 +10,7 @@ from toys import CONFIGS, build, make_batch
 
 from dfd import DFDHead, DistilledDetector, FrozenTeacher, UserError
 from dfd.distiller import batch_statistics
-from dfd.losses import DFDLoss
+from dfd.losses import DFDLoss, G2SDLoss
 
 
 def distilled(student=None, teacher=None, criterion=None, inherit=(), **head):
@@ -286,3 +286,29 @@ def test_boxes_are_those_of_the_batch_in_input_pixels():
     for boxes, item in zip(given[0]["boxes"], batch, strict=True):
         assert torch.equal(boxes, item["instances"].gt_boxes.tensor)
     assert given[0]["image_sizes"] == [(64, 96), (80, 64)]
+
+
+def test_criterion_gets_the_teachers_objectness_of_the_same_level():
+    seen = {}
+
+    class Spy(G2SDLoss):
+        def forward(self, student, teacher, *args, objectness):
+            seen[teacher.shape[-2:]] = (teacher, objectness)
+            return super().forward(student, teacher, *args, objectness=objectness)
+
+    model = distilled(criterion=Spy())
+    batch = make_batch()
+    losses, _ = train_step(model, batch)
+    assert losses["loss_dfd_p2"] > 0
+    rpn = model.teacher.model.proposal_generator.rpn_head
+    assert len(seen) == 5
+    for teacher, objectness in seen.values():
+        (logits,), _ = rpn([teacher])
+        # A crop has another border, which a 3x3 convolution sees.
+        inner = (slice(None), slice(0, -1), slice(0, -1))
+        torch.testing.assert_close(objectness[inner], logits.sigmoid().amax(1)[inner])
+
+
+def test_criterion_that_needs_objectness_refuses_a_teacher_without_proposals():
+    with pytest.raises(UserError, match="RetinaNet, has no proposal generator"):
+        distilled(student=build("retinanet"), teacher=build("retinanet"), criterion=G2SDLoss())

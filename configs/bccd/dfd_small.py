@@ -6,7 +6,7 @@ Needs the teacher's checkpoint (configs/bccd/teacher.py). Hardware and length as
 student's.
 """
 
-from .dfd import model
+from .dfd import criteria, model
 from .student_small import dataloader, lr_multiplier, optimizer, train
 from .student_small import model as _student
 

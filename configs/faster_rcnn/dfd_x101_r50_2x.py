@@ -14,6 +14,7 @@ from detectron2.config import LazyCall as L
 from dfd import DFDHead, DistilledDetector, FrozenTeacher
 from dfd.losses import DFDLoss
 
+from ..common.criteria import faster_rcnn as criteria
 from ..common.models.faster_rcnn import faster_rcnn_x101
 from .student_r50_2x import dataloader, lr_multiplier, optimizer, train
 from .student_r50_2x import model as _student

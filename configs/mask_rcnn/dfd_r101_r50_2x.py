@@ -15,6 +15,7 @@ from detectron2.config import LazyCall as L
 from dfd import DFDHead, DistilledDetector, FrozenTeacher
 from dfd.losses import DFDLoss
 
+from ..common.criteria import mask_rcnn as criteria
 from ..common.models.mask_rcnn import mask_rcnn_r101_lsj
 from .student_r50_2x import dataloader, lr_multiplier, optimizer, train
 from .student_r50_2x import model as _student

@@ -14,6 +14,7 @@ from detectron2.config import LazyCall as L
 from dfd import DFDHead, DistilledDetector, FrozenTeacher
 from dfd.losses import DFDLoss
 
+from ..common.criteria import retinanet as criteria
 from ..common.models.retinanet import retinanet
 from .student_r50_2x import dataloader, lr_multiplier, optimizer, train
 from .student_r50_2x import model as _student

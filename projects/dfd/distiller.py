@@ -65,6 +65,8 @@ class DistilledDetector(nn.Module):
         self.inherit = tuple(inherit)
         self.input_format = channel_order(student, input_format, "student")
         head.attach(student.backbone.output_shape(), teacher.output_shape())
+        if head.needs_objectness:
+            teacher.check_objectness([pair.teacher_name for pair in head.pairs])
         for pair in head.pairs:
             logger.info(
                 "Distilling %s (stride %d): student %d channels, teacher's %s %d channels, "
@@ -101,11 +103,13 @@ class DistilledDetector(nn.Module):
         active = self.head.factor(iteration) > 0
         # The teacher goes first: what its pass needs is freed before the student's activations,
         # which stay until the backward pass, are made.
-        teacher_pyramid = None
+        teacher_pyramid = objectness = None
         if active:
             teacher_pyramid = self.teacher(
                 batched_inputs, input_format=self.input_format, device=self.device
             )
+            if self.head.needs_objectness:
+                objectness = self.teacher.objectness(teacher_pyramid)
         with tap_backbone(self.student) as student_pyramid:
             losses = dict(self.student(batched_inputs))
         if not active:
@@ -117,6 +121,7 @@ class DistilledDetector(nn.Module):
             image_sizes=[tuple(item["image"].shape[-2:]) for item in batched_inputs],
             boxes=labelled_boxes(batched_inputs, self.device),
             iteration=iteration,
+            objectness=objectness,
         )
         self._record(losses, distillation)
         losses.update(distillation)

@@ -76,6 +76,11 @@ class DFDHead(nn.Module):
         self.criteria = nn.ModuleDict()
         self.stats: dict[str, Tensor] = {}
 
+    @property
+    def needs_objectness(self) -> bool:
+        """Whether the criterion asks for the teacher's objectness."""
+        return self._criterion[0].needs_objectness
+
     def attach(
         self, student_shapes: Mapping[str, ShapeSpec], teacher_shapes: Mapping[str, ShapeSpec]
     ) -> None:
@@ -137,6 +142,7 @@ class DFDHead(nn.Module):
         image_sizes: Sequence[tuple[int, int]],
         boxes: Sequence[Tensor] | None = None,
         iteration: int = 0,
+        objectness: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """
         Args:
@@ -144,6 +150,8 @@ class DFDHead(nn.Module):
             image_sizes: (height, width) in pixels of each image before padding.
             boxes: N tensors (M,4), labelled boxes as XYXY in pixels of the input; or None.
             iteration: counts from 0; decides warm-up and end.
+            objectness: the teacher's level name to (N,H,W), from 0 to 1, where
+                ``needs_objectness``.
 
         Returns:
             ``{"loss_dfd_<level>": scalar}``. Also leaves detached scalars in ``stats``, keyed
@@ -156,9 +164,13 @@ class DFDHead(nn.Module):
                 pair, student_pyramid, teacher_pyramid, image_sizes
             )
             criterion = self.criteria[pair.name]
+            more = {}
+            if self.needs_objectness:
+                rows, columns = student.shape[-2:]
+                more["objectness"] = objectness[pair.teacher_name][:, :rows, :columns].float()
             # Squares and their sums overflow fp16 and lose digits in bf16.
             with torch.autocast(device_type, enabled=False):
-                losses[pair.name] = criterion(student, teacher, valid, boxes, pair.stride)
+                losses[pair.name] = criterion(student, teacher, valid, boxes, pair.stride, **more)
             cells[pair.name] = student[:, 0].numel() if valid is None else valid.sum()
             for key, value in criterion.stats.items():
                 stats[f"dfd/{pair.name}/{key}"] = value

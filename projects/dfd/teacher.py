@@ -142,6 +142,36 @@ class FrozenTeacher:
         with torch.autocast(device.type, dtype=self._trunk_dtype, enabled=low):
             return self._trunk(images)
 
+    def check_objectness(self, levels: Sequence[str]) -> None:
+        """
+        Raises:
+            UserError: the teacher has no proposal generator that scores each of these levels.
+        """
+        generator = getattr(self.model, "proposal_generator", None)
+        scored = list(getattr(generator, "in_features", ()))
+        missing = [level for level in levels if level not in scored]
+        if not hasattr(generator, "rpn_head") or missing:
+            raise UserError(
+                "the criterion needs the teacher's objectness, but the teacher, a "
+                f"{type(self.model).__name__}, has no proposal generator for "
+                f"{', '.join(missing or levels)}: take another criterion or set model.head.levels"
+            )
+
+    @torch.no_grad()
+    def objectness(self, pyramid: dict[str, Tensor]) -> dict[str, Tensor]:
+        """How sure the teacher's proposal generator is of an object at each cell of its pyramid.
+
+        Returns:
+            Level name to (N,H,W) fp32: the largest sigmoid over the cell's anchors.
+        """
+        generator = self.model.proposal_generator
+        features = [pyramid[level].float() for level in generator.in_features]
+        device_type = features[0].device.type
+        with torch.autocast(device_type, enabled=False):
+            logits, _ = generator.rpn_head(features)
+        scores = (level.sigmoid().amax(dim=1) for level in logits)
+        return dict(zip(generator.in_features, scores, strict=True))
+
     def _make_trunk(self, device: torch.device) -> nn.Module:
         dtype = resolve_precision(self.precision, device)
         self._trunk_dtype = dtype

@@ -1,8 +1,11 @@
 import pytest
 import torch
+from detectron2.config import LazyCall as L
+from detectron2.config import LazyConfig, instantiate
 
 from dfd import UserError
 from dfd.engine.config import load_config, resolve_config, set_length
+from dfd.losses import MimicLoss
 
 CONFIG = "configs/bccd/dfd.py"
 
@@ -47,6 +50,32 @@ def test_misspelt_override_would_change_nothing(override, named):
         load_config(CONFIG, [override])
     assert named in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def with_criteria(tmp_path):
+    """CONFIG with a choice of criteria beside it."""
+    cfg = load_config(CONFIG)
+    cfg.criteria = {"mimic": L(MimicLoss)(weight=1.0)}
+    path = tmp_path / "config.yaml"
+    LazyConfig.save(cfg, str(path))
+    return str(path)
+
+
+def test_criterion_is_chosen_by_an_override(tmp_path):
+    cfg = load_config(
+        with_criteria(tmp_path),
+        ["model.head.criterion=${criteria.mimic}", "criteria.mimic.weight=3"],
+    )
+    criterion = instantiate(cfg.model.head.criterion)
+    assert isinstance(criterion, MimicLoss)
+    assert criterion.weight == 3
+
+
+def test_override_below_a_reference_would_replace_what_it_refers_to(tmp_path):
+    overrides = ["model.head.criterion=${criteria.mimic}", "model.head.criterion.weight=3"]
+    with pytest.raises(UserError) as error:
+        load_config(with_criteria(tmp_path), overrides)
+    assert "override criteria.mimic.weight instead" in str(error.value)
 
 
 @pytest.mark.parametrize(

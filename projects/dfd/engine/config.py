@@ -61,12 +61,14 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> DictConfig:
             f"an override cannot be read, it must be key=value: {first_line(error)}"
         ) from error
     for override in parsed:
+        # One by one, so that each is checked against what those before it have made.
         if not override.is_add():
             _check_key(cfg, override.key_or_group)
-    try:
-        return LazyConfig.apply_overrides(cfg, list(overrides))
-    except (KeyError, NotImplementedError) as error:
-        raise UserError(f"an override cannot be applied: {error.args[0]}") from error
+        try:
+            cfg = LazyConfig.apply_overrides(cfg, [override.input_line])
+        except (KeyError, NotImplementedError) as error:
+            raise UserError(f"an override cannot be applied: {error.args[0]}") from error
+    return cfg
 
 
 def _check_key(cfg: DictConfig, key: str) -> None:
@@ -78,6 +80,13 @@ def _check_key(cfg: DictConfig, key: str) -> None:
             node = node[int(part)]
             continue
         if isinstance(node, DictConfig) and part in node:
+            if depth < len(parts) - 1 and OmegaConf.is_interpolation(node, part):
+                # Setting something below would replace the reference, not what it refers to.
+                source = OmegaConf.to_container(node, resolve=False)[part]
+                here, below = ".".join(parts[: depth + 1]), ".".join(parts[depth + 1 :])
+                raise UserError(
+                    f"override {key}: {here} is {source}: override {source[2:-1]}.{below} instead"
+                )
             node = None if OmegaConf.is_missing(node, part) else node[part]
             continue
         if isinstance(node, DictConfig) and depth == len(parts) - 1 and _accepts(node, part):

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ..errors import UserError
+
 
 class FeatureCriterion(nn.Module):
     """A loss between one level of the student's pyramid and the same level of the teacher's.
@@ -19,9 +21,14 @@ class FeatureCriterion(nn.Module):
       input; None if there are none.
     * ``stride``: pixels per cell.
 
+    One with ``needs_objectness`` is also given ``objectness=``, (N,H,W): how sure the teacher's
+    proposal generator is of an object at a cell, from 0 to 1.
+
     It returns a scalar; exactly zero, with a gradient of zero, if no cell is valid. It may leave
     numbers worth logging in ``stats``, a dict of detached scalars.
     """
+
+    needs_objectness = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,3 +62,23 @@ def check_shapes(student: Tensor, teacher: Tensor, valid: Tensor | None) -> None
             f"valid must be bool of shape {tuple(student[:, 0].shape)}, "
             f"got {valid.dtype} of {tuple(valid.shape)}"
         )
+
+
+def sum_over_cells(cost: Tensor, valid: Tensor | None) -> Tensor:
+    """The sum of an (N,H,W) map over the valid cells; what lies outside may even be inf."""
+    return cost.sum() if valid is None else torch.where(valid, cost, 0).sum()
+
+
+def mean_over_cells(cost: Tensor, valid: Tensor | None) -> Tensor:
+    """The mean of an (N,H,W) map over the valid cells of the batch; 0 if there are none."""
+    if valid is None:
+        return cost.mean()
+    return sum_over_cells(cost, valid) / valid.sum().clamp(min=1)
+
+
+def non_negative(owner: str, **setting: float) -> float:
+    """The value of one setting, refused with its name if it is negative or not a number."""
+    ((name, value),) = setting.items()
+    if not value >= 0:
+        raise UserError(f"{owner}({name}={value}): it must not be negative")
+    return value

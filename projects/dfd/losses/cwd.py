@@ -1,0 +1,60 @@
+"""CWD: each channel as a distribution over the cells of an image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import UserError
+from .base import FeatureCriterion, check_shapes, non_negative
+
+# Small enough that its exponential is exactly 0 beside any feature, and finite, so that 0 times its
+# logarithm is 0.
+_NOWHERE = -1e9
+
+
+class CWDLoss(FeatureCriterion):
+    """L = weight * tau^2 / (N C) * sum over images and channels of KL(p_T || p_S),
+
+    p the softmax of a channel's features / tau over the valid cells of the image.
+
+    Shu et al., "Channel-wise Knowledge Distillation for Dense Prediction", ICCV 2021, in the form
+    of the authors' code (mmrazor). Deviation: cells of padding are outside the distribution, where
+    the original is silent about them.
+    """
+
+    def __init__(self, *, tau: float = 1.0, weight: float = 1.0) -> None:
+        """
+        Args:
+            tau: temperature, > 0.
+            weight: multiplies the loss; >= 0. Published: 10 at tau 1 (mmrazor's detectors).
+        """
+        super().__init__()
+        self.weight = non_negative("CWDLoss", weight=weight)
+        if not tau > 0:
+            raise UserError(f"CWDLoss(tau={tau}): it must be above 0")
+        self.tau = tau
+
+    def forward(
+        self,
+        student: Tensor,
+        teacher: Tensor,
+        valid: Tensor | None = None,
+        boxes: Sequence[Tensor] | None = None,
+        stride: int = 1,
+    ) -> Tensor:
+        """See :class:`FeatureCriterion`; ``boxes`` and ``stride`` are not used."""
+        check_shapes(student, teacher, valid)
+        log_s, log_t = (self._log_softmax(x, valid) for x in (student, teacher.detach()))
+        divergence = F.kl_div(log_s, log_t, reduction="sum", log_target=True)
+        images, channels = student.shape[:2]
+        return self.weight * self.tau**2 / (images * channels) * divergence
+
+    def _log_softmax(self, features: Tensor, valid: Tensor | None) -> Tensor:
+        """(N,C,H,W) to (N,C,HW)."""
+        logits = features.flatten(2) / self.tau
+        if valid is not None:
+            logits = logits.masked_fill(~valid.flatten(1).unsqueeze(1), _NOWHERE)
+        return F.log_softmax(logits, dim=2)

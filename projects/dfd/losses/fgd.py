@@ -1,0 +1,180 @@
+"""FGD: foreground and background apart, weighted by the teacher's attention, and global relations.
+
+Shape shorthand: N images, C channels, H x W cells of one level.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import UserError
+from .base import FeatureCriterion, check_shapes, non_negative, sum_over_cells
+
+_NOWHERE = -1e9
+
+
+class FGDLoss(FeatureCriterion):
+    """L = alpha_fgd L_fg + beta_fgd L_bg + gamma_fgd L_att + lambda_fgd L_rel.
+
+    With the attention of cells A^S = n softmax over the n valid cells of mean_c |F| / temp, and of
+    channels A^C = C softmax over channels of the mean over valid cells of |F| / temp,
+
+        L_fg  = 1/N sum M_fg A^S(T) A^C(T) (S - T)^2,   L_bg the same with M_bg,
+        L_att = 1/N (sum |A^S(S) - A^S(T)| + sum |A^C(S) - A^C(T)|),
+        L_rel = 1/N sum (R_S(S) - R_T(T))^2,   R a learnt :class:`GlobalContext`.
+
+    M_fg is, in the cells of a labelled box, 1 over their number (the largest where boxes overlap),
+    else 0; M_bg is 1 over the number of cells outside of all boxes there, else 0.
+
+    Yang et al., "Focal and Global Knowledge Distillation for Detectors", CVPR 2022, in the form of
+    the authors' code. As there all are sums over cells, so weights mean something else at another
+    resolution or number of channels. Deviations: padding is left out of every softmax and sum, and
+    boxes are placed by the level's stride, where the original scales by the size of the image and
+    so misplaces boxes where images are padded.
+    """
+
+    def __init__(
+        self,
+        *,
+        channels: int | None = None,
+        temp: float = 0.5,
+        alpha_fgd: float = 1e-3,
+        beta_fgd: float = 5e-4,
+        gamma_fgd: float = 5e-4,
+        lambda_fgd: float = 5e-6,
+    ) -> None:
+        """
+        Args:
+            channels: C; the head fills it in.
+            temp: temperature of the attention, > 0.
+            alpha_fgd, beta_fgd, gamma_fgd, lambda_fgd: weights of foreground, background,
+                attention and relations, >= 0. The defaults are those published for RetinaNet;
+                5e-5, 2.5e-5, 5e-5, 5e-7 for Faster and Mask R-CNN.
+        """
+        super().__init__()
+        self.alpha_fgd = non_negative("FGDLoss", alpha_fgd=alpha_fgd)
+        self.beta_fgd = non_negative("FGDLoss", beta_fgd=beta_fgd)
+        self.gamma_fgd = non_negative("FGDLoss", gamma_fgd=gamma_fgd)
+        self.lambda_fgd = non_negative("FGDLoss", lambda_fgd=lambda_fgd)
+        if not temp > 0:
+            raise UserError(f"FGDLoss(temp={temp}): it must be above 0")
+        self.temp = temp
+        self.student_context: GlobalContext | None = None
+        self.teacher_context: GlobalContext | None = None
+        if channels is not None:
+            self.set_channels(channels)
+
+    def set_channels(self, channels: int) -> None:
+        if self.student_context is None:
+            self.student_context = GlobalContext(channels)
+            self.teacher_context = GlobalContext(channels)
+
+    def forward(
+        self,
+        student: Tensor,
+        teacher: Tensor,
+        valid: Tensor | None = None,
+        boxes: Sequence[Tensor] | None = None,
+        stride: int = 1,
+    ) -> Tensor:
+        """See :class:`FeatureCriterion`. Without boxes, all is background."""
+        check_shapes(student, teacher, valid)
+        if self.student_context is None:
+            raise UserError("FGDLoss needs channels=C when used without a head")
+        teacher = teacher.detach()
+        images = len(student)
+        cells_s, channels_s = self._attention(student, valid)
+        cells_t, channels_t = self._attention(teacher, valid)
+        cost = ((student - teacher).square() * channels_t[:, :, None, None]).sum(dim=1) * cells_t
+        foreground, background = box_masks(boxes, stride, cost, valid)
+        terms = {
+            "foreground": self.alpha_fgd * sum_over_cells(cost * foreground, valid),
+            "background": self.beta_fgd * sum_over_cells(cost * background, valid),
+            "attention": self.gamma_fgd
+            * (
+                sum_over_cells((cells_s - cells_t).abs(), valid)
+                + (channels_s - channels_t).abs().sum()
+            ),
+            "relation": self.lambda_fgd * self._relation(student, teacher, valid),
+        }
+        self.stats = {f"term_{name}": term.detach() / images for name, term in terms.items()}
+        return sum(terms.values()) / images
+
+    def _attention(self, features: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Of cells (N,H,W), 0 outside the valid ones, and of channels (N,C)."""
+        size = features.abs()
+        images, channels, height, width = size.shape
+        logits = size.mean(dim=1) / self.temp
+        if valid is None:
+            mean, cells = size.mean(dim=(2, 3)), height * width
+        else:
+            logits = logits.masked_fill(~valid, _NOWHERE)
+            cells = valid.sum(dim=(1, 2)).view(-1, 1, 1)
+            inside = size.masked_fill(~valid.unsqueeze(1), 0).sum(dim=(2, 3))
+            mean = inside / cells.view(-1, 1).clamp(min=1)
+        of_cells = cells * F.softmax(logits.flatten(1), dim=1).view(images, height, width)
+        return of_cells, channels * F.softmax(mean / self.temp, dim=1)
+
+    def _relation(self, student: Tensor, teacher: Tensor, valid: Tensor | None) -> Tensor:
+        s = student + self.student_context(student, valid)
+        t = teacher + self.teacher_context(teacher, valid)
+        return sum_over_cells((s - t).square().sum(dim=1), valid)
+
+
+class GlobalContext(nn.Module):
+    """What FGD adds to every cell: W2(ReLU(LayerNorm(W1(sum_j softmax_j(W F_j) F_j)))), W2 zero at
+    first (a block of Cao et al., "GCNet", ICCVW 2019)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        hidden = max(1, channels // 2)
+        self.mask = nn.Conv2d(channels, 1, 1)
+        self.reduce = nn.Linear(channels, hidden)
+        self.norm = nn.LayerNorm(hidden)
+        self.expand = nn.Linear(hidden, channels)
+        nn.init.kaiming_normal_(self.mask.weight, mode="fan_in", nonlinearity="relu")
+        for parameter in (self.mask.bias, self.expand.weight, self.expand.bias):
+            nn.init.zeros_(parameter)
+
+    def forward(self, features: Tensor, valid: Tensor | None) -> Tensor:
+        """(N,C,H,W) to (N,C,1,1)."""
+        logits = self.mask(features).flatten(1)
+        flat = features.flatten(2)
+        if valid is not None:
+            logits = logits.masked_fill(~valid.flatten(1), _NOWHERE)
+            flat = flat.masked_fill(~valid.flatten(1).unsqueeze(1), 0)
+        context = (flat * F.softmax(logits, dim=1).unsqueeze(1)).sum(dim=2)
+        return self.expand(F.relu(self.norm(self.reduce(context))))[:, :, None, None]
+
+
+@torch.no_grad()
+def box_masks(
+    boxes: Sequence[Tensor] | None, stride: int, like: Tensor, valid: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """FGD's weights of the cells of boxes and of the others.
+
+    Args:
+        boxes: N tensors (M,4), XYXY in pixels of the network's input; None: no boxes.
+        stride: pixels per cell.
+        like: (N,H,W), for size and device.
+
+    Returns:
+        M_fg and M_bg, (N,H,W).
+    """
+    foreground = torch.zeros_like(like)
+    for mask, of_image in zip(foreground, boxes or (), strict=bool(boxes)):
+        corners = of_image / stride
+        # The cell in which the box ends is in, and if it ends on a border, the next one.
+        starts, ends = corners[:, :2].floor().long(), corners[:, 2:].ceil().long() + 1
+        for (left, top), (right, bottom) in zip(starts.tolist(), ends.tolist(), strict=True):
+            share = 1 / ((bottom - top) * (right - left))
+            part = mask[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)]
+            part.clamp_(min=share)
+    background = (foreground == 0).to(like.dtype)
+    if valid is not None:
+        background = background * valid
+    return foreground, background / background.sum(dim=(1, 2), keepdim=True).clamp(min=1)

@@ -1,0 +1,38 @@
+"""Plain imitation of the features (FitNets; the baseline of most later methods)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from .base import FeatureCriterion, check_shapes, mean_over_cells, non_negative
+
+
+class MimicLoss(FeatureCriterion):
+    """L = weight * mean over valid cells and channels of (S - T)^2.
+
+    Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015; a mean as detectors use it, where
+    the paper sums. Its regressor is the head's adapter.
+    """
+
+    def __init__(self, *, weight: float = 1.0) -> None:
+        """
+        Args:
+            weight: multiplies the loss; >= 0.
+        """
+        super().__init__()
+        self.weight = non_negative("MimicLoss", weight=weight)
+
+    def forward(
+        self,
+        student: Tensor,
+        teacher: Tensor,
+        valid: Tensor | None = None,
+        boxes: Sequence[Tensor] | None = None,
+        stride: int = 1,
+    ) -> Tensor:
+        """See :class:`FeatureCriterion`; ``boxes`` and ``stride`` are not used."""
+        check_shapes(student, teacher, valid)
+        cost = (student - teacher.detach()).square().mean(dim=1)
+        return self.weight * mean_over_cells(cost, valid)

@@ -1,0 +1,47 @@
+"""PKD: imitation up to scale and offset of each channel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from ..disparity import scale_features
+from .base import FeatureCriterion, check_shapes, mean_over_cells, non_negative
+
+
+class PKDLoss(FeatureCriterion):
+    """L = weight / 2 * mean of (s - t)^2; s, t: each channel standardised over the valid cells.
+
+    Up to (n - 1) / n for n cells, weight * (1 - r), r the mean Pearson correlation of the channels.
+
+    Cao et al., "PKD: General Distillation Framework for Object Detectors via Pearson Correlation
+    Coefficient", NeurIPS 2022, in the form of the authors' code (mmrazor): the variance is the
+    unbiased one. Deviations: cells of padding are left out, where the original is silent about
+    them; nothing is resized, since the levels are paired by stride.
+    """
+
+    def __init__(self, *, weight: float = 1.0) -> None:
+        """
+        Args:
+            weight: multiplies the loss; >= 0. Published: 6 (two-stage), 10 (one-stage).
+        """
+        super().__init__()
+        self.weight = non_negative("PKDLoss", weight=weight)
+
+    def forward(
+        self,
+        student: Tensor,
+        teacher: Tensor,
+        valid: Tensor | None = None,
+        boxes: Sequence[Tensor] | None = None,
+        stride: int = 1,
+    ) -> Tensor:
+        """See :class:`FeatureCriterion`; ``boxes`` and ``stride`` are not used."""
+        check_shapes(student, teacher, valid)
+        s, t = scale_features(student, teacher.detach(), valid, "channel")
+        cells = student[:, 0].numel() if valid is None else valid.sum().clamp(min=1)
+        # scale_features divides by the biased deviation.
+        unbiased = (cells - 1) / cells
+        cost = (s - t).square().mean(dim=1)
+        return self.weight / 2 * unbiased * mean_over_cells(cost, valid)
