@@ -105,7 +105,7 @@ def test_half_precision_features_meet_fp32_arithmetic():
 def test_squares_of_large_bf16_features_do_not_lose_their_digits():
     teacher = {"c3": torch.full((1, 4, 4, 4), 1000.0), "c4": torch.full((1, 4, 2, 2), 1000.0)}
     student = {"p3": teacher["c3"] + 1, "p4": teacher["c4"] + 1}
-    head = DFDHead(criterion=DFDLoss(scale="none", lenient_on="none", average="all"))
+    head = DFDHead(criterion=DFDLoss(weight=1.0, scale="none", lenient_on="none", average="all"))
     head.attach(STUDENT, STUDENT | {})
     with torch.autocast("cpu", dtype=torch.bfloat16):
         losses = head(student, {"p3": teacher["c3"], "p4": teacher["c4"]}, SIZES)

@@ -16,7 +16,7 @@ def pair(seed=0, shape=(2, 4, 5, 6)):
 
 def by_hand(cost, student, teacher):
     """One image of two cells, scale none: the loss of a DFDLoss, region means halved."""
-    loss = DFDLoss(scale="none", **cost)
+    loss = DFDLoss(**{"scale": "none", "weight": 1.0} | cost)
     return loss(torch.tensor(student).view(1, -1, 1, 2), torch.tensor(teacher).view(1, -1, 1, 2))
 
 
@@ -32,6 +32,11 @@ TEACHER = [[1.0, 2.0], [1.0, 1.0]]
         (dict(lenient_on="none"), (0.5 + 8) / 2),
         # A tail beyond 1: 2 * 1 * 4 - 1 = 7 for the one channel, a mean of 3.5.
         (dict(lenient_on="high", lenient="tail", delta=1.0), (0.5 + 3.5) / 2),
+        (
+            dict(lenient_on="high", lenient="tail", delta=1.0, leniency=0.25),
+            (0.5 + 0.75 * 8 + 0.25 * 3.5) / 2,
+        ),
+        (dict(lenient_on="high", lenient="tail", delta=1.0, leniency=0.0), (0.5 + 8) / 2),
         (dict(lenient_on="low", lenient="tail", delta=0.5), (0.375 + 8) / 2),
         # Forgiven 0.5: (4 - 0.5)^2 / 2.
         (dict(lenient_on="high", lenient="tolerance", tolerance=0.5), (0.5 + 6.125) / 2),
@@ -53,7 +58,7 @@ def test_region_average_keeps_a_small_region_from_drowning():
     student = torch.zeros(1, 1, 1, 100)
     student[..., 0] = 10.0
     teacher = torch.zeros(1, 1, 1, 100)
-    settings = dict(scale="none", lenient_on="none")
+    settings = dict(weight=1.0, scale="none", lenient_on="none")
     torch.testing.assert_close(
         DFDLoss(average="region", **settings)(student, teacher), torch.tensor(50.0)
     )
@@ -111,7 +116,7 @@ def test_weight_keeps_its_meaning_at_another_resolution_width_and_batch():
 
 def test_empty_region_leaves_its_weight_to_the_others():
     """A level of one cell, or of equal disparity, has no high region."""
-    criterion = DFDLoss(scale="none", lenient_on="none")
+    criterion = DFDLoss(weight=1.0, scale="none", lenient_on="none")
     for cells in ((1, 1), (4, 4)):
         loss = criterion(torch.ones(2, 3, *cells), torch.zeros(2, 3, *cells))
         torch.testing.assert_close(loss, torch.tensor(1.0))
@@ -145,7 +150,7 @@ def test_context_does_not_see_the_lenient_cells():
 
 def test_stats_tell_what_the_regions_are():
     student, teacher = pair()
-    criterion = DFDLoss(num_regions=3, split="quantile")
+    criterion = DFDLoss(weight=1.0, scale="level", num_regions=3, split="quantile")
     loss = criterion(student, teacher)
     stats = criterion.stats
     assert set(stats) == {"disparity"} | {
@@ -175,6 +180,8 @@ def test_stats_tell_what_the_regions_are():
         (dict(region_weights=[0, 0]), "region_weights=[0.0, 0.0]"),
         (dict(delta=0), "delta=0"),
         (dict(tolerance=-1), "tolerance=-1"),
+        (dict(leniency=1.5), "leniency=1.5"),
+        (dict(leniency=float("nan")), "leniency=nan"),
         (dict(weight=-1), "weight=-1"),
         # With every cell hidden from the generator, the student would get no gradient.
         (dict(lenient="context", lenient_on="all"), "lenient='context'"),

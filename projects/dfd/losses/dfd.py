@@ -81,13 +81,14 @@ class DFDLoss(FeatureCriterion):
     def __init__(
         self,
         *,
-        weight: float = 1.0,
-        scale: str = "level",
+        weight: float = 5.0,
+        scale: str = "channel",
         num_regions: int = 2,
         split: str = "mean",
         thresholds: Sequence[float] | None = None,
         lenient_on: str | Sequence[int] = "high",
-        lenient: str = "tail",
+        lenient: str = "direction",
+        leniency: float = 1.0,
         delta: float = 1.0,
         tolerance: float = 0.5,
         region_weights: Sequence[float] | None = None,
@@ -105,6 +106,8 @@ class DFDLoss(FeatureCriterion):
                 force what the student cannot do yet), "low" (do not waste force on what it can),
                 "all", "none", or a list of region numbers, 0 the lowest.
             lenient: "tail", "direction", "tolerance" or "context".
+            leniency: the cost of lenient cells is (1 - leniency) strict + leniency lenient; in
+                [0, 1].
             delta: where the tail begins, in units of the scaled features; > 0.
             tolerance: what is forgiven, in the same units; >= 0.
             region_weights: K numbers >= 0, lowest region first. None: 1/K each under
@@ -122,6 +125,7 @@ class DFDLoss(FeatureCriterion):
         self.num_regions = num_regions
         self.split = split
         self.lenient = lenient
+        self.leniency = leniency
         self.delta = delta
         self.tolerance = tolerance
         self.average = average
@@ -141,6 +145,8 @@ class DFDLoss(FeatureCriterion):
                 f"tolerance={tolerance}): needs num_regions >= 1, weight >= 0, delta > 0, "
                 "tolerance >= 0"
             )
+        if not 0 <= leniency <= 1:
+            raise UserError(f"DFDLoss(leniency={leniency}): it must be from 0 to 1")
         self.thresholds = self._check_thresholds(thresholds)
         self.region_weights = self._check_region_weights(region_weights)
         self.lenient_regions = self._check_lenient_regions(lenient_on)
@@ -236,9 +242,18 @@ class DFDLoss(FeatureCriterion):
         self, s: Tensor, t: Tensor, difference: Tensor, regions: Tensor, valid: Tensor | None
     ) -> Tensor:
         """What each cell costs under its region's constraint, (N,H,W)."""
-        if not self.lenient_regions:
+        if not self.lenient_regions or self.leniency == 0:
             return strict_cost(difference)
         lenient = sum(regions == k for k in self.lenient_regions).bool().unsqueeze(1)
+        cost = self._lenient_cost(s, t, difference, lenient, valid)
+        if self.leniency == 1:
+            return cost
+        return torch.lerp(strict_cost(difference), cost, self.leniency)
+
+    def _lenient_cost(
+        self, s: Tensor, t: Tensor, difference: Tensor, lenient: Tensor, valid: Tensor | None
+    ) -> Tensor:
+        """The lenient cost where ``lenient``, (N,1,H,W) bool, and the strict one elsewhere."""
         if self.lenient == "tail":
             return tail_cost(difference, lenient, self.delta)
         if self.lenient == "tolerance":

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
+from detectron2.config import instantiate
+
 from ..data import class_names
 from ..disparity_image import MAX_DISPARITY
 from ..errors import UserError
@@ -92,8 +94,9 @@ def _disparity(run: Run) -> str:
     paths = sorted(Path(run.folder, "disparity").glob("[0-9]*.png"))
     if not paths:
         return heading + "<p>The run drew none (train.disparity_images).</p>"
-    criterion = run.cfg.model.head.get("criterion") or {}
-    unit = _DISPARITY_UNITS.get(criterion.get("scale", "level"), "")
+    # As the head measures it: at the criterion's scale, "level" if it has none.
+    scale = getattr(instantiate(run.cfg.model.head.criterion), "scale", "level")
+    unit = _DISPARITY_UNITS[scale]
     text = (
         "A row is a test image: the image, then each level of the pyramid over it. The colour "
         "says how far the student's features are from the teacher's at that place, the number is "
