@@ -1,12 +1,15 @@
 VENV ?= .venv
 # Empty: the first Python 3.10 to 3.12 on PATH.
 PYTHON ?=
+# Of the study: the folder of BCCD in Pascal VOC form.
+BCCD ?=
 
-.PHONY: help setup demo test lint
+.PHONY: help setup demo test lint study
 
 help:
 	@echo "make setup   make $(VENV) with everything needed (PYTHON=..., VENV=... to choose)"
 	@echo "make demo    set-up, then the demonstration"
+	@echo "make study   set-up, then the study of docs/results.md; BCCD=path/to/BCCD, hours"
 	@echo "make test    set-up, then the tests"
 	@echo "make lint    set-up, then the style checks"
 
@@ -15,6 +18,9 @@ setup:
 
 demo: setup
 	"$(VENV)/bin/python" tools/demo.py
+
+study: setup
+	"$(VENV)/bin/python" tools/study.py --bccd "$(BCCD)"
 
 test: setup
 	"$(VENV)/bin/python" -m pytest

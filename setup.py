@@ -20,8 +20,9 @@ setup(
         "opencv-python-headless",
         "pillow",
         "pycocotools",
+        "scipy",
         "tensorboard",
         "timm",
     ],
-    extras_require={"dev": ["pytest", "ruff"]},
+    extras_require={"cluster": ["submitit"], "dev": ["pytest", "ruff"]},
 )

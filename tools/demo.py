@@ -15,8 +15,6 @@ import os
 import queue
 import re
 import shlex
-import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -28,17 +26,31 @@ from pathlib import Path
 # torch's own, on import; nothing that a user of the demonstration can act on.
 warnings.filterwarnings("ignore", category=FutureWarning)
 warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
+if __name__ == "__main__":
+    print("Loading Detectron2 ...", flush=True)
+
+from dfd import UserError  # noqa: E402
+from dfd.console import (  # noqa: E402
+    Interrupted,
+    LiveLine,
+    duration,
+    end,
+    override,
+    say,
+    start,
+    stop_on_signals,
+    training_length,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = ("teacher", "student", "dfd")
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 TITLES = {
     "teacher": "train the teacher on {} labelled images",
     "student": "train the plain student on {} labelled images",
     "dfd": "train the same student under DFD on the same {} labelled images",
 }
-# Seconds between two lines where the output is no terminal, and between two updates where it is.
-LINE_EVERY, UPDATE_EVERY = 10.0, 1.0
+# Seconds between two lines of progress where the output is no terminal.
+LINE_EVERY = 10.0
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _PROGRESS = re.compile(r"eta: (.+?)  iter: (\d+)  total_loss: (\S+)")
 _INFERENCE = re.compile(r"Inference done (\d+)/(\d+)")
@@ -48,64 +60,12 @@ class StepFailed(Exception):
     """A child process failed; what it said last has been shown."""
 
 
-class Interrupted(Exception):
-    """A signal asked to stop."""
-
-
-def say(text: str = "") -> None:
-    print(text, flush=True)
-
-
-def duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s"
-
-
-def override(key: str, value: str) -> str:
-    """A key=value argument that Hydra's grammar reads as this very string."""
-    if re.fullmatch(r"[\w./-]+", value):
-        return f"{key}={value}"
-    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
-    return f"{key}='{escaped}'"
-
-
-class LiveLine:
-    """The state of a step: one line that is redrawn on a terminal, else a new line at times."""
-
-    def __init__(self) -> None:
-        self._terminal = sys.stdout.isatty()
-        self._start = time.monotonic()
-        self._shown = -float("inf")
-        self._last = ""
-        self.elapsed = 0.0
-
-    def update(self, state: str) -> None:
-        """Show a state if it is time to."""
-        self.elapsed = time.monotonic() - self._start
-        interval = UPDATE_EVERY if self._terminal else LINE_EVERY
-        if self.elapsed - self._shown < interval:
-            return
-        self._shown = self.elapsed
-        text = f"      {duration(self.elapsed)}: {state}"
-        if self._terminal:
-            # The line must not wrap, or a carriage return would not reach its beginning.
-            text = text[: shutil.get_terminal_size().columns - 1]
-            print(f"\r\x1b[K{text}", end="", flush=True)
-        else:
-            say(text)
-
-    def clear(self) -> None:
-        if self._terminal:
-            print("\r\x1b[K", end="", flush=True)
-
-
 class TrainingState:
     """What a training is doing, read from what it prints."""
 
     def __init__(self, folder: Path) -> None:
-        self._config = folder / "config.yaml"
-        self._length: str | None = None
+        self._folder = folder
+        self._length: int | None = None
         self.text = "starting"
 
     def read(self, line: str) -> None:
@@ -120,35 +80,8 @@ class TrainingState:
 
     def _iterations(self) -> str:
         if self._length is None:
-            # Written by the run before its first iteration, with its epochs turned into a length.
-            found = re.search(r"\bmax_iter: (\d+)", self._config.read_text(encoding="utf-8"))
-            self._length = found[1] if found else "?"
-        return self._length
-
-
-def start(command: list[str]) -> subprocess.Popen:
-    """Start a child in a process group of its own, so that all of it can be ended."""
-    return subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        encoding="utf-8",
-        errors="replace",
-        start_new_session=True,
-    )
-
-
-def end(process: subprocess.Popen) -> None:
-    """End a child and its children."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, number)
-            process.wait(timeout=10)
-        except ProcessLookupError:
-            return
-        except subprocess.TimeoutExpired:
-            continue
+            self._length = training_length(self._folder)
+        return str(self._length or "?")
 
 
 def follow(command: list[str], state: TrainingState) -> float:
@@ -162,7 +95,7 @@ def follow(command: list[str], state: TrainingState) -> float:
     lines: queue.Queue[str | None] = queue.Queue()
     threading.Thread(target=_read_lines, args=(process, lines), daemon=True).start()
     last: deque[str] = deque(maxlen=20)
-    live = LiveLine()
+    live = LiveLine(line_every=LINE_EVERY)
     try:
         while True:
             try:
@@ -199,8 +132,6 @@ def check(code: int, lines: deque[str]) -> None:
 
 def keep_earlier(out: Path) -> None:
     """Rename the folder of an earlier demonstration to the first free name."""
-    from dfd import UserError
-
     if not os.path.lexists(out) or (out.is_dir() and not any(out.iterdir())):
         return
     if not any((out / name).is_dir() for name in RUNS):
@@ -295,18 +226,8 @@ def run(out: Path, data: str, overrides: list[str]) -> None:
     say(text.rstrip())
 
 
-def _interrupt(number: int, frame: object) -> None:
-    # Once is enough: a second one would disturb the ending of the children.
-    for other in SIGNALS:
-        signal.signal(other, signal.SIG_IGN)
-    raise Interrupted(signal.Signals(number).name)
-
-
 def run_or_explain(out: Path, data: str, overrides: list[str]) -> None:
     """All five steps; what goes wrong becomes one line and exit code 1."""
-    say("Loading Detectron2 ...")
-    from dfd import UserError
-
     try:
         run(out, data, overrides)
     except (UserError, StepFailed) as error:
@@ -323,8 +244,7 @@ def main() -> None:
         "overrides", nargs="*", metavar="key=value", help="given to all three trainings"
     )
     args = parser.parse_intermixed_args()
-    for number in SIGNALS:
-        signal.signal(number, _interrupt)
+    stop_on_signals()
     try:
         run_or_explain(Path(args.out), args.data, args.overrides)
     except Interrupted as error:

@@ -52,6 +52,14 @@ def test_misspelt_override_would_change_nothing(override, named):
     assert "\n" not in str(error.value)
 
 
+def test_misspelt_override_of_a_saved_config_is_refused_too(tmp_path):
+    path = str(tmp_path / "config.yaml")
+    LazyConfig.save(load_config(CONFIG), path)
+    assert load_config(path, ["model.head.weight=2"]).model.head.weight == 2
+    with pytest.raises(UserError, match="model.head.criterion has no 'lenient_off'"):
+        load_config(path, ["model.head.criterion.lenient_off=high"])
+
+
 def with_criteria(tmp_path):
     """CONFIG with a choice of criteria beside it."""
     cfg = load_config(CONFIG)

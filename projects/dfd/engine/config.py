@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from detectron2.config import LazyConfig
+from detectron2.utils.registry import locate
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
@@ -105,8 +106,10 @@ def _accepts(node: DictConfig, name: str) -> bool:
     if target is None:
         return False
     try:
+        # A config that a run saved holds names.
+        target = locate(target) if isinstance(target, str) else target
         return name in inspect.signature(target).parameters
-    except (TypeError, ValueError):  # A string, or a builtin without a signature.
+    except Exception:  # Nothing of that name, or a builtin without a signature.
         return True
 
 

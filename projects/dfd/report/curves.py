@@ -18,18 +18,25 @@ _LEVEL = "loss_dfd_"
 _IDLE = "loss_dfd_idle"
 
 
-def loss_curves(runs: Sequence[Run]) -> bytes:
-    """A PNG of the task losses and, beside it, of the distillation losses if there are any."""
+def loss_curves(runs: Sequence[Run], *, sum_levels: bool = False, dpi: int = 150) -> bytes:
+    """A PNG of the task losses and, beside it, of the distillation losses if there are any.
+
+    Args:
+        sum_levels: whether a run has one curve of distillation, the sum over its levels.
+    """
     task: dict[str, _Series] = {}
     levels: dict[str, _Series] = {}
     for run in runs:
         keys = sorted({key for line in run.metrics for key in line if key.startswith("loss_")})
         task[run.name] = _series(run, [key for key in keys if not key.startswith(_LEVEL)])
-        for key in keys:
-            if key.startswith(_LEVEL) and key != _IDLE:
-                levels[f"{run.name}: {key.removeprefix(_LEVEL)}"] = _series(run, [key])
+        distilled = [key for key in keys if key.startswith(_LEVEL) and key != _IDLE]
+        if sum_levels and distilled:
+            levels[run.name] = _series(run, distilled)
+            continue
+        for key in distilled:
+            levels[f"{run.name}: {key.removeprefix(_LEVEL)}"] = _series(run, [key])
     columns = 2 if levels else 1
-    figure = Figure(figsize=(6 * columns, 3.6), dpi=150, layout="constrained")
+    figure = Figure(figsize=(6 * columns, 3.6), dpi=dpi, layout="constrained")
     axes = figure.subplots(1, columns, squeeze=False)[0]
     title = "Task loss (every loss_* but loss_dfd_*)"
     _plot(axes[0], title, task, matplotlib.colormaps["tab10"])
@@ -37,7 +44,9 @@ def loss_curves(runs: Sequence[Run]) -> bytes:
     if levels:
         # Other colours than the runs', so that neither is taken for the other.
         shades = matplotlib.colormaps["plasma"].resampled(len(levels) + 1)
-        _plot(axes[1], "Distillation loss of each level, weighted; log scale", levels, shades)
+        colours = matplotlib.colormaps["tab10"] if sum_levels else shades
+        what = "all levels" if sum_levels else "each level"
+        _plot(axes[1], f"Distillation loss of {what}, weighted; log scale", levels, colours)
         axes[1].set_yscale("log", nonpositive="mask")
     out = io.BytesIO()
     figure.savefig(out, format="png")

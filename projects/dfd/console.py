@@ -1,0 +1,156 @@
+"""What the tools that run trainings share: output, children, overrides, and being stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Quote, QuotedString
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_UPDATE_EVERY = 1.0
+# What needs no quotes, if it is not read as a number or the like.
+_PLAIN = re.compile(r"[\w./-]+|\$\{[\w.]+\}", re.ASCII)
+_WORDS = {"None": "null", "True": "true", "False": "false"}
+
+
+class Interrupted(Exception):
+    """A signal asked to stop; the message is its name."""
+
+
+def stop_on_signals() -> None:
+    """From now on, the first signal that asks to stop raises :class:`Interrupted`."""
+    for number in SIGNALS:
+        signal.signal(number, _interrupt)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    # Once is enough: a second one would disturb the ending of the children.
+    for other in SIGNALS:
+        signal.signal(other, signal.SIG_IGN)
+    raise Interrupted(signal.Signals(number).name)
+
+
+def say(text: str = "") -> None:
+    print(text, flush=True)
+
+
+def duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s"
+
+
+class LiveLine:
+    """The state of what runs: one line that is redrawn on a terminal, else a new line at times."""
+
+    def __init__(self, *, line_every: float) -> None:
+        """
+        Args:
+            line_every: seconds between two lines where the output is no terminal.
+        """
+        self._terminal = sys.stdout.isatty()
+        self._interval = _UPDATE_EVERY if self._terminal else line_every
+        self._start = time.monotonic()
+        self._shown = -float("inf")
+        self.elapsed = 0.0
+
+    def update(self, state: str) -> None:
+        """Show a state if it is time to."""
+        self.elapsed = time.monotonic() - self._start
+        if self.elapsed - self._shown < self._interval:
+            return
+        self._shown = self.elapsed
+        text = f"      {duration(self.elapsed)}: {state}"
+        if self._terminal:
+            # The line must not wrap, or a carriage return would not reach its beginning.
+            text = text[: shutil.get_terminal_size().columns - 1]
+            print(f"\r\x1b[K{text}", end="", flush=True)
+        else:
+            say(text)
+
+    def clear(self) -> None:
+        if self._terminal:
+            # After SIGHUP there is no terminal any more.
+            with contextlib.suppress(OSError):
+                print("\r\x1b[K", end="", flush=True)
+
+
+def start(
+    command: Sequence[str],
+    *,
+    output: int | IO[Any] = subprocess.PIPE,
+    env: Mapping[str, str] | None = None,
+) -> subprocess.Popen:
+    """Start a child in a process group of its own, so that all of it can be ended.
+
+    Args:
+        output: where what it prints goes; a pipe is read as text.
+        env: its environment; None: this process's.
+    """
+    return subprocess.Popen(
+        command,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        env=env,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        start_new_session=True,
+    )
+
+
+def end(*processes: subprocess.Popen) -> None:
+    """End children and their children: all are asked to, and after 10 s each is made to."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        processes = tuple(process for process in processes if process.poll() is None)
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
+        deadline = time.monotonic() + 10
+        for process in processes:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=max(0.0, deadline - time.monotonic()))
+
+
+def override(key: str, value: Any) -> str:
+    """A ``key=value`` argument that Hydra's grammar reads as this very value."""
+    return f"{key}={_hydra_text(value)}"
+
+
+def _hydra_text(value: Any) -> str:
+    if isinstance(value, str):
+        if _PLAIN.fullmatch(value) and parse_override(f"key={value}").value() == value:
+            return value
+        return QuotedString(value, Quote.single).with_quotes()
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{k}:{_hydra_text(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(_hydra_text, value)) + "]"
+    return _WORDS.get(repr(value), repr(value))
+
+
+def parse_override(text: str) -> Override:
+    """Hydra's reading of a ``key=value`` argument; its own errors pass."""
+    return OverridesParser.create().parse_override(text)
+
+
+def training_length(folder: Path) -> int | None:
+    """The iterations of a run, None before it has come so far as to know them."""
+    # The run writes this file before its first iteration, with its epochs turned into a length.
+    try:
+        text = (folder / "config.yaml").read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    found = re.search(r"\bmax_iter: (\d+)", text)
+    return int(found[1]) if found else None
