@@ -1,4 +1,4 @@
-"""The study's command and its lists of methods; the runs themselves are those of tools/ablate.py."""
+"""The study's command and lists of methods; the runs themselves are those of tools/ablate.py."""
 
 import os
 import subprocess
