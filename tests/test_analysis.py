@@ -54,7 +54,6 @@ from dfd.analysis.statistics import (
     auc_samples,
     interval,
     rank_correlation,
-    ranks,
     ratio_samples,
     resample_images,
     top_share,
@@ -112,7 +111,6 @@ def test_nothing_holds_a_share_of_nothing():
 
 
 def test_ranks_and_their_correlation():
-    assert ranks(np.array([10, 5, 10, 7])).tolist() == [3.5, 1, 3.5, 2]
     assert rank_correlation(np.array([1, 2, 3]), np.array([9, 4, 1])) == pytest.approx(-1)
     assert np.isnan(rank_correlation(np.array([1, 2]), np.array([3, 3])))
     rng = np.random.default_rng(0)

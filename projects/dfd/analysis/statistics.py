@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from scipy import stats
 
 # The histogram's bins: so many to a factor of ten, from 1e-8 to 1e8; the first and the last bin
 # take what lies outside.
@@ -88,15 +89,9 @@ def top_share(counts: np.ndarray, sums: np.ndarray, fraction: float) -> float:
     return float(np.interp(fraction, *concentration(counts, sums)))
 
 
-def ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks from 1; equal values share the mean of theirs."""
-    _, inverse, counts = np.unique(values.ravel(), return_inverse=True, return_counts=True)
-    return (counts.cumsum() - (counts - 1) / 2)[inverse.ravel()]
-
-
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
     """Spearman's, of two arrays of one shape; nan if either is constant."""
-    x, y = ranks(a), ranks(b)
+    x, y = (stats.rankdata(values, axis=None) for values in (a, b))
     x, y = x - x.mean(), y - y.mean()
     scale = np.sqrt((x**2).sum() * (y**2).sum())
     return float((x * y).sum() / scale) if scale > 0 else float("nan")

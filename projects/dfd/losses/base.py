@@ -76,6 +76,15 @@ def mean_over_cells(cost: Tensor, valid: Tensor | None) -> Tensor:
     return sum_over_cells(cost, valid) / valid.sum().clamp(min=1)
 
 
+def hide_invalid(logits: Tensor, valid: Tensor | None) -> Tensor:
+    """Keep what is not valid out of a softmax over cells; ``valid`` broadcasts to the logits.
+
+    Not by -inf: the exponential is exactly 0 all the same beside any feature, 0 times its finite
+    logarithm is 0, and an image without a valid cell gives no NaN.
+    """
+    return logits if valid is None else logits.masked_fill(~valid, -1e9)
+
+
 def non_negative(owner: str, **setting: float) -> float:
     """The value of one setting, refused with its name if it is negative or not a number."""
     ((name, value),) = setting.items()

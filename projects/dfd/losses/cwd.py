@@ -8,11 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import UserError
-from .base import FeatureCriterion, check_shapes, non_negative
-
-# Small enough that its exponential is exactly 0 beside any feature, and finite, so that 0 times its
-# logarithm is 0.
-_NOWHERE = -1e9
+from .base import FeatureCriterion, check_shapes, hide_invalid, non_negative
 
 
 class CWDLoss(FeatureCriterion):
@@ -54,7 +50,5 @@ class CWDLoss(FeatureCriterion):
 
     def _log_softmax(self, features: Tensor, valid: Tensor | None) -> Tensor:
         """(N,C,H,W) to (N,C,HW)."""
-        logits = features.flatten(2) / self.tau
-        if valid is not None:
-            logits = logits.masked_fill(~valid.flatten(1).unsqueeze(1), _NOWHERE)
-        return F.log_softmax(logits, dim=2)
+        cells = None if valid is None else valid.flatten(1).unsqueeze(1)
+        return F.log_softmax(hide_invalid(features.flatten(2) / self.tau, cells), dim=2)

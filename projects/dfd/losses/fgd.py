@@ -12,9 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import UserError
-from .base import FeatureCriterion, check_shapes, non_negative, sum_over_cells
-
-_NOWHERE = -1e9
+from .base import FeatureCriterion, check_shapes, hide_invalid, non_negative, sum_over_cells
 
 
 class FGDLoss(FeatureCriterion):
@@ -108,11 +106,10 @@ class FGDLoss(FeatureCriterion):
         """Of cells (N,H,W), 0 outside the valid ones, and of channels (N,C)."""
         size = features.abs()
         images, channels, height, width = size.shape
-        logits = size.mean(dim=1) / self.temp
+        logits = hide_invalid(size.mean(dim=1) / self.temp, valid)
         if valid is None:
             mean, cells = size.mean(dim=(2, 3)), height * width
         else:
-            logits = logits.masked_fill(~valid, _NOWHERE)
             cells = valid.sum(dim=(1, 2)).view(-1, 1, 1)
             inside = size.masked_fill(~valid.unsqueeze(1), 0).sum(dim=(2, 3))
             mean = inside / cells.view(-1, 1).clamp(min=1)
@@ -142,10 +139,10 @@ class GlobalContext(nn.Module):
 
     def forward(self, features: Tensor, valid: Tensor | None) -> Tensor:
         """(N,C,H,W) to (N,C,1,1)."""
-        logits = self.mask(features).flatten(1)
+        cells = None if valid is None else valid.flatten(1)
+        logits = hide_invalid(self.mask(features).flatten(1), cells)
         flat = features.flatten(2)
         if valid is not None:
-            logits = logits.masked_fill(~valid.flatten(1), _NOWHERE)
             flat = flat.masked_fill(~valid.flatten(1).unsqueeze(1), 0)
         context = (flat * F.softmax(logits, dim=1).unsqueeze(1)).sum(dim=2)
         return self.expand(F.relu(self.norm(self.reduce(context))))[:, :, None, None]
