@@ -24,7 +24,7 @@ def test_channel_scale_disparity_is_two_times_one_minus_pearson():
     pearson = torch.stack(
         [torch.corrcoef(torch.stack([a, b]))[0, 1] for a, b in zip(*flat, strict=True)]
     ).mean()
-    torch.testing.assert_close(disparity_map(s - t).mean(), 2 * (1 - pearson))
+    torch.testing.assert_close(disparity_map(s, t).mean(), 2 * (1 - pearson))
 
 
 def test_level_scale_divides_both_by_the_teachers_standard_deviation():
@@ -80,4 +80,20 @@ def test_split_ignores_padding(split):
         torch.cat(
             [split_regions(disparity[..., :4], None, split, [0.75]), torch.tensor([[[-1]]])], dim=2
         ),
+    )
+
+
+def test_a_single_cell_in_all_says_nothing_at_channel_scale():
+    student, teacher = pair(shape=(1, 3, 1, 1))
+    s, t = scale_features(student, teacher, None, "channel")
+    assert not s.any() and not t.any()
+
+
+def test_cosine_measure_ignores_lengths():
+    student, teacher = pair()
+    gain = torch.rand(2, 1, 4, 5) + 0.5
+    expected = disparity_map(student, teacher, "cosine")
+    torch.testing.assert_close(disparity_map(student * gain, teacher, "cosine"), expected)
+    torch.testing.assert_close(
+        disparity_map(-teacher, teacher, "cosine"), torch.full((2, 4, 5), 2.0)
     )

@@ -108,6 +108,8 @@ def test_the_page_is_complete_and_needs_nothing_else(folders):
     page = render_page(runs=load_runs(folders), title="<T> & co", num_images=2)
     curves, tiles, disparity = 1, 2 * 3, 2
     assert page.count("<img ") == curves + tiles + disparity
+    # At the scale of the criterion, which the run's config need not name.
+    assert "in units of the variance of each channel" in page
     assert page.count("src='data:image/") == page.count("src=")
     assert "http" not in page and "<script" not in page
     assert "&lt;T&gt; &amp; co" in page

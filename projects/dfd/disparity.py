@@ -12,9 +12,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 SCALES = ("channel", "level", "none")
+MEASURES = ("squared", "cosine")
 SPLITS = ("mean", "quantile")
 _EPS = 1e-6
 
@@ -33,6 +35,15 @@ def _moments(x: Tensor, valid: Tensor | None, per_channel: bool) -> tuple[Tensor
         variance = (((x - mean) * mask) ** 2).sum(dim=dims, keepdim=True) / count
     # The square root of an exact zero has an infinite gradient.
     return mean, variance.clamp(min=_EPS**2).sqrt()
+
+
+def _standardise(x: Tensor, valid: Tensor | None) -> Tensor:
+    """Zero mean and unit variance for each channel over the valid cells."""
+    if valid is None and x[:, 0].numel() > 1:
+        # The same in one pass each way; it refuses a single value per channel.
+        return F.batch_norm(x, None, None, training=True, eps=_EPS**2)
+    mean, std = _moments(x, valid, per_channel=True)
+    return (x - mean) / std
 
 
 def scale_features(
@@ -57,19 +68,24 @@ def scale_features(
         _, std = _moments(teacher, valid, per_channel=False)
         return student / std, teacher / std
     if scale == "channel":
-        student_mean, student_std = _moments(student, valid, per_channel=True)
-        teacher_mean, teacher_std = _moments(teacher, valid, per_channel=True)
-        return (student - student_mean) / student_std, (teacher - teacher_mean) / teacher_std
+        return _standardise(student, valid), _standardise(teacher, valid)
     raise ValueError(f"scale is {scale!r}; it must be one of {', '.join(SCALES)}")
 
 
-def disparity_map(difference: Tensor) -> Tensor:
-    """mean over channels of (s - t)^2 from s - t, detached: (N,C,H,W) to (N,H,W).
+def disparity_map(student: Tensor, teacher: Tensor, measure: str = "squared") -> Tensor:
+    """How far apart two features are at each cell: (N,C,H,W) each to (N,H,W).
 
-    Under ``scale="channel"`` its mean over all cells is 2 (1 - r), with r the mean over channels
-    of the Pearson correlation of student and teacher.
+    Args:
+        measure: "squared": the mean over channels of (s - t)^2. Under ``scale="channel"`` its mean
+            over all cells is 2 (1 - r), with r the mean over channels of the Pearson correlation
+            of student and teacher.
+            "cosine": 1 - cos(s, t), from 0 to 2, which knows nothing of lengths.
     """
-    return difference.detach().square().mean(dim=1)
+    if measure == "squared":
+        return (student - teacher).square().mean(dim=1)
+    if measure == "cosine":
+        return 1 - F.cosine_similarity(student, teacher, dim=1)
+    raise ValueError(f"measure is {measure!r}; it must be one of {', '.join(MEASURES)}")
 
 
 def split_regions(

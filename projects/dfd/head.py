@@ -200,17 +200,18 @@ class DFDHead(nn.Module):
     ) -> dict[str, tuple[Tensor, Tensor]]:
         """The disparity of each level, for pictures and analysis.
 
-        Measured at the criterion's scale, at "level" if it has none. Returns level name to
-        ((N,H,W) disparity, (N,H,W) bool valid).
+        By the criterion's scale and measure; "level" and "squared" if it has none. Returns level
+        name to ((N,H,W) disparity, (N,H,W) bool valid).
         """
         maps = {}
         for pair in self.pairs:
             student, teacher, valid = self._paired_features(
                 pair, student_pyramid, teacher_pyramid, image_sizes
             )
-            scale = getattr(self.criteria[pair.name], "scale", "level")
+            criterion = self.criteria[pair.name]
+            scale = getattr(criterion, "scale", "level")
             s, t = scale_features(student, teacher, valid, scale)
-            disparity = disparity_map(s - t)
+            disparity = disparity_map(s, t, getattr(criterion, "measure", "squared"))
             if valid is None:
                 valid = torch.ones_like(disparity, dtype=torch.bool)
             maps[pair.name] = (disparity, valid)

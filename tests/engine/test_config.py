@@ -4,8 +4,8 @@ from detectron2.config import LazyCall as L
 from detectron2.config import LazyConfig, instantiate
 
 from dfd import UserError
-from dfd.engine.config import load_config, resolve_config, set_length
-from dfd.losses import MimicLoss
+from dfd.engine.config import load_config, pin_defaults, resolve_config, set_length
+from dfd.losses import DFDLoss, MimicLoss
 
 CONFIG = "configs/bccd/dfd.py"
 
@@ -84,6 +84,20 @@ def test_override_below_a_reference_would_replace_what_it_refers_to(tmp_path):
     with pytest.raises(UserError) as error:
         load_config(with_criteria(tmp_path), overrides)
     assert "override criteria.mimic.weight instead" in str(error.value)
+
+
+def test_saved_config_does_not_change_with_the_defaults(tmp_path):
+    cfg = load_config(CONFIG, ["model.head.criterion.weight=3"])
+    assert "scale" not in cfg.model.head.criterion
+    path = str(tmp_path / "config.yaml")
+    LazyConfig.save(pin_defaults(cfg), path)
+    saved = load_config(path).model.head
+    assert saved.criterion.weight == 3
+    assert saved.criterion.scale == DFDLoss().scale
+    assert saved.level_weights == "cells"  # DFDHead's.
+    # What is not ours is left as it was.
+    assert saved.keys() > {"warmup_iters"} and "norm" not in cfg.model.student.backbone
+    instantiate(saved)
 
 
 @pytest.mark.parametrize(

@@ -112,6 +112,7 @@ def test_summary_holds_what_a_table_needs(runs):
 
 def test_saved_config_is_that_of_the_run(runs):
     cfg = load_config(str(runs["dfd"] / "config.yaml"))
+    assert cfg.model.head.criterion.scale == DFDLoss().scale  # The config does not name it.
     assert cfg.model.student.roi_heads.num_classes == 3
     assert cfg.model.teacher.model.roi_heads.num_classes == 3
     assert cfg.model.head.criterion.lenient == "context"

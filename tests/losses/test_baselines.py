@@ -14,7 +14,7 @@ import torch
 
 from dfd import UserError
 from dfd.losses import CWDLoss, FGDLoss, G2SDLoss, MGDLoss, MimicLoss, PKDLoss
-from dfd.losses.fgd import box_masks
+from dfd.losses.fgd import GlobalContext, box_masks
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -41,7 +41,8 @@ CRITERIA = {
     "cwd": CWDLoss,
     "pkd": PKDLoss,
     "mgd": partial(MGDLoss, channels=4, alpha_mgd=1e-2, lambda_mgd=0.0),
-    "fgd": partial(FGDLoss, channels=4),
+    # Relations at a weight at which they can be seen.
+    "fgd": partial(FGDLoss, channels=4, lambda_fgd=1e-2),
     "g2sd": partial(G2SDLoss, weight=1.0),
 }
 BOXES = [torch.tensor([[3.0, 9.0, 17.0, 30.0], [20.0, 0.0, 44.0, 12.0]]), torch.zeros(0, 4)]
@@ -179,6 +180,20 @@ def test_fgd_places_boxes_by_stride_on_a_padded_batch():
         expected[0, 0:2, 1:3] = 1 / 4
         torch.testing.assert_close(foreground, expected)
         torch.testing.assert_close(background, (expected == 0) / (3 * width - 4))
+
+
+@pytest.mark.parametrize("padding", [50.0, -50.0])
+def test_fgd_context_does_not_see_padding(padding):
+    torch.manual_seed(0)
+    context = GlobalContext(4)
+    for parameter in context.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    features = pair()[1]
+    padded = torch.full((2, 4, 8, 9), padding)
+    padded[..., :5, :6] = features
+    valid = torch.zeros(2, 8, 9, dtype=torch.bool)
+    valid[:, :5, :6] = True
+    torch.testing.assert_close(context(padded, valid), context(features, None))
 
 
 def test_fgd_overlapping_boxes_take_the_larger_weight_and_boxes_may_leave_the_map():

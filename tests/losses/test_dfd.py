@@ -54,6 +54,19 @@ def test_value_by_hand(settings, expected):
     torch.testing.assert_close(by_hand(settings, STUDENT, TEACHER), torch.tensor(expected))
 
 
+def test_measure_decides_which_cells_are_of_high_disparity():
+    # The first cell is too long, the second points elsewhere.
+    student = torch.tensor([[6.0, 0.0], [0.0, 1.0]]).view(1, 2, 1, 2)
+    teacher = torch.tensor([[2.0, 1.0], [0.0, 0.0]]).view(1, 2, 1, 2)
+    expected = {"squared": (4.5, 8.0, 1.0), "cosine": (0.5, 1.0, 8.0)}
+    for measure, (mean, high, low) in expected.items():
+        criterion = DFDLoss(measure=measure, scale="none", lenient_on="none")
+        criterion(student, teacher)
+        stats = {key: value.item() for key, value in criterion.stats.items()}
+        assert stats["disparity"] == pytest.approx(mean)
+        assert (stats["term_high"], stats["term_low"]) == pytest.approx((high, low))
+
+
 def test_region_average_keeps_a_small_region_from_drowning():
     student = torch.zeros(1, 1, 1, 100)
     student[..., 0] = 10.0
@@ -167,6 +180,7 @@ def test_stats_tell_what_the_regions_are():
     ("settings", "named"),
     [
         (dict(scale="batch"), "scale='batch'"),
+        (dict(measure="l1"), "measure='l1'"),
         (dict(lenient="softly"), "lenient='softly'"),
         (dict(lenient_on="middle"), "lenient_on='middle'"),
         (dict(lenient_on=[2]), "lenient_on=[2]"),

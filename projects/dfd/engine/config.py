@@ -19,6 +19,8 @@ from ..errors import UserError, first_line
 from ..teacher import resolve_precision
 
 _REQUIRED = ("model", "dataloader", "optimizer", "lr_multiplier", "train")
+_PACKAGE = __name__.partition(".")[0]
+_PLAIN = (type(None), bool, int, float, str, tuple, list, dict)
 # Settings of ours that Detectron2's own configs do not have; as there, no seed means any.
 _TRAIN_DEFAULTS = {
     "seed": -1,
@@ -148,6 +150,23 @@ def set_length(cfg: DictConfig, num_images: int | None) -> None:
     if epochs <= 0:
         raise UserError(f"train.epochs is {epochs}; it must be above 0")
     cfg.train.max_iter = max(1, math.ceil(epochs * num_images / batch))
+
+
+def pin_defaults(cfg: DictConfig) -> DictConfig:
+    """Write out what the config leaves to the defaults of this project's own code, in place.
+
+    A saved config.yaml that only said ``DFDLoss()`` would mean something else, without a word,
+    after an update that changes a default.
+    """
+    for node in list(_nodes_with(cfg, "_target_")):
+        target = node._target_
+        target = locate(target) if isinstance(target, str) else target
+        if not getattr(target, "__module__", "").startswith(f"{_PACKAGE}."):
+            continue
+        for name, parameter in inspect.signature(target).parameters.items():
+            if name not in node and isinstance(parameter.default, _PLAIN):
+                node[name] = parameter.default
+    return cfg
 
 
 def _nodes_with(node: Any, key: str) -> Iterator[DictConfig]:

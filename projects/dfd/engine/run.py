@@ -36,7 +36,7 @@ from .checks import (
     check_optimizer,
     check_output_dir,
 )
-from .config import load_config, resolve_config, set_length
+from .config import load_config, pin_defaults, resolve_config, set_length
 from .hooks import DisparityImages, RunSummary, processor_name
 from .trainer import Trainer
 
@@ -154,7 +154,7 @@ def train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
     num_images = count_images(loader)
     set_length(cfg, num_images)
     if comm.is_main_process():
-        LazyConfig.save(cfg, os.path.join(cfg.train.output_dir, "config.yaml"))
+        LazyConfig.save(pin_defaults(cfg), os.path.join(cfg.train.output_dir, "config.yaml"))
 
     trainer = build_trainer(cfg, model, loader, optimizer)
     head = {"head": model.head} if isinstance(model, DistilledDetector) else {}

@@ -13,9 +13,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from ..disparity import SCALES, SPLITS, disparity_map, scale_features, split_regions
+from ..disparity import MEASURES, SCALES, SPLITS, disparity_map, scale_features, split_regions
 from ..errors import UserError
 from .base import FeatureCriterion, check_shapes
 from .generator import FeatureGenerator
@@ -24,54 +25,37 @@ LENIENT = ("tail", "direction", "tolerance", "context")
 AVERAGES = ("region", "all")
 
 
-def strict_cost(difference: Tensor) -> Tensor:
-    """mean_c x^2 of the difference x = s - t: (N,C,H,W) to (N,H,W)."""
-    return difference.square().mean(dim=1)
+def tail_cost(student: Tensor, teacher: Tensor, delta: float) -> Tensor:
+    """Twice the Huber loss, mean over channels: x^2 up to |x| = ``delta``, then a line."""
+    return 2 * F.huber_loss(student, teacher, reduction="none", delta=delta).mean(dim=1)
 
 
-def tail_cost(difference: Tensor, lenient: Tensor, delta: float) -> Tensor:
-    """Twice the Huber loss in lenient cells: x^2 up to ``delta``, a line of its slope beyond.
+def tolerance_cost(student: Tensor, teacher: Tensor, tolerance: float) -> Tensor:
+    """mean_c of the square of what |s - t| exceeds ``tolerance`` by."""
+    return F.softshrink(student - teacher, tolerance).square().mean(dim=1)
 
-    Args:
-        difference: (N,C,H,W).
-        lenient: (N,1,H,W) bool; the other cells cost x^2.
-        delta: where the line begins, > 0.
 
-    Returns:
-        (N,H,W).
+def direction_cost(student: Tensor, teacher: Tensor) -> Tensor:
+    """mean_c of (s' - t)^2 where s' is s given the length of t: |t|^2 / C * 2 (1 - cos(s, t)).
+
+    So it is on the scale of the strict cost, and asks nothing of the student's length.
     """
-    # With c = x clipped, the cost is 2 x c - c^2 and its gradient 2 c; x itself where not lenient.
-    with torch.no_grad():
-        clipped = torch.where(lenient, difference.clamp(-delta, delta), difference)
-        offset = clipped.square().mean(dim=1)
-    return 2 * (difference * clipped).mean(dim=1) - offset
-
-
-def tolerance_cost(difference: Tensor, lenient: Tensor, tolerance: float) -> Tensor:
-    """The square of what the difference exceeds ``tolerance`` by in lenient cells, else x^2."""
-    forgiven = difference.detach().clamp(-tolerance, tolerance).masked_fill(~lenient, 0)
-    return strict_cost(difference - forgiven)
-
-
-def direction_cost(student: Tensor, teacher: Tensor, lenient: Tensor) -> Tensor:
-    """The squared difference, in lenient cells after s is given the length of t.
-
-    There it equals |t|^2 / C * 2 (1 - cos(s, t)), on the scale of the strict cost.
-    """
-    length = student.norm(dim=1, keepdim=True).clamp(min=1e-6)
-    ratio = torch.where(lenient, teacher.norm(dim=1, keepdim=True) / length, 1.0)
-    return strict_cost(student * ratio - teacher)
+    # From three sums over channels, not from s' itself: a third of the time on a CPU.
+    product = (student * teacher).mean(dim=1)
+    energy = student.square().mean(dim=1)
+    target = teacher.square().mean(dim=1)
+    return 2 * (target - product * (target / energy.clamp(min=1e-12)).sqrt())
 
 
 class DFDLoss(FeatureCriterion):
     """The disparity-weighted loss of one level; see docs/method.md.
 
-    With s and t the scaled features and d = mean_c (s - t)^2 the disparity (detached), the valid
-    cells of each image are split into K regions by d, and
+    With s and t the scaled features and d = mean_c (s - t)^2 the disparity (detached; or another
+    ``measure``), the valid cells of each image are split into K regions by d, and
 
         L = weight * sum_k region_weight_k * mean_{cells u of region k} cost_k(u),
 
-    where cost_k is (s - t)^2 (strict), or one of the lenient costs. "context" costs
+    where cost_k is mean_c (s - t)^2 (strict), or one of the lenient costs. "context" costs
     (G(s with the lenient cells set to zero) - t)^2 with a learnt G = conv3x3, ReLU, conv3x3, which
     asks that the teacher can be told from the surroundings, not that the cell itself is matched
     (a reconstruction as in MGD, Yang et al., ECCV 2022, but of the lenient region, not of random
@@ -83,6 +67,7 @@ class DFDLoss(FeatureCriterion):
         *,
         weight: float = 5.0,
         scale: str = "channel",
+        measure: str = "squared",
         num_regions: int = 2,
         split: str = "mean",
         thresholds: Sequence[float] | None = None,
@@ -99,6 +84,8 @@ class DFDLoss(FeatureCriterion):
         Args:
             weight: multiplies the loss; >= 0.
             scale: "channel", "level" or "none"; see ``disparity.scale_features``.
+            measure: of the disparity by which cells are split: "squared" or "cosine"; see
+                ``disparity.disparity_map``.
             num_regions: K >= 1.
             split: "mean" or "quantile"; see ``disparity.split_regions``.
             thresholds: K - 1 rising numbers. None: 2k/K times the mean, or the quantiles k/K.
@@ -122,6 +109,7 @@ class DFDLoss(FeatureCriterion):
         super().__init__()
         self.weight = weight
         self.scale = scale
+        self.measure = measure
         self.num_regions = num_regions
         self.split = split
         self.lenient = lenient
@@ -131,6 +119,7 @@ class DFDLoss(FeatureCriterion):
         self.average = average
         for key, allowed in (
             ("scale", SCALES),
+            ("measure", MEASURES),
             ("split", SPLITS),
             ("lenient", LENIENT),
             ("average", AVERAGES),
@@ -214,10 +203,12 @@ class DFDLoss(FeatureCriterion):
         """See :class:`FeatureCriterion`; ``boxes`` and ``stride`` are not used."""
         check_shapes(student, teacher, valid)
         s, t = scale_features(student, teacher.detach(), valid, self.scale)
-        difference = s - t
-        disparity = disparity_map(difference)
-        regions = split_regions(disparity, valid, self.split, self.thresholds)
-        cost = self._cost(s, t, difference, regions, valid)
+        strict = disparity_map(s, t)
+        with torch.no_grad():
+            squared = self.measure == "squared"
+            disparity = strict.detach() if squared else disparity_map(s, t, self.measure)
+            regions = split_regions(disparity, valid, self.split, self.thresholds)
+        cost = self._cost(s, t, strict, regions, valid)
 
         num_valid = (regions >= 0).sum()
         stats = {"disparity": disparity.mul(regions >= 0).sum() / num_valid.clamp(min=1)}
@@ -239,27 +230,23 @@ class DFDLoss(FeatureCriterion):
         return self.weight * total
 
     def _cost(
-        self, s: Tensor, t: Tensor, difference: Tensor, regions: Tensor, valid: Tensor | None
+        self, s: Tensor, t: Tensor, strict: Tensor, regions: Tensor, valid: Tensor | None
     ) -> Tensor:
         """What each cell costs under its region's constraint, (N,H,W)."""
         if not self.lenient_regions or self.leniency == 0:
-            return strict_cost(difference)
-        lenient = sum(regions == k for k in self.lenient_regions).bool().unsqueeze(1)
-        cost = self._lenient_cost(s, t, difference, lenient, valid)
-        if self.leniency == 1:
-            return cost
-        return torch.lerp(strict_cost(difference), cost, self.leniency)
+            return strict
+        lenient = sum(regions == k for k in self.lenient_regions).bool()
+        cost = self._lenient_cost(s, t, lenient, valid)
+        return torch.where(lenient, torch.lerp(strict, cost, self.leniency), strict)
 
-    def _lenient_cost(
-        self, s: Tensor, t: Tensor, difference: Tensor, lenient: Tensor, valid: Tensor | None
-    ) -> Tensor:
-        """The lenient cost where ``lenient``, (N,1,H,W) bool, and the strict one elsewhere."""
+    def _lenient_cost(self, s: Tensor, t: Tensor, lenient: Tensor, valid: Tensor | None) -> Tensor:
+        """The lenient cost, (N,H,W), of which only the cells that are ``lenient`` count."""
         if self.lenient == "tail":
-            return tail_cost(difference, lenient, self.delta)
+            return tail_cost(s, t, self.delta)
         if self.lenient == "tolerance":
-            return tolerance_cost(difference, lenient, self.tolerance)
+            return tolerance_cost(s, t, self.tolerance)
         if self.lenient == "direction":
-            return direction_cost(s, t, lenient)
+            return direction_cost(s, t)
         if self.generator is None:
             raise UserError("DFDLoss(lenient='context') needs channels=C when used without a head")
-        return strict_cost(torch.where(lenient, self.generator(s, lenient, valid), s) - t)
+        return disparity_map(self.generator(s, lenient.unsqueeze(1), valid), t)

@@ -141,10 +141,7 @@ class GlobalContext(nn.Module):
         """(N,C,H,W) to (N,C,1,1)."""
         cells = None if valid is None else valid.flatten(1)
         logits = hide_invalid(self.mask(features).flatten(1), cells)
-        flat = features.flatten(2)
-        if valid is not None:
-            flat = flat.masked_fill(~valid.flatten(1).unsqueeze(1), 0)
-        context = (flat * F.softmax(logits, dim=1).unsqueeze(1)).sum(dim=2)
+        context = (features.flatten(2) * F.softmax(logits, dim=1).unsqueeze(1)).sum(dim=2)
         return self.expand(F.relu(self.norm(self.reduce(context))))[:, :, None, None]
 
 
