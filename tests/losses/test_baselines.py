@@ -14,7 +14,8 @@ import torch
 
 from dfd import UserError
 from dfd.losses import CWDLoss, FGDLoss, G2SDLoss, MGDLoss, MimicLoss, PKDLoss
-from dfd.losses.fgd import GlobalContext, box_masks
+from dfd.losses.boxes import box_masks
+from dfd.losses.fgd import GlobalContext
 
 GOLDEN = Path(__file__).parent / "golden"
 

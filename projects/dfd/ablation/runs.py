@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ..engine.config import load_config
 from ..errors import UserError, first_line
+from ..files import whole_file
 from .cells import Cell
 
 # A run uses nothing else of its config. What other parts hold, such as criteria that the cell does
@@ -219,9 +220,8 @@ def locked(out: Path) -> Iterator[None]:
 
 def write_whole(path: Path, content: str | bytes) -> None:
     """Write a file so that a reader sees the old one or all of the new one."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
-    os.replace(partial, path)
+    with whole_file(path, "w" if isinstance(content, str) else "wb") as f:
+        f.write(content)
 
 
 def tail(path: Path) -> list[str]:

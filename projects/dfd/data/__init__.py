@@ -3,7 +3,7 @@
 from .catalog import DatasetReport
 from .coco import coco_json
 from .drawing import SHAPE_CLASSES
-from .loaders import build_evaluator, build_test_loader, build_train_loader
+from .loaders import build_evaluator, build_test_loader, build_train_loader, skip_batches
 from .registered import class_names, dataset_dicts, registered_name
 from .shapes import generated_shapes
 from .voc import voc_folder
@@ -19,5 +19,6 @@ __all__ = [
     "dataset_dicts",
     "generated_shapes",
     "registered_name",
+    "skip_batches",
     "voc_folder",
 ]

@@ -13,7 +13,7 @@ import os
 import random
 import tempfile
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,14 +24,14 @@ from detectron2.data import (
     MapDataset,
     MetadataCatalog,
     build_detection_test_loader,
-    build_detection_train_loader,
 )
-from detectron2.data.common import ToIterableDataset
+from detectron2.data.build import trivial_batch_collator
 from detectron2.data.detection_utils import SizeMismatchError
 from detectron2.data.samplers import TrainingSampler
 from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import BoxMode, PolygonMasks
 from detectron2.utils import comm
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..errors import UserError
 from .registered import class_names, dataset_dicts, no_file
@@ -56,7 +56,7 @@ def build_train_loader(
     of the image in the stream, and put back to their state afterwards. So two runs of one seed see
     the same augmented images in the same batches, whatever the model draws in between and whatever
     ``num_workers`` is. Over several processes the stream is dealt out in turn. The stream starts
-    anew with every iteration, also after a resume.
+    anew with every iteration over the loader, unless :func:`skip_batches` says where.
 
     Args:
         dataset: a registered name.
@@ -85,21 +85,39 @@ def build_train_loader(
         seed = comm.shared_random_seed()
         logger.info("training loader drew the seed %d", seed)
     records = dataset_dicts(dataset=dataset, filter_empty=filter_empty)
-    stream = ToIterableDataset(
+    kinds = None
+    if aspect_ratio_grouping:
+        if not all("width" in record and "height" in record for record in records):
+            raise UserError(
+                f"dataset {dataset} does not tell the sizes of its images: add width and height to "
+                "its records, or set aspect_ratio_grouping=False"
+            )
+        kinds = [record["width"] > record["height"] for record in records]
+    generator = torch.Generator()
+    generator.manual_seed(seed)
+    return DataLoader(
         _SeededMap(DatasetFromList(records, copy=False), mapper, seed),
-        _NumberedSampler(TrainingSampler(len(records), seed=seed)),
-        # The unit in which the DataLoader takes turns between its workers; with any other one
-        # the batches would depend on num_workers.
-        shard_chunk_size=1 if aspect_ratio_grouping else total_batch_size // world,
-    )
-    return build_detection_train_loader(
-        stream,
-        mapper=None,
-        total_batch_size=total_batch_size,
-        aspect_ratio_grouping=aspect_ratio_grouping,
+        batch_sampler=_BatchSampler(
+            TrainingSampler(len(records), seed=seed), total_batch_size // world, kinds
+        ),
         num_workers=num_workers,
-        seed=seed,
+        collate_fn=trivial_batch_collator,
+        # Of the workers' own seeds, which nothing depends on: not a draw from the run's stream.
+        generator=generator,
     )
+
+
+def skip_batches(loader: Any, count: int) -> bool:
+    """Let a training loader's stream begin after so many batches; nothing is loaded for that.
+
+    Returns:
+        False if it is not a loader of ``build_train_loader``, and was left as it is.
+    """
+    sampler = getattr(loader, "batch_sampler", None)
+    if not isinstance(sampler, _BatchSampler):
+        return False
+    sampler.skip = count
+    return True
 
 
 def build_test_loader(
@@ -223,17 +241,38 @@ class _Readable:
             ) from e
 
 
-class _NumberedSampler(torch.utils.data.Sampler):
-    """Pairs every index of a training sampler with its position in the stream of all processes."""
+class _BatchSampler(Sampler):
+    """Endless batches of ``(position, index)``: an image's place in the stream of all processes.
 
-    def __init__(self, sampler: TrainingSampler) -> None:
-        self.sampler = sampler
+    Images are grouped before they are loaded, so that where a batch begins in the stream can be
+    told without loading what is before it.
+    """
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        return zip(itertools.count(comm.get_rank(), comm.get_world_size()), self.sampler)
+    def __init__(
+        self, sampler: TrainingSampler, batch_size: int, kinds: Sequence[bool] | None
+    ) -> None:
+        """
+        Args:
+            kinds: of each image; a batch is of one kind. None: they are all of one.
+        """
+        self.sampler, self.batch_size, self.kinds = sampler, batch_size, kinds
+        self.skip = 0
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return itertools.islice(self._batches(), self.skip, None)
+
+    def _batches(self) -> Iterator[list[tuple[int, int]]]:
+        begun: dict[bool, list[tuple[int, int]]] = {False: [], True: []}
+        positions = itertools.count(comm.get_rank(), comm.get_world_size())
+        for position, index in zip(positions, self.sampler, strict=False):
+            kind = self.kinds is not None and self.kinds[index]
+            begun[kind].append((position, index))
+            if len(begun[kind]) == self.batch_size:
+                yield begun[kind]
+                begun[kind] = []
 
 
-class _SeededMap(torch.utils.data.Dataset):
+class _SeededMap(Dataset):
     """Maps the record at ``(position, index)`` with randomness of ``(seed, position)`` alone."""
 
     def __init__(self, records: DatasetFromList, mapper: Callable, seed: int) -> None:

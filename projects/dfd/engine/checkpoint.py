@@ -1,33 +1,127 @@
-"""Checkpoints whose ``model`` entry is the bare student under stock Detectron2 keys."""
+"""Checkpoints: the bare student under stock Detectron2 keys, and all that a resumed run needs."""
 
 from __future__ import annotations
 
+import glob
+import json
+import logging
 import os
+import random
+import re
 from typing import Any
 
+import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils import comm
 from torch import nn
 
 from ..errors import UserError, first_line
+from ..files import whole_file
 from ..weights import read_arrays
+
+logger = logging.getLogger("dfd")
+
+_FINAL = "model_final.pth"
+_NUMBERED = re.compile(r"model_\d+\.pth")
 
 
 class StudentCheckpointer(DetectionCheckpointer):
     """Saves the student so that an unmodified Detectron2 config loads it.
 
     What only resuming needs (trainer, optimizer, head) and the class names are entries beside
-    ``model``. The teacher is in none of them.
+    ``model``. The teacher is in none of them, but for the hash of its file.
     """
 
     def __init__(
-        self, student: nn.Module, save_dir: str, *, class_names: list[str], **checkpointables: Any
+        self,
+        student: nn.Module,
+        save_dir: str,
+        *,
+        class_names: list[str],
+        teacher_sha256: str | None = None,
+        **checkpointables: Any,
     ) -> None:
         super().__init__(student, save_dir, **checkpointables)
         self.class_names = class_names
+        self.teacher_sha256 = teacher_sha256
 
     def save(self, name: str, **kwargs: Any) -> None:
-        super().save(name, class_names=self.class_names, **kwargs)
+        """Write a checkpoint; to be called in every process, of which the main one writes."""
+        states = comm.gather(random_state())
+        if not self.save_dir or not self.save_to_disk:
+            return
+        parts = {key: value.state_dict() for key, value in self.checkpointables.items()}
+        content = {
+            "model": self.model.state_dict(),
+            **parts,
+            "class_names": self.class_names,
+            "teacher_sha256": self.teacher_sha256,
+            "random_states": states,
+            **kwargs,
+        }
+        path = os.path.join(self.save_dir, f"{name}.pth")
+        self.logger.info("Saving checkpoint to %s", path)
+        with whole_file(path, "wb") as f:
+            torch.save(content, f)
+        with whole_file(os.path.join(self.save_dir, "last_checkpoint")) as f:
+            f.write(os.path.basename(path))
+
+    def keep_last(self, count: int | None) -> None:
+        """Remove all numbered checkpoints but the last so many; None: none."""
+        if count is None or not self.save_to_disk:
+            return
+        for path in self._numbered()[count:]:
+            os.remove(path)
+
+    def _numbered(self) -> list[str]:
+        """Paths of the numbered checkpoints, the last first."""
+        paths = glob.glob(os.path.join(glob.escape(self.save_dir), "model_*.pth"))
+        return sorted((p for p in paths if _NUMBERED.fullmatch(os.path.basename(p))), reverse=True)
+
+    def resume(self) -> dict[str, Any] | None:
+        """Load the last checkpoint that can be read, every part of it exactly.
+
+        Returns:
+            What of it is in no object: ``iteration`` and ``random_states`` among it. None: there
+            is no checkpoint.
+
+        Raises:
+            UserError: none can be read, or it is of another model or of another teacher.
+        """
+        if not self.has_checkpoint():
+            return None
+        problem = ""
+        for path in dict.fromkeys([self.get_checkpoint_file(), *self._numbered()]):
+            try:
+                content = self._torch_load(path)
+                break
+            except Exception as error:
+                problem = f"{path}: {first_line(error)}"
+                logger.warning("--resume: cannot read %s; the one before it is tried", problem)
+        else:
+            raise UserError(
+                f"--resume: no checkpoint in {self.save_dir} can be read ({problem}): move the "
+                "folder away to begin anew"
+            )
+        kept = content.get("teacher_sha256")
+        if kept != self.teacher_sha256:
+            raise UserError(
+                "--resume: the teacher's file is not the one that this run began with (sha256 "
+                f"{str(self.teacher_sha256)[:16]}, was {str(kept)[:16]}): put that one back, or "
+                "begin a new run"
+            )
+        try:
+            self.model.load_state_dict(content.pop("model"))
+            for key, part in self.checkpointables.items():
+                part.load_state_dict(content.pop(key))
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise UserError(
+                f"--resume: {path} does not fit the config, it is of another run: "
+                f"{first_line(error)}"
+            ) from error
+        logger.info("Resumed from %s", path)
+        return content
 
     def _load_file(self, filename: str) -> Any:
         try:
@@ -65,11 +159,41 @@ class StudentCheckpointer(DetectionCheckpointer):
             )
         return incompatible
 
-    def get_checkpoint_file(self) -> str:
-        path = super().get_checkpoint_file()
-        if path and not os.path.isfile(path):
-            raise UserError(
-                f"--resume: {os.path.join(self.save_dir, 'last_checkpoint')} names {path}, which "
-                "is not there: write the name of one that is into it"
-            )
-        return path
+
+def random_state() -> dict[str, Any]:
+    """The state of every generator that training draws from, in this process."""
+    version, numbers, gauss = random.getstate()
+    kind, keys, position, has_gauss, cached = np.random.get_state()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
+        "random": (version, list(numbers), gauss),
+        "numpy": (kind, keys.tolist(), position, has_gauss, cached),
+    }
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    """The inverse of ``random_state``."""
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+    version, numbers, gauss = state["random"]
+    random.setstate((version, tuple(numbers), gauss))
+    kind, keys, *others = state["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *others))
+
+
+def cut_metrics(path: str, last_iteration: int) -> None:
+    """Take from a metrics.json what a resumed run will write again: all after an iteration."""
+    if not os.path.isfile(path):
+        return
+    kept = []
+    with open(path, encoding="utf-8") as f:
+        for line in f:
+            try:
+                if json.loads(line)["iteration"] <= last_iteration:
+                    kept.append(line)
+            except ValueError:
+                pass  # The run was killed in the middle of the line.
+    with whole_file(path) as f:
+        f.writelines(kept)

@@ -25,6 +25,8 @@ _PLAIN = (type(None), bool, int, float, str, tuple, list, dict)
 _TRAIN_DEFAULTS = {
     "seed": -1,
     "epochs": None,
+    "accumulation_steps": 1,
+    "clip_grad_norm": None,
     "disparity_images": {"period": 0, "num_images": 0},
 }
 

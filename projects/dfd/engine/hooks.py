@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
-import resource
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -17,32 +14,38 @@ from detectron2.utils.file_io import PathManager
 
 from ..disparity_image import draw_disparity
 from ..distiller import DistilledDetector
+from ..errors import UserError
+from ..files import whole_file
+from .checkpoint import StudentCheckpointer
+from .machine import peak_memory_mib
 
 
-def peak_memory_mib() -> float:
-    """Peak memory of this process so far: CUDA's allocator where it is used, else resident set."""
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated() > 0:
-        return torch.cuda.max_memory_allocated() / 2**20
-    try:
-        with open("/proc/self/status") as f:
-            peak = next(line for line in f if line.startswith("VmHWM:"))
-        return int(peak.split()[1]) / 2**10
-    except (OSError, StopIteration):
-        # Not Linux. (There, ru_maxrss would count what the parent held when it forked.)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+class Checkpoints(HookBase):
+    """Saves the run every ``period`` iterations and after the last; keeps the last few files.
 
+    The last hook of a step: what is in a checkpoint has been evaluated and logged, so that a run
+    that goes on from it does neither again. In every process, since each has a state of its own.
+    """
 
-def processor_name(device: str) -> str:
-    """The name of the GPU or CPU that a device is; empty if it cannot be told."""
-    if torch.device(device).type == "cuda":
-        return torch.cuda.get_device_name(device)
-    try:
-        with open("/proc/cpuinfo") as f:
-            line = next(line for line in f if line.startswith("model name"))
-        return line.partition(":")[2].strip()
-    except (OSError, StopIteration):
-        return platform.processor()
+    def __init__(
+        self, checkpointer: StudentCheckpointer, period: int, max_to_keep: int | None = None
+    ) -> None:
+        if period < 1 or (max_to_keep is not None and max_to_keep < 1):
+            raise UserError(
+                f"train.checkpointer has period={period} and max_to_keep={max_to_keep}: neither "
+                "may be below 1"
+            )
+        self._checkpointer = checkpointer
+        self._period = period
+        self._max_to_keep = max_to_keep
+
+    def after_step(self) -> None:
+        iteration = self.trainer.iter
+        if (iteration + 1) % self._period == 0:
+            self._checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
+            self._checkpointer.keep_last(self._max_to_keep)
+        if iteration + 1 == self.trainer.max_iter:
+            self._checkpointer.save("model_final", iteration=iteration)
 
 
 class DisparityImages(HookBase):
@@ -84,33 +87,30 @@ class DisparityImages(HookBase):
 
 
 class RunSummary(HookBase):
-    """Writes ``summary.json`` when the run has ended: what a table about it needs.
+    """Writes what a table about the run needs when it has ended, as the last thing it does.
 
     Time and memory are those of this process: after a resume, of the last part of the run.
     """
 
-    def __init__(self, output_dir: str, facts: Callable[[], dict[str, Any]]) -> None:
+    def __init__(self, path: str, facts: Callable[[], dict[str, Any]]) -> None:
         """
         Args:
+            path: of the file.
             facts: called at the end; its dict is the summary, with time and memory added.
         """
-        self._path = os.path.join(output_dir, "summary.json")
+        self._path = path
         self._facts = facts
 
-    def after_step(self) -> None:
-        self.trainer.storage.put_scalar("peak_memory_mib", peak_memory_mib(), smoothing_hint=False)
-
     def after_train(self) -> None:
-        finished = self.trainer.iter >= self.trainer.max_iter
-        if not finished or self.trainer.start_iter >= self.trainer.max_iter:
-            return  # The run failed, or there was nothing left to do.
+        if self.trainer.iter < self.trainer.max_iter:
+            return  # The run failed.
         summary = {
             "iterations": self.trainer.max_iter,
             "seconds_per_iteration": self._median("time"),
             "peak_memory_mib": round(peak_memory_mib()),
             **self._facts(),
         }
-        with PathManager.open(self._path, "w") as f:
+        with whole_file(self._path) as f:
             json.dump(summary, f, indent=2)
 
     def _median(self, name: str) -> float | None:

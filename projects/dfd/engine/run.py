@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import logging
 import os
 import sys
@@ -23,12 +24,12 @@ from omegaconf import DictConfig
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ..data import class_names, registered_name
+from ..data import class_names, registered_name, skip_batches
 from ..detectors import guard_square_padding
 from ..distiller import DistilledDetector
 from ..errors import UserError
 from ..weights import load_strict, local_path, read_weights
-from .checkpoint import StudentCheckpointer
+from .checkpoint import StudentCheckpointer, cut_metrics, restore_random_state
 from .checks import (
     check_classes,
     check_image_format,
@@ -37,11 +38,13 @@ from .checks import (
     check_output_dir,
 )
 from .config import load_config, pin_defaults, resolve_config, set_length
-from .hooks import DisparityImages, RunSummary, processor_name
+from .hooks import Checkpoints, DisparityImages, RunSummary
+from .machine import processor_name
 from .trainer import Trainer
 
 logger = logging.getLogger("dfd")
 
+SUMMARY = "summary.json"
 _GRACE_SECONDS = 5
 _ERROR_NAME = f"{UserError.__module__}.{UserError.__qualname__}"
 
@@ -150,29 +153,77 @@ def train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
     student = student_of(model)
     logger.info("Student:\n%s", student)
     optimizer = build_optimizer(cfg, model)
-    loader = instantiate(cfg.dataloader.train)
+    loader = instantiate(micro_batches(cfg))
     num_images = count_images(loader)
     set_length(cfg, num_images)
-    if comm.is_main_process():
-        LazyConfig.save(pin_defaults(cfg), os.path.join(cfg.train.output_dir, "config.yaml"))
-
     trainer = build_trainer(cfg, model, loader, optimizer)
-    head = {"head": model.head} if isinstance(model, DistilledDetector) else {}
-    checkpointer = StudentCheckpointer(
-        student,
-        cfg.train.output_dir,
-        class_names=class_names(registered_name(cfg.dataloader.train.dataset)),
-        trainer=trainer,
-        **head,
-    )
+    checkpointer = build_checkpointer(cfg, model, trainer)
+    state = load_weights(cfg, model, checkpointer, resume)
+    start = 0 if state is None else state["iteration"] + 1
+    output_dir = cfg.train.output_dir
+    if start >= cfg.train.max_iter and os.path.exists(os.path.join(output_dir, SUMMARY)):
+        logger.info("Nothing to do: %s has ended after %d iterations", output_dir, start)
+        return {}
+    if comm.is_main_process():
+        LazyConfig.save(pin_defaults(cfg), os.path.join(output_dir, "config.yaml"))
+        if resume:
+            cut_metrics(os.path.join(output_dir, "metrics.json"), start - 1)
     results: dict[str, Any] = {}
     trainer.register_hooks(build_hooks(cfg, model, checkpointer, results, num_images))
-    resumed = load_weights(cfg, model, checkpointer, resume)
     # Building a teacher and a head draws random numbers; a run without them must see the same
     # stream in training, or runs of one seed would differ by more than what was changed.
     set_seed(cfg)
-    trainer.train(trainer.iter + 1 if resumed else 0, cfg.train.max_iter)
+    if state is not None:
+        continue_streams(loader, start * trainer.accumulation_steps, state["random_states"])
+    trainer.train(start, cfg.train.max_iter)
     return results
+
+
+def build_checkpointer(cfg: DictConfig, model: nn.Module, trainer: Trainer) -> StudentCheckpointer:
+    """What saves the student, and the trainer and head beside it."""
+    distilled = isinstance(model, DistilledDetector)
+    teacher = model.teacher.weights if distilled else None
+    return StudentCheckpointer(
+        student_of(model),
+        cfg.train.output_dir,
+        class_names=class_names(registered_name(cfg.dataloader.train.dataset)),
+        teacher_sha256=teacher.sha256 if teacher else None,
+        trainer=trainer,
+        **({"head": model.head} if distilled else {}),
+    )
+
+
+def micro_batches(cfg: DictConfig) -> DictConfig:
+    """The training loader's config, for the batches of which ``accumulation_steps`` make a step.
+
+    ``total_batch_size`` is that of a step, so that accumulation saves memory and changes nothing
+    else.
+    """
+    node, steps = cfg.dataloader.train, cfg.train.accumulation_steps
+    if steps == 1 or "total_batch_size" not in node:
+        return node
+    if steps < 1 or node.total_batch_size % steps:
+        raise UserError(
+            f"train.accumulation_steps={steps} does not divide "
+            f"dataloader.train.total_batch_size={node.total_batch_size}"
+        )
+    node = copy.deepcopy(node)
+    node.total_batch_size //= steps
+    return node
+
+
+def continue_streams(loader: Any, batches: int, random_states: list[dict[str, Any]]) -> None:
+    """Put the data and every random generator where a checkpoint left them."""
+    if not skip_batches(loader, batches):
+        logger.warning("--resume: the training loader is not this project's: its data start anew")
+    if len(random_states) == comm.get_world_size():
+        restore_random_state(random_states[comm.get_rank()])
+    else:
+        logger.warning(
+            "--resume: %d processes instead of %d: the run goes on, but not as it would have",
+            comm.get_world_size(),
+            len(random_states),
+        )
 
 
 def build_optimizer(cfg: DictConfig, model: nn.Module) -> torch.optim.Optimizer:
@@ -197,6 +248,8 @@ def build_trainer(
         optimizer,
         device=cfg.train.device,
         amp=cfg.train.amp.get("dtype", "bf16") if cfg.train.amp.enabled else None,
+        accumulation_steps=cfg.train.accumulation_steps,
+        clip_grad_norm=cfg.train.clip_grad_norm,
     )
 
 
@@ -240,41 +293,44 @@ def build_hooks(
         hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
     ]
     evaluation = hooks.EvalHook(cfg.train.eval_period, evaluate)
+    checkpoints = Checkpoints(checkpointer, **cfg.train.checkpointer)
     if not comm.is_main_process():
-        return [*everywhere, evaluation]
+        return [*everywhere, evaluation, checkpoints]
     output_dir, max_iter = cfg.train.output_dir, cfg.train.max_iter
     return [
         *everywhere,
-        hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer),
         disparity_images(cfg, model),
         evaluation,
-        RunSummary(output_dir, facts),
         hooks.PeriodicWriter(default_writers(output_dir, max_iter), cfg.train.log_period),
+        checkpoints,
+        RunSummary(os.path.join(output_dir, SUMMARY), facts),
     ]
 
 
 def load_weights(
     cfg: DictConfig, model: nn.Module, checkpointer: StudentCheckpointer, resume: bool
-) -> bool:
+) -> dict[str, Any] | None:
     """The weights to start from: a resumed run's, or the initial ones and then the inherited.
 
     Returns:
-        Whether a run was resumed.
+        What else the checkpoint of a resumed run holds; None if none was resumed.
     """
-    resumed = resume and checkpointer.has_checkpoint()
-    if resume and not resumed:
+    state = checkpointer.resume() if resume else None
+    if state is not None:
+        return state
+    if resume:
         logger.warning(
             "--resume: %s holds no checkpoint; starting from the beginning", cfg.train.output_dir
         )
-    if cfg.train.init_checkpoint and not resumed:
+    if cfg.train.init_checkpoint:
         # Detectron2 takes options of loading behind a question mark.
         local_path(cfg.train.init_checkpoint.partition("?")[0], "train.init_checkpoint")
-    checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
-    if isinstance(model, DistilledDetector) and not resumed:
+        checkpointer.load(cfg.train.init_checkpoint, checkpointables=[])
+    if isinstance(model, DistilledDetector):
         report = model.inherit_from_teacher()
         if report is not None:
             logger.info("%s", report)
-    return resumed
+    return None
 
 
 def count_images(loader: Any) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterable
 
@@ -9,10 +10,14 @@ import torch
 from detectron2.engine import SimpleTrainer
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from ..errors import UserError
+from .machine import peak_memory_mib
 
+# Of Detectron2's writers.
+_SMOOTHING_WINDOW = 20
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -30,11 +35,16 @@ class Trainer(SimpleTrainer):
         *,
         device: str,
         amp: str | None = None,
+        accumulation_steps: int = 1,
+        clip_grad_norm: float | None = None,
     ) -> None:
         """
         Args:
             device: where the model is.
             amp: "bf16", "fp16" (CUDA only), or None for fp32.
+            accumulation_steps: batches whose gradients are averaged into one step; >= 1.
+            clip_grad_norm: a gradient whose norm over all parameters is larger is scaled down to
+                it; > 0, None for no limit.
         """
         super().__init__(model, data_loader, optimizer)
         if amp is not None and amp not in AMP_DTYPES:
@@ -43,6 +53,13 @@ class Trainer(SimpleTrainer):
         if amp == "fp16" and self.device_type != "cuda":
             raise UserError(f"train.amp.dtype is fp16, which needs CUDA, not {device}: use bf16")
         self.amp_dtype = AMP_DTYPES.get(amp)
+        if accumulation_steps < 1:
+            raise UserError(f"train.accumulation_steps is {accumulation_steps}; it must be >= 1")
+        if clip_grad_norm is not None and not clip_grad_norm > 0:
+            raise UserError(f"train.clip_grad_norm is {clip_grad_norm}; it must be above 0 or null")
+        self.accumulation_steps = accumulation_steps
+        self.clip_grad_norm = clip_grad_norm
+        self._resumed_scalars: dict[str, list[tuple[float, int]]] = {}
         self.grad_scaler = torch.amp.GradScaler(self.device_type, enabled=amp == "fp16")
 
     def train(self, start_iter: int, max_iter: int) -> None:
@@ -50,6 +67,7 @@ class Trainer(SimpleTrainer):
         self.iter = self.start_iter = start_iter
         self.max_iter = max_iter
         with EventStorage(start_iter) as self.storage:
+            restore_scalars(self.storage, self._resumed_scalars)
             try:
                 self.before_train()
                 for self.iter in range(start_iter, max_iter):
@@ -68,9 +86,29 @@ class Trainer(SimpleTrainer):
     def run_step(self) -> None:
         if not self.model.training:
             raise RuntimeError("the model was left in eval mode, by a hook or an evaluation")
-        start = time.perf_counter()
-        data = next(self._data_loader_iter)
-        data_time = time.perf_counter() - start
+        self.optimizer.zero_grad()
+        sums: dict[str, Tensor] = {}
+        data_time = 0.0
+        for left in reversed(range(self.accumulation_steps)):
+            start = time.perf_counter()
+            data = next(self._data_loader_iter)
+            data_time += time.perf_counter() - start
+            # Only the last backward has to wait for the other processes.
+            alone = left > 0 and isinstance(self.model, DistributedDataParallel)
+            with self.model.no_sync() if alone else contextlib.nullcontext():
+                losses = self._losses(data)
+                self.grad_scaler.scale(sum(losses.values()) / self.accumulation_steps).backward()
+            for name, loss in losses.items():
+                sums[name] = sums.get(name, 0) + loss.detach() / self.accumulation_steps
+        self.after_backward()
+        self._clip_gradients()
+        self._write_metrics(sums, data_time)
+        self.grad_scaler.step(self.optimizer)
+        self.grad_scaler.update()
+        self.storage.put_scalar("peak_memory_mib", peak_memory_mib(), smoothing_hint=False)
+
+    def _losses(self, data: list[dict]) -> dict[str, Tensor]:
+        """The losses of a batch, every one of them finite."""
         try:
             with torch.autocast(
                 self.device_type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None
@@ -83,12 +121,16 @@ class Trainer(SimpleTrainer):
                 "weight of the distillation."
             ) from error
         self._check_finite(losses)
-        self.optimizer.zero_grad()
-        self.grad_scaler.scale(sum(losses.values())).backward()
-        self.after_backward()
-        self._write_metrics(losses, data_time)
-        self.grad_scaler.step(self.optimizer)
-        self.grad_scaler.update()
+        return losses
+
+    def _clip_gradients(self) -> None:
+        if self.clip_grad_norm is None:
+            return
+        self.grad_scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad_norm)
+        # Of fp16 it may be infinite: the scaler leaves out that step.
+        if norm.isfinite():
+            self.storage.put_scalar("grad_norm", norm.item())
 
     def _check_finite(self, losses: dict[str, Tensor]) -> None:
         """Raise before a loss that is no number reaches the weights."""
@@ -118,8 +160,30 @@ class Trainer(SimpleTrainer):
     def state_dict(self) -> dict:
         state = super().state_dict()
         state["grad_scaler"] = self.grad_scaler.state_dict()
+        state["scalars"] = recent_scalars(self.storage)
         return state
 
     def load_state_dict(self, state_dict: dict) -> None:
         super().load_state_dict(state_dict)
         self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
+        self._resumed_scalars = state_dict["scalars"]
+
+
+def recent_scalars(storage: EventStorage) -> dict[str, list[tuple[float, int]]]:
+    """What smoothing looks back on: the last values of each smoothed scalar, with iterations.
+
+    Only of those that this iteration has written: the others would be logged again.
+    """
+    hints, latest = storage.smoothing_hints(), storage.latest()
+    return {
+        name: list(history.values()[-_SMOOTHING_WINDOW:])
+        for name, history in storage.histories().items()
+        if hints[name] and latest[name][1] == storage.iter
+    }
+
+
+def restore_scalars(storage: EventStorage, scalars: dict[str, list[tuple[float, int]]]) -> None:
+    """Put ``recent_scalars`` into a new storage, so that a resumed run logs the same medians."""
+    for name, values in scalars.items():
+        for value, iteration in values:
+            storage.put_scalar(name, value, cur_iter=iteration)

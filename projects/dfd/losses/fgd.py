@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import UserError
 from .base import FeatureCriterion, check_shapes, hide_invalid, non_negative, sum_over_cells
+from .boxes import box_masks
 
 
 class FGDLoss(FeatureCriterion):
@@ -143,32 +143,3 @@ class GlobalContext(nn.Module):
         logits = hide_invalid(self.mask(features).flatten(1), cells)
         context = (features.flatten(2) * F.softmax(logits, dim=1).unsqueeze(1)).sum(dim=2)
         return self.expand(F.relu(self.norm(self.reduce(context))))[:, :, None, None]
-
-
-@torch.no_grad()
-def box_masks(
-    boxes: Sequence[Tensor] | None, stride: int, like: Tensor, valid: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """FGD's weights of the cells of boxes and of the others.
-
-    Args:
-        boxes: N tensors (M,4), XYXY in pixels of the network's input; None: no boxes.
-        stride: pixels per cell.
-        like: (N,H,W), for size and device.
-
-    Returns:
-        M_fg and M_bg, (N,H,W).
-    """
-    foreground = torch.zeros_like(like)
-    for mask, of_image in zip(foreground, boxes or (), strict=bool(boxes)):
-        corners = of_image / stride
-        # The cell in which the box ends is in, and if it ends on a border, the next one.
-        starts, ends = corners[:, :2].floor().long(), corners[:, 2:].ceil().long() + 1
-        for (left, top), (right, bottom) in zip(starts.tolist(), ends.tolist(), strict=True):
-            share = 1 / ((bottom - top) * (right - left))
-            part = mask[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)]
-            part.clamp_(min=share)
-    background = (foreground == 0).to(like.dtype)
-    if valid is not None:
-        background = background * valid
-    return foreground, background / background.sum(dim=(1, 2), keepdim=True).clamp(min=1)
