@@ -120,7 +120,7 @@ def test_the_list_shows_cells_and_changes_and_starts_nothing(ablate, tmp_path, c
 
 def test_trainings_that_fail_are_told_and_continued(ablate, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setenv("PYTHONPATH", "tests")
+    monkeypatch.setenv("PYTHONPATH", "tests", prepend=os.pathsep)
     out, teacher = tmp_path / "out", tmp_path / "teacher.pth"
     splits = {"train": write_coco(tmp_path, "train", 4), "test": write_coco(tmp_path, "val", 2)}
     arguments = [

@@ -8,7 +8,8 @@ from detectron2.engine import default_argument_parser
 
 from dfd.engine import main
 
-ENV = os.environ | {"PYTHONPATH": "tests", "OMP_NUM_THREADS": "1"}
+_PATH = os.pathsep.join(filter(None, ["tests", os.environ.get("PYTHONPATH")]))
+ENV = os.environ | {"PYTHONPATH": _PATH, "OMP_NUM_THREADS": "1"}
 
 
 def command(config, *arguments):

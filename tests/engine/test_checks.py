@@ -5,7 +5,7 @@ from toys import build
 
 from dfd import DFDHead, DistilledDetector, FrozenTeacher, UserError
 from dfd.engine.checks import check_classes, check_optimizer, check_output_dir
-from dfd.engine.run import count_images
+from dfd.engine.build import count_images
 from dfd.losses import DFDLoss
 
 CLASSES = ["disc", "box", "bar"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import json
 import logging
 import os
 import random
@@ -181,19 +180,3 @@ def restore_random_state(state: dict[str, Any]) -> None:
     random.setstate((version, tuple(numbers), gauss))
     kind, keys, *others = state["numpy"]
     np.random.set_state((kind, np.array(keys, dtype=np.uint32), *others))
-
-
-def cut_metrics(path: str, last_iteration: int) -> None:
-    """Take from a metrics.json what a resumed run will write again: all after an iteration."""
-    if not os.path.isfile(path):
-        return
-    kept = []
-    with open(path, encoding="utf-8") as f:
-        for line in f:
-            try:
-                if json.loads(line)["iteration"] <= last_iteration:
-                    kept.append(line)
-            except ValueError:
-                pass  # The run was killed in the middle of the line.
-    with whole_file(path) as f:
-        f.writelines(kept)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from detectron2.engine import SimpleTrainer
@@ -15,9 +16,8 @@ from torch.optim import Optimizer
 
 from ..errors import UserError
 from .machine import peak_memory_mib
+from .metrics import recent_scalars, restore_scalars
 
-# Of Detectron2's writers.
-_SMOOTHING_WINDOW = 20
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -59,7 +59,7 @@ class Trainer(SimpleTrainer):
             raise UserError(f"train.clip_grad_norm is {clip_grad_norm}; it must be above 0 or null")
         self.accumulation_steps = accumulation_steps
         self.clip_grad_norm = clip_grad_norm
-        self._resumed_scalars: dict[str, list[tuple[float, int]]] = {}
+        self._resumed_scalars: dict[str, Any] = {}
         self.grad_scaler = torch.amp.GradScaler(self.device_type, enabled=amp == "fp16")
 
     def train(self, start_iter: int, max_iter: int) -> None:
@@ -167,23 +167,3 @@ class Trainer(SimpleTrainer):
         super().load_state_dict(state_dict)
         self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
         self._resumed_scalars = state_dict["scalars"]
-
-
-def recent_scalars(storage: EventStorage) -> dict[str, list[tuple[float, int]]]:
-    """What smoothing looks back on: the last values of each smoothed scalar, with iterations.
-
-    Only of those that this iteration has written: the others would be logged again.
-    """
-    hints, latest = storage.smoothing_hints(), storage.latest()
-    return {
-        name: list(history.values()[-_SMOOTHING_WINDOW:])
-        for name, history in storage.histories().items()
-        if hints[name] and latest[name][1] == storage.iter
-    }
-
-
-def restore_scalars(storage: EventStorage, scalars: dict[str, list[tuple[float, int]]]) -> None:
-    """Put ``recent_scalars`` into a new storage, so that a resumed run logs the same medians."""
-    for name, values in scalars.items():
-        for value, iteration in values:
-            storage.put_scalar(name, value, cur_iter=iteration)

@@ -1,0 +1,83 @@
+"""What a run logs, so that a resumed one logs what it would have logged."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+from detectron2.utils.events import (
+    CommonMetricPrinter,
+    EventStorage,
+    EventWriter,
+    JSONWriter,
+    TensorboardXWriter,
+)
+
+from ..files import whole_file
+
+# Of Detectron2's writers.
+_SMOOTHING_WINDOW = 20
+# Measured by the process, and not before some iterations: not the run's.
+_OF_THE_PROCESS = ("time",)
+
+
+def recent_scalars(storage: EventStorage) -> dict[str, Any]:
+    """What the writers may still look back on: the last values of each scalar, with iterations."""
+    hints = storage.smoothing_hints()
+    return {
+        name: {
+            "smoothed": hints[name],
+            "values": list(history.values()[-(_SMOOTHING_WINDOW if hints[name] else 1) :]),
+        }
+        for name, history in storage.histories().items()
+        if name not in _OF_THE_PROCESS
+    }
+
+
+def restore_scalars(storage: EventStorage, scalars: dict[str, Any]) -> None:
+    """Put ``recent_scalars`` into a new storage."""
+    for name, scalar in scalars.items():
+        for value, iteration in scalar["values"]:
+            storage.put_scalar(
+                name, value, smoothing_hint=scalar["smoothed"], cur_iter=int(iteration)
+            )
+
+
+def cut_metrics(path: str, last_iteration: int) -> None:
+    """Take from a metrics.json what a resumed run will write again: all after an iteration."""
+    if not os.path.isfile(path):
+        return
+    kept = [line for line in read_metrics(path) if line["iteration"] <= last_iteration]
+    with whole_file(path) as f:
+        f.writelines(json.dumps(line, sort_keys=True) + "\n" for line in kept)
+
+
+def read_metrics(path: str) -> list[dict[str, Any]]:
+    """The lines of a metrics.json, without one in the middle of which the run was killed."""
+    lines = []
+    with open(path, encoding="utf-8") as f:
+        for line in f:
+            try:
+                lines.append(json.loads(line))
+            except ValueError:
+                continue
+    return lines
+
+
+class ContinuedJSONWriter(JSONWriter):
+    """Detectron2's, which knows what the file holds already and does not write it again."""
+
+    def __init__(self, json_file: str) -> None:
+        lines = read_metrics(json_file) if os.path.isfile(json_file) else []
+        super().__init__(json_file, window_size=_SMOOTHING_WINDOW)
+        self._last_write = max((line["iteration"] for line in lines), default=-1)
+
+
+def build_writers(output_dir: str, max_iter: int) -> list[EventWriter]:
+    """Detectron2's default writers: the log, metrics.json, TensorBoard."""
+    return [
+        CommonMetricPrinter(max_iter),
+        ContinuedJSONWriter(os.path.join(output_dir, "metrics.json")),
+        TensorboardXWriter(output_dir),
+    ]
