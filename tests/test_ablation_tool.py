@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import json
+import os
 
 import pytest
 import torch

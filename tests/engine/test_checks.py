@@ -4,8 +4,8 @@ from torch.utils.data import DataLoader
 from toys import build
 
 from dfd import DFDHead, DistilledDetector, FrozenTeacher, UserError
-from dfd.engine.checks import check_classes, check_optimizer, check_output_dir
 from dfd.engine.build import count_images
+from dfd.engine.checks import check_classes, check_optimizer, check_output_dir
 from dfd.losses import DFDLoss
 
 CLASSES = ["disc", "box", "bar"]
