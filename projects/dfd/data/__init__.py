@@ -3,7 +3,13 @@
 from .catalog import DatasetReport
 from .coco import coco_json
 from .drawing import SHAPE_CLASSES
-from .loaders import build_evaluator, build_test_loader, build_train_loader, skip_batches
+from .loaders import (
+    build_evaluator,
+    build_test_loader,
+    build_train_loader,
+    skip_batches,
+    stream_seed,
+)
 from .registered import class_names, dataset_dicts, registered_name
 from .shapes import generated_shapes
 from .voc import voc_folder
@@ -20,5 +26,6 @@ __all__ = [
     "generated_shapes",
     "registered_name",
     "skip_batches",
+    "stream_seed",
     "voc_folder",
 ]

@@ -21,10 +21,11 @@ from ..distiller import DistilledDetector
 from ..errors import UserError
 from .checkpoint import StudentCheckpointer
 from .checks import check_classes, check_image_format, check_mixed_precision, check_optimizer
-from .evaluate import test
+from .evaluate import share_buffers, test
 from .hooks import Checkpoints, DisparityImages, RunSummary
 from .machine import processor_name
 from .metrics import build_writers
+from .settings import run_settings
 from .trainer import Trainer
 
 SUMMARY = "summary.json"
@@ -112,6 +113,7 @@ def build_trainer(
 
 def build_checkpointer(cfg: DictConfig, model: nn.Module, trainer: Trainer) -> StudentCheckpointer:
     """What saves the student, and the trainer and head beside it."""
+    loader = trainer.data_loader
     distilled = isinstance(model, DistilledDetector)
     teacher = model.teacher.weights if distilled else None
     return StudentCheckpointer(
@@ -119,6 +121,7 @@ def build_checkpointer(cfg: DictConfig, model: nn.Module, trainer: Trainer) -> S
         cfg.train.output_dir,
         class_names=class_names(registered_name(cfg.dataloader.train.dataset)),
         teacher_sha256=teacher.sha256 if teacher else None,
+        settings=run_settings(cfg, loader, count_images(loader)),
         trainer=trainer,
         **({"head": model.head} if distilled else {}),
     )
@@ -130,17 +133,20 @@ def build_hooks(
     checkpointer: StudentCheckpointer,
     results: dict[str, Any],
     num_images: int | None,
+    start: int = 0,
 ) -> list[HookBase | None]:
     """Detectron2's hooks, and ours, in the order in which they must run.
 
     Args:
         results: filled with the results of each evaluation.
         num_images: of the training data, for the summary.
+        start: the first iteration, later than 0 in a resumed run.
     """
     student = student_of(model)
 
     def evaluate() -> dict[str, Any]:
         results.clear()
+        share_buffers(student)
         results.update(test(cfg, student))
         return results
 
@@ -172,7 +178,7 @@ def build_hooks(
         *everywhere,
         disparity_images(cfg, model),
         evaluation,
-        hooks.PeriodicWriter(build_writers(output_dir, max_iter), cfg.train.log_period),
+        hooks.PeriodicWriter(build_writers(output_dir, max_iter, start), cfg.train.log_period),
         checkpoints,
         RunSummary(os.path.join(output_dir, SUMMARY), facts),
     ]

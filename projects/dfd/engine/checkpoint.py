@@ -18,10 +18,12 @@ from torch import nn
 from ..errors import UserError, first_line
 from ..files import whole_file
 from ..weights import read_arrays
+from .settings import changed_settings
 
 logger = logging.getLogger("dfd")
 
 _FINAL = "model_final.pth"
+_RESUMABLE = {"model", "trainer", "iteration", "random_states", "settings"}
 _NUMBERED = re.compile(r"model_\d+\.pth")
 
 
@@ -39,11 +41,20 @@ class StudentCheckpointer(DetectionCheckpointer):
         *,
         class_names: list[str],
         teacher_sha256: str | None = None,
+        settings: dict[str, str] | None = None,
         **checkpointables: Any,
     ) -> None:
+        """
+        Args:
+            save_dir: folder of the checkpoints.
+            teacher_sha256: of the teacher's file; None: there is none.
+            settings: of the run, against which those of a resumed run are held.
+            checkpointables: what else is saved and, when resuming, loaded, by its key.
+        """
         super().__init__(student, save_dir, **checkpointables)
         self.class_names = class_names
         self.teacher_sha256 = teacher_sha256
+        self.settings = settings or {}
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Write a checkpoint; to be called in every process, of which the main one writes."""
@@ -57,6 +68,7 @@ class StudentCheckpointer(DetectionCheckpointer):
             "class_names": self.class_names,
             "teacher_sha256": self.teacher_sha256,
             "random_states": states,
+            "settings": self.settings,
             **kwargs,
         }
         path = os.path.join(self.save_dir, f"{name}.pth")
@@ -70,13 +82,51 @@ class StudentCheckpointer(DetectionCheckpointer):
         """Remove all numbered checkpoints but the last so many; None: none."""
         if count is None or not self.save_to_disk:
             return
-        for path in self._numbered()[count:]:
+        last = self.get_checkpoint_file()
+        # What a run wrote that was resumed from before it does not count.
+        for path in [path for path in self._numbered() if path <= last][count:]:
             os.remove(path)
 
     def _numbered(self) -> list[str]:
         """Paths of the numbered checkpoints, the last first."""
         paths = glob.glob(os.path.join(glob.escape(self.save_dir), "model_*.pth"))
         return sorted((p for p in paths if _NUMBERED.fullmatch(os.path.basename(p))), reverse=True)
+
+    def _last_readable(self) -> tuple[str, dict[str, Any]] | None:
+        """Path and content of the last checkpoint that can be read; None if there is none at all.
+
+        Raises:
+            UserError: there are some, but none can be read.
+        """
+        # Not there if the run was killed before it could name its first.
+        paths = [self.get_checkpoint_file()] if self.has_checkpoint() else []
+        final = os.path.join(self.save_dir, _FINAL)
+        # The last resort: of a run that is made longer it is older than the numbered ones.
+        paths += self._numbered() + ([final] if os.path.isfile(final) else [])
+        problem = ""
+        for path in dict.fromkeys(paths):
+            try:
+                content = self._torch_load(path)
+            except Exception as error:
+                problem = f"{path}: {first_line(error)}"
+                logger.warning("--resume: cannot read %s; the one before it is tried", problem)
+                continue
+            if isinstance(content, dict) and _RESUMABLE <= set(content):
+                return path, content
+            problem = f"{path}: it does not hold what resuming needs"
+            logger.warning("--resume: %s; the one before it is tried", problem)
+        if not problem:
+            return None
+        raise UserError(
+            f"--resume: no checkpoint in {self.save_dir} can be read ({problem}): move the "
+            "folder away to begin anew"
+        )
+
+    def remove_partial(self) -> None:
+        """Remove what a killed run has half written."""
+        if self.save_to_disk:
+            for path in glob.glob(os.path.join(glob.escape(self.save_dir), ".*.partial")):
+                os.remove(path)
 
     def resume(self) -> dict[str, Any] | None:
         """Load the last checkpoint that can be read, every part of it exactly.
@@ -86,22 +136,19 @@ class StudentCheckpointer(DetectionCheckpointer):
             is no checkpoint.
 
         Raises:
-            UserError: none can be read, or it is of another model or of another teacher.
+            UserError: none can be read, or it is of another model, of another teacher, or of other
+                settings that cannot change within a run.
         """
-        if not self.has_checkpoint():
+        self.remove_partial()
+        found = self._last_readable()
+        if found is None:
             return None
-        problem = ""
-        for path in dict.fromkeys([self.get_checkpoint_file(), *self._numbered()]):
-            try:
-                content = self._torch_load(path)
-                break
-            except Exception as error:
-                problem = f"{path}: {first_line(error)}"
-                logger.warning("--resume: cannot read %s; the one before it is tried", problem)
-        else:
-            raise UserError(
-                f"--resume: no checkpoint in {self.save_dir} can be read ({problem}): move the "
-                "folder away to begin anew"
+        path, content = found
+        changes = changed_settings(content.pop("settings"), self.settings)
+        if changes:
+            logger.warning(
+                "--resume: the run goes on, but may not end as it would have: %s",
+                "; ".join(changes),
             )
         kept = content.get("teacher_sha256")
         if kept != self.teacher_sha256:

@@ -18,7 +18,7 @@ from ..data import class_names, registered_name
 from ..errors import UserError, first_line
 from ..teacher import resolve_precision
 
-_REQUIRED = ("model", "dataloader", "optimizer", "lr_multiplier", "train")
+PARTS = ("model", "dataloader", "optimizer", "lr_multiplier", "train")
 _PACKAGE = __name__.partition(".")[0]
 _PLAIN = (type(None), bool, int, float, str, tuple, list, dict)
 # Settings of ours that Detectron2's own configs do not have; as there, no seed means any.
@@ -50,7 +50,7 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> DictConfig:
         cfg = LazyConfig.load(path)
     except (ImportError, SyntaxError, ValueError) as error:
         raise UserError(f"--config-file {path} cannot be loaded: {first_line(error)}") from error
-    missing = [key for key in _REQUIRED if key not in cfg]
+    missing = [key for key in PARTS if key not in cfg]
     if missing:
         raise UserError(
             f"--config-file {path} defines no {', '.join(missing)}: it is not a training config"

@@ -16,7 +16,7 @@ from detectron2.utils.events import (
 
 from ..files import whole_file
 
-# Of Detectron2's writers.
+# Of Detectron2's writers, in iterations.
 _SMOOTHING_WINDOW = 20
 # Measured by the process, and not before some iterations: not the run's.
 _OF_THE_PROCESS = ("time",)
@@ -25,14 +25,14 @@ _OF_THE_PROCESS = ("time",)
 def recent_scalars(storage: EventStorage) -> dict[str, Any]:
     """What the writers may still look back on: the last values of each scalar, with iterations."""
     hints = storage.smoothing_hints()
-    return {
-        name: {
-            "smoothed": hints[name],
-            "values": list(history.values()[-(_SMOOTHING_WINDOW if hints[name] else 1) :]),
-        }
-        for name, history in storage.histories().items()
-        if name not in _OF_THE_PROCESS
-    }
+    scalars = {}
+    for name, history in storage.histories().items():
+        if name in _OF_THE_PROCESS:
+            continue
+        # With accumulation, an iteration has several values.
+        count = storage.count_samples(name, _SMOOTHING_WINDOW) if hints[name] else 1
+        scalars[name] = {"smoothed": hints[name], "values": list(history.values()[-count:])}
+    return scalars
 
 
 def restore_scalars(storage: EventStorage, scalars: dict[str, Any]) -> None:
@@ -74,10 +74,26 @@ class ContinuedJSONWriter(JSONWriter):
         self._last_write = max((line["iteration"] for line in lines), default=-1)
 
 
-def build_writers(output_dir: str, max_iter: int) -> list[EventWriter]:
-    """Detectron2's default writers: the log, metrics.json, TensorBoard."""
+class ContinuedTensorboardWriter(TensorboardXWriter):
+    """Detectron2's, which has TensorBoard drop what a killed run wrote after its checkpoint."""
+
+    def __init__(self, log_dir: str, start: int) -> None:
+        """
+        Args:
+            start: the first iteration that is written; 0 for a new run.
+        """
+        super().__init__(log_dir, _SMOOTHING_WINDOW, purge_step=start)
+        self._last_write = start - 1
+
+
+def build_writers(output_dir: str, max_iter: int, start: int = 0) -> list[EventWriter]:
+    """Detectron2's default writers: the log, metrics.json, TensorBoard.
+
+    Args:
+        start: the iteration from which a resumed run goes on.
+    """
     return [
         CommonMetricPrinter(max_iter),
         ContinuedJSONWriter(os.path.join(output_dir, "metrics.json")),
-        TensorboardXWriter(output_dir),
+        ContinuedTensorboardWriter(output_dir, start),
     ]

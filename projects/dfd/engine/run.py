@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import sys
@@ -42,6 +43,7 @@ from .metrics import cut_metrics
 
 logger = logging.getLogger("dfd")
 
+CONFIG = "config.yaml"
 _GRACE_SECONDS = 5
 _ERROR_NAME = f"{UserError.__module__}.{UserError.__qualname__}"
 
@@ -74,6 +76,8 @@ def main(args: argparse.Namespace) -> None:
 def setup(cfg: DictConfig, args: argparse.Namespace) -> None:
     """Logging and seeds, as Detectron2's ``default_setup``."""
     output_dir, rank = cfg.train.output_dir, comm.get_rank()
+    if cfg.train.seed < 0 and not args.eval_only:
+        cfg.train.seed = draw_seed(output_dir, args.resume)
     if comm.is_main_process():
         PathManager.mkdirs(output_dir)
     for name in ("fvcore", "detectron2", "dfd"):
@@ -82,6 +86,14 @@ def setup(cfg: DictConfig, args: argparse.Namespace) -> None:
     logger.info("Command line arguments: %s", args)
     set_seed(cfg)
     torch.backends.cudnn.benchmark = bool(cfg.train.get("cudnn_benchmark", False))
+
+
+def draw_seed(output_dir: str, resume: bool) -> int:
+    """A seed for a run that names none, the same in all processes; a resumed run has its own."""
+    path = os.path.join(output_dir, CONFIG)
+    if resume and os.path.isfile(path):
+        return LazyConfig.load(path).train.seed
+    return int(comm.shared_random_seed())
 
 
 def set_seed(cfg: DictConfig) -> None:
@@ -107,11 +119,9 @@ def train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
         logger.info("Nothing to do: %s has ended after %d iterations", output_dir, start)
         return {}
     if comm.is_main_process():
-        LazyConfig.save(pin_defaults(cfg), os.path.join(output_dir, "config.yaml"))
-        if resume:
-            cut_metrics(os.path.join(output_dir, "metrics.json"), start - 1)
+        write_config(cfg, resume, start)
     results: dict[str, Any] = {}
-    trainer.register_hooks(build_hooks(cfg, model, checkpointer, results, num_images))
+    trainer.register_hooks(build_hooks(cfg, model, checkpointer, results, num_images, start))
     # Building a teacher and a head draws random numbers; a run without them must see the same
     # stream in training, or runs of one seed would differ by more than what was changed.
     set_seed(cfg)
@@ -119,6 +129,22 @@ def train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
         continue_streams(loader, start * trainer.accumulation_steps, state["random_states"])
     trainer.train(start, cfg.train.max_iter)
     return results
+
+
+def write_config(cfg: DictConfig, resume: bool, start: int) -> None:
+    """Write the config of a run that begins, and take away what a resumed one will write again."""
+    path = os.path.join(cfg.train.output_dir, CONFIG)
+    partial = os.path.join(cfg.train.output_dir, f".{CONFIG}.partial")
+    LazyConfig.save(pin_defaults(cfg), partial)
+    # Detectron2 pickles what cannot be written as text. A reader finds either whole.
+    for suffix in ("", ".pkl"):
+        if os.path.exists(partial + suffix):
+            os.replace(partial + suffix, path + suffix)
+    if resume:
+        cut_metrics(os.path.join(cfg.train.output_dir, "metrics.json"), start - 1)
+        with contextlib.suppress(FileNotFoundError):
+            # Of a run that is made longer: it has not ended any more.
+            os.remove(os.path.join(cfg.train.output_dir, SUMMARY))
 
 
 def load_weights(
