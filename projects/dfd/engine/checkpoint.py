@@ -18,12 +18,13 @@ from torch import nn
 from ..errors import UserError, first_line
 from ..files import whole_file
 from ..weights import read_arrays
+from .metrics import metrics_size
 from .settings import changed_settings
 
 logger = logging.getLogger("dfd")
 
 _FINAL = "model_final.pth"
-_RESUMABLE = {"model", "trainer", "iteration", "random_states", "settings"}
+_RESUMABLE = {"model", "trainer", "iteration", "random_states", "settings", "metrics_size"}
 _NUMBERED = re.compile(r"model_\d+\.pth")
 
 
@@ -69,6 +70,7 @@ class StudentCheckpointer(DetectionCheckpointer):
             "teacher_sha256": self.teacher_sha256,
             "random_states": states,
             "settings": self.settings,
+            "metrics_size": metrics_size(self.save_dir),
             **kwargs,
         }
         path = os.path.join(self.save_dir, f"{name}.pth")

@@ -14,8 +14,7 @@ from detectron2.utils.events import (
     TensorboardXWriter,
 )
 
-from ..files import whole_file
-
+METRICS = "metrics.json"
 # Of Detectron2's writers, in iterations.
 _SMOOTHING_WINDOW = 20
 # Measured by the process, and not before some iterations: not the run's.
@@ -44,13 +43,20 @@ def restore_scalars(storage: EventStorage, scalars: dict[str, Any]) -> None:
             )
 
 
-def cut_metrics(path: str, last_iteration: int) -> None:
-    """Take from a metrics.json what a resumed run will write again: all after an iteration."""
-    if not os.path.isfile(path):
-        return
-    kept = [line for line in read_metrics(path) if line["iteration"] <= last_iteration]
-    with whole_file(path) as f:
-        f.writelines(json.dumps(line, sort_keys=True) + "\n" for line in kept)
+def metrics_size(output_dir: str) -> int:
+    """Bytes that a run has written to its metrics.json so far."""
+    path = os.path.join(output_dir, METRICS)
+    return os.path.getsize(path) if os.path.isfile(path) else 0
+
+
+def cut_metrics(output_dir: str, size: int) -> None:
+    """Take from metrics.json what a resumed run will write again: all after so many bytes.
+
+    Not by iteration: a run that is interrupted still writes what it has, part of which is from
+    iterations before its last checkpoint.
+    """
+    if metrics_size(output_dir) > size:
+        os.truncate(os.path.join(output_dir, METRICS), size)
 
 
 def read_metrics(path: str) -> list[dict[str, Any]]:
@@ -94,6 +100,6 @@ def build_writers(output_dir: str, max_iter: int, start: int = 0) -> list[EventW
     """
     return [
         CommonMetricPrinter(max_iter),
-        ContinuedJSONWriter(os.path.join(output_dir, "metrics.json")),
+        ContinuedJSONWriter(os.path.join(output_dir, METRICS)),
         ContinuedTensorboardWriter(output_dir, start),
     ]

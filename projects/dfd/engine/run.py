@@ -115,11 +115,21 @@ def train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
     state = load_weights(cfg, model, checkpointer, resume)
     start = 0 if state is None else state["iteration"] + 1
     output_dir = cfg.train.output_dir
+    if start > cfg.train.max_iter:
+        raise UserError(
+            f"--resume: the run in {output_dir} has made {start} iterations, more than "
+            f"train.max_iter={cfg.train.max_iter}: set it to at least that"
+        )
     if start >= cfg.train.max_iter and os.path.exists(os.path.join(output_dir, SUMMARY)):
         logger.info("Nothing to do: %s has ended after %d iterations", output_dir, start)
         return {}
     if comm.is_main_process():
-        write_config(cfg, resume, start)
+        write_config(cfg)
+        if resume:
+            cut_metrics(output_dir, 0 if state is None else state["metrics_size"])
+            with contextlib.suppress(FileNotFoundError):
+                # Of a run that is made longer: it has not ended any more.
+                os.remove(os.path.join(output_dir, SUMMARY))
     results: dict[str, Any] = {}
     trainer.register_hooks(build_hooks(cfg, model, checkpointer, results, num_images, start))
     # Building a teacher and a head draws random numbers; a run without them must see the same
@@ -131,8 +141,8 @@ def train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
     return results
 
 
-def write_config(cfg: DictConfig, resume: bool, start: int) -> None:
-    """Write the config of a run that begins, and take away what a resumed one will write again."""
+def write_config(cfg: DictConfig) -> None:
+    """Write what the run is, with everything that its config leaves to defaults."""
     path = os.path.join(cfg.train.output_dir, CONFIG)
     partial = os.path.join(cfg.train.output_dir, f".{CONFIG}.partial")
     LazyConfig.save(pin_defaults(cfg), partial)
@@ -140,11 +150,6 @@ def write_config(cfg: DictConfig, resume: bool, start: int) -> None:
     for suffix in ("", ".pkl"):
         if os.path.exists(partial + suffix):
             os.replace(partial + suffix, path + suffix)
-    if resume:
-        cut_metrics(os.path.join(cfg.train.output_dir, "metrics.json"), start - 1)
-        with contextlib.suppress(FileNotFoundError):
-            # Of a run that is made longer: it has not ended any more.
-            os.remove(os.path.join(cfg.train.output_dir, SUMMARY))
 
 
 def load_weights(

@@ -16,8 +16,9 @@ from .config import PARTS, pin_defaults
 
 _IMAGES = "the number of training images"
 _DATA_SEED = "dataloader.train.seed"
-# Neither the weights nor what is logged depend on them.
+# Neither the weights nor what is logged depend on them; of the teacher, the content counts.
 _FREE = (
+    "model.teacher.checkpoint",
     "train.output_dir",
     "train.checkpointer.",
     "dataloader.train.num_workers",
@@ -42,7 +43,7 @@ def run_settings(cfg: DictConfig, loader: Any, num_images: int | None) -> dict[s
     for part in PARTS:
         settings.update(_flat(OmegaConf.to_container(cfg[part], resolve=True), part))
     settings = {key: text for key, text in settings.items() if not key.startswith(_FREE)}
-    settings["torch"] = torch.__version__
+    settings["torch"] = str(torch.__version__)
     settings["the number of threads"] = str(torch.get_num_threads())
     settings[_IMAGES] = str(num_images)
     # The one that was drawn, where the config leaves it open.
@@ -80,14 +81,16 @@ def changed_settings(began: Mapping[str, str], now: Mapping[str, str]) -> list[s
     Raises:
         UserError: one of them cannot change within a run.
     """
-    changes = []
-    for key in [*began, *(key for key in now if key not in began)]:
-        if began.get(key) == now.get(key):
-            continue
-        changes.append(f"{key} is {now.get(key, 'not set')}, was {began.get(key, 'not set')}")
-        if key.startswith(_FIXED):
-            raise UserError(
-                f"--resume: {changes[-1]}: it cannot change within a run; set it back, or begin a "
-                "new run whose train.init_checkpoint is this one's last checkpoint"
-            )
-    return changes
+    changes = {
+        key: f"{key} is {now.get(key, 'not set')}, was {began.get(key, 'not set')}"
+        for key in {**began, **now}
+        if began.get(key) != now.get(key)
+    }
+    fixed = [key for key in changes if key.startswith(_FIXED)]
+    if fixed:
+        # What refers to it has a longer key.
+        raise UserError(
+            f"--resume: {changes[min(fixed, key=len)]}: it cannot change within a run; set it "
+            "back, or begin a new run whose train.init_checkpoint is this one's last checkpoint"
+        )
+    return list(changes.values())
