@@ -15,8 +15,10 @@ from commands import load_tool, run
 from detectron2.evaluation import COCOEvaluator
 from detectron2.utils import comm
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.multiprocessing import start_processes
 
 from dfd.engine import checkpoint as checkpoint_module
+from dfd.engine.evaluate import share_buffers
 from dfd.engine.run import continue_streams
 from dfd.engine.trainer import Trainer
 
@@ -385,3 +387,20 @@ def draw():
 def test_loader_of_another_project_is_said_to_begin_anew(caplog):
     continue_streams([], 3, [checkpoint_module.random_state()])
     assert "the training loader is not this project's: its data start anew" in caplog.text
+
+
+def test_every_process_evaluates_what_the_checkpoint_holds(tmp_path):
+    """The main process's batch norms, not each its own, which a resumed run would not have."""
+    start_processes(evaluate_in_process, (str(tmp_path),), nprocs=2, start_method="fork")
+    found = [torch.load(tmp_path / f"{rank}.pth", weights_only=True) for rank in range(2)]
+    assert found == [[1.0, 1.0], [1.0, 1.0]]
+
+
+def evaluate_in_process(rank, folder):
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2
+    )
+    norm = torch.nn.BatchNorm2d(2)
+    norm.running_mean.fill_(rank + 1)
+    share_buffers(norm)
+    torch.save(norm.running_mean.tolist(), f"{folder}/{rank}.pth")
