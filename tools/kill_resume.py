@@ -4,7 +4,7 @@
     python tools/kill_resume.py --times 20 --out output/kill_resume [key=value ...]
 
 Every third kill waits for a checkpoint to be half written; the others come at any time from the
-start of the process to its end. Each killed run is continued with --resume and must end with the
+start of the process to its end. (A run that ends before it is killed does not count.) Each killed run is continued with --resume and must end with the
 same weights, head and optimizer, bit for bit, and the same metrics.json, but for what tells time
 and memory. The last line is "k of N identical"; exit code 1 if k < N.
 """
@@ -179,7 +179,8 @@ def run(args: argparse.Namespace) -> int:
         what = None
         while what is None:
             shutil.rmtree(folder, ignore_errors=True)
-            after = chance.uniform(0, seconds * (0.7 if in_checkpoint else 1))
+            # Before the first checkpoint, much of the time is the start of the process.
+            after = chance.uniform(0.4 * seconds if in_checkpoint else 0, seconds)
             what = kill(launch(args, folder), folder, after=after, in_checkpoint=in_checkpoint)
         finish(launch(args, folder, "--resume"), folder)
         found = differences(expected, state(folder), "run")
