@@ -4,9 +4,10 @@
     python tools/kill_resume.py --times 20 --out output/kill_resume [key=value ...]
 
 Every third kill waits for a checkpoint to be half written; the others come at any time from the
-start of the process to its end. (A run that ends before it is killed does not count.) Each killed run is continued with --resume and must end with the
-same weights, head and optimizer, bit for bit, and the same metrics.json, but for what tells time
-and memory. The last line is "k of N identical"; exit code 1 if k < N.
+start of the process to its end. (A run that ends before it is killed does not count.) Each killed
+run is continued with --resume and must end with the same weights, head and optimizer, bit for bit,
+and the same metrics.json, but for what tells time and memory. The last line is "k of N identical";
+exit code 1 if k < N.
 """
 
 from __future__ import annotations

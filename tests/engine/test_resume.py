@@ -3,23 +3,17 @@
 import io
 import json
 import os
-import random
 import shutil
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from commands import load_tool, run
 from detectron2.evaluation import COCOEvaluator
-from detectron2.utils import comm
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch.multiprocessing import start_processes
 
 from dfd.engine import checkpoint as checkpoint_module
-from dfd.engine.evaluate import share_buffers
-from dfd.engine.run import continue_streams
 from dfd.engine.trainer import Trainer
 
 kill_resume = load_tool("kill_resume")
@@ -356,50 +350,3 @@ def test_keeping_the_last_checkpoints_never_removes_the_newest(killed, start):
         start(killed, "--resume", "train.checkpointer.period=1", "train.checkpointer.max_to_keep=1")
     assert names(killed) == ["model_0000004.pth", "model_0000005.pth"]
     assert (killed / "last_checkpoint").read_text() == "model_0000004.pth"
-
-
-def test_each_process_has_its_own_random_numbers_back(monkeypatch, caplog):
-    states = []
-    for seed in (0, 1):
-        for generator in (torch.manual_seed, np.random.seed, random.seed):
-            generator(seed)
-        # Of a normal distribution numpy and random keep a second number.
-        draw()
-        states.append(checkpoint_module.random_state())
-    expected = draw()
-    monkeypatch.setattr(comm, "get_rank", lambda: 1)
-    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
-    draw()
-    continue_streams([], 0, states)
-    assert draw() == expected
-    assert "processes" not in caplog.text
-
-    monkeypatch.setattr(comm, "get_world_size", lambda: 4)
-    continue_streams([], 0, states)
-    assert "4 processes instead of 2: the run goes on, but not as it would have" in caplog.text
-
-
-def draw():
-    return torch.randn(1).item(), np.random.randn(), random.gauss(0, 1)
-
-
-def test_loader_of_another_project_is_said_to_begin_anew(caplog):
-    continue_streams([], 3, [checkpoint_module.random_state()])
-    assert "the training loader is not this project's: its data start anew" in caplog.text
-
-
-def test_every_process_evaluates_what_the_checkpoint_holds(tmp_path):
-    """The main process's batch norms, not each its own, which a resumed run would not have."""
-    start_processes(evaluate_in_process, (str(tmp_path),), nprocs=2, start_method="fork")
-    found = [torch.load(tmp_path / f"{rank}.pth", weights_only=True) for rank in range(2)]
-    assert found == [[1.0, 1.0], [1.0, 1.0]]
-
-
-def evaluate_in_process(rank, folder):
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2
-    )
-    norm = torch.nn.BatchNorm2d(2)
-    norm.running_mean.fill_(rank + 1)
-    share_buffers(norm)
-    torch.save(norm.running_mean.tolist(), f"{folder}/{rank}.pth")
