@@ -215,23 +215,18 @@ def test_each_iteration_is_logged_and_shown_once(straight, killed, start):
         assert [e.step for e in events.Scalars(key)] == [e.step for e in expected]
 
 
+@pytest.mark.parametrize("damage", ["truncated", "gone"])
 def test_truncated_last_checkpoint_is_named_and_the_one_before_it_used(
-    straight, killed, start, caplog
+    straight, killed, start, caplog, damage
 ):
     last = killed / "model_0000005.pth"
-    last.write_bytes(last.read_bytes()[:-5000])
+    if damage == "gone":
+        last.unlink()
+    else:
+        last.write_bytes(last.read_bytes()[:-5000])
     start(killed, "--resume")
     assert f"cannot read {last}" in caplog.text
     assert f"Resumed from {killed / 'model_0000003.pth'}" in caplog.text
-    assert_same(killed, straight)
-
-
-def test_last_checkpoint_that_is_gone_is_named_and_the_one_before_it_used(
-    straight, killed, start, caplog
-):
-    (killed / "model_0000005.pth").unlink()
-    start(killed, "--resume")
-    assert f"cannot read {killed / 'model_0000005.pth'}" in caplog.text
     assert_same(killed, straight)
 
 
