@@ -24,8 +24,7 @@ from .errors import UserError
 _TRUNK = r"backbone\.(?:[a-z_]+\.)*"
 _BLOCK = re.compile(_TRUNK + r"blocks\.(\d+)\.")
 _STEM = re.compile(
-    _TRUNK
-    + r"(?:pos_embed|patch_embed|cls_token|reg_token|dist_token|mask_token|norm_pre)(?:\.|$)"
+    _TRUNK + r"(?:pos_embed|patch_embed|cls_token|reg_token|dist_token|mask_token|norm_pre)(?:\.|$)"
 )
 _OVERRIDES = {"lr_multiplier", "weight_decay"}
 _EXAMPLES = 2
