@@ -69,8 +69,9 @@ def parameter_groups(
             pattern wins.
 
     Returns:
-        Groups with ``params``, ``lr``, ``weight_decay``, ``name`` and ``param_names``, in the order
-        of the model's parameters. The names in ``param_names`` are the detector's own, and
+        Groups with ``params``, ``lr``, ``weight_decay``, ``name`` and ``param_names``, those of the
+        detector first and by depth, then in the order of the model's parameters, so that a resumed
+        optimizer finds its own. The names in ``param_names`` are the detector's own, and
         ``head....`` in the groups of the distillation head.
 
     Raises:
@@ -120,7 +121,9 @@ def parameter_groups(
         group = add("distillation", None, head_lr_multiplier, decay, default)
         group["params"].append(parameter)
         group["param_names"].append(f"head.{name}")
-    return list(groups.values())
+    # Stable: otherwise in the order of the model's parameters.
+    order = sorted(groups, key=lambda k: (k[0], layers + 1 if k[1] is None else k[1]))
+    return [groups[key] for key in order]
 
 
 def split_model(model: nn.Module) -> tuple[nn.Module, nn.Module]:
