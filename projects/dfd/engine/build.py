@@ -72,10 +72,10 @@ def micro_batches(cfg: DictConfig) -> DictConfig:
     node, steps = cfg.dataloader.train, cfg.train.accumulation_steps
     if steps == 1 or "total_batch_size" not in node:
         return node
-    if steps < 1 or node.total_batch_size % steps:
+    if not isinstance(steps, int) or steps < 1 or node.total_batch_size % steps:
         raise UserError(
-            f"train.accumulation_steps={steps} does not divide "
-            f"dataloader.train.total_batch_size={node.total_batch_size}"
+            f"train.accumulation_steps={steps} does not divide dataloader.train.total_batch_size="
+            f"{node.total_batch_size}: it must be a whole number that does"
         )
     node = copy.deepcopy(node)
     node.total_batch_size //= steps
