@@ -12,7 +12,7 @@ import torch
 from coco_files import CLASSES, write_json
 from detectron2.data import DatasetMapper
 from detectron2.layers import ShapeSpec
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils import comm
 from torch import nn
 
@@ -54,9 +54,14 @@ class PlainDetector(nn.Module):
     def device(self):
         return self.pixel_mean.device
 
+    def preprocess_image(self, batched_inputs):
+        images = [(x["image"].to(self.device) - self.pixel_mean) / 60 for x in batched_inputs]
+        return ImageList.from_tensors(images, self.backbone.size_divisibility)
+
     def forward(self, batched_inputs):
-        images = torch.stack([x["image"].to(self.device) for x in batched_inputs])
-        features = self.norm(self.backbone((images - self.pixel_mean) / 60)["p4"])
+        images = [x["image"] for x in batched_inputs]
+        features = self.backbone(self.preprocess_image(batched_inputs).tensor)["p4"]
+        features = self.norm(features)
         logits = self.classify(features.mean(dim=(2, 3)))
         if self.training:
             classes = torch.stack([x["instances"].gt_classes[0] for x in batched_inputs])
