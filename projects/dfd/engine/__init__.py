@@ -1,3 +1,4 @@
+from .launch import launch
 from .run import main
 
-__all__ = ["main"]
+__all__ = ["launch", "main"]

@@ -98,8 +98,8 @@ def build_trainer(
     cfg: DictConfig, model: nn.Module, loader: Any, optimizer: torch.optim.Optimizer
 ) -> Trainer:
     """The training loop around the model, in DistributedDataParallel if there are processes."""
-    on_cpu = torch.device(cfg.train.device).type == "cpu"
-    ddp = {"device_ids": None} if on_cpu else {}
+    on_cuda = torch.device(cfg.train.device).type == "cuda"
+    ddp = {"device_ids": [torch.cuda.current_device()] if on_cuda else None}
     return Trainer(
         create_ddp_model(model, **cfg.train.ddp, **ddp),
         loader,

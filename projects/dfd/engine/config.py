@@ -125,12 +125,7 @@ def resolve_config(cfg: DictConfig) -> DictConfig:
     Raises:
         UserError: the device is not there, or the data cannot be read.
     """
-    device = cfg.train.get("device", "auto")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if str(device).startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"train.device is {device}, but torch sees no CUDA device: use auto or cpu")
-    cfg.train.device = device
+    cfg.train.device = device = resolve_device(cfg)
     if cfg.train.amp.enabled == "auto":
         cfg.train.amp.enabled = resolve_precision("auto", torch.device(device)) != torch.float32
     if any(node.num_classes == "auto" for node in _nodes_with(cfg.model, "num_classes")):
@@ -139,6 +134,20 @@ def resolve_config(cfg: DictConfig) -> DictConfig:
             if node.num_classes == "auto":
                 node.num_classes = classes
     return cfg
+
+
+def resolve_device(cfg: DictConfig) -> str:
+    """The device that a config's ``train.device`` means here.
+
+    Raises:
+        UserError: it is not there.
+    """
+    device = str(cfg.train.get("device", "auto"))
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"train.device is {device}, but torch sees no CUDA device: use auto or cpu")
+    return device
 
 
 def set_length(cfg: DictConfig, num_images: int | None) -> None:

@@ -14,6 +14,7 @@ from torch import nn
 from ..data import class_names, registered_name
 from ..detectors import guard_square_padding
 from ..errors import UserError
+from ..processes import share_buffers
 from ..weights import load_strict, read_weights
 
 
@@ -32,6 +33,8 @@ def test(cfg: DictConfig, student: nn.Module) -> dict[str, Any]:
     """Evaluate a detector on the test data with the configured evaluator, if there is one."""
     if "evaluator" not in cfg.dataloader:
         return {}
+    # Each process has normalised other images; what is evaluated is what is saved.
+    share_buffers(student)
     results = inference_on_dataset(
         student, instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
     )

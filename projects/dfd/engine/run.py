@@ -6,8 +6,6 @@ import argparse
 import contextlib
 import logging
 import os
-import sys
-import time
 from typing import Any
 
 import torch
@@ -36,16 +34,15 @@ from .build import (
     student_of,
 )
 from .checkpoint import StudentCheckpointer, restore_random_state
-from .checks import check_output_dir
+from .checks import check_output_dir, check_same_start
 from .config import load_config, pin_defaults, resolve_config, set_length
 from .evaluate import evaluate_checkpoint
+from .launch import end_with
 from .metrics import cut_metrics
 
 logger = logging.getLogger("dfd")
 
 CONFIG = "config.yaml"
-_GRACE_SECONDS = 5
-_ERROR_NAME = f"{UserError.__module__}.{UserError.__qualname__}"
 
 
 def main(args: argparse.Namespace) -> None:
@@ -62,15 +59,7 @@ def main(args: argparse.Namespace) -> None:
         else:
             train(cfg, resume=args.resume)
     except UserError as error:
-        # A loader's worker process wraps its error's message in its traceback; ours comes last.
-        message = str(error).strip().splitlines()[-1].removeprefix(f"{_ERROR_NAME}: ")
-        if comm.is_main_process():
-            print(f"error: {message}", file=sys.stderr)
-        else:
-            # If the main process has met the same, it says so and ends all of them before this.
-            time.sleep(_GRACE_SECONDS)
-            print(f"error: process {comm.get_rank()}: {message}", file=sys.stderr)
-        sys.exit(1)
+        end_with(error, comm.get_rank() if comm.get_world_size() > 1 else None)
 
 
 def setup(cfg: DictConfig, args: argparse.Namespace) -> None:
@@ -84,7 +73,8 @@ def setup(cfg: DictConfig, args: argparse.Namespace) -> None:
         setup_logger(output_dir, distributed_rank=rank, name=name)
     logger.info("Environment:\n%s", collect_env_info())
     logger.info("Command line arguments: %s", args)
-    set_seed(cfg)
+    # The same in all processes until training starts: what is built must be the same in all.
+    seed_all_rng(comm.shared_random_seed() if cfg.train.seed < 0 else cfg.train.seed)
     torch.backends.cudnn.benchmark = bool(cfg.train.get("cudnn_benchmark", False))
 
 
@@ -114,6 +104,7 @@ def train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
     checkpointer = build_checkpointer(cfg, model, trainer)
     state = load_weights(cfg, model, checkpointer, resume)
     start = 0 if state is None else state["iteration"] + 1
+    check_same_start(model, start)
     output_dir = cfg.train.output_dir
     if start > cfg.train.max_iter:
         raise UserError(
