@@ -3,18 +3,20 @@
 
 Flags, overrides and output files are those of Detectron2's own lazy training script:
 
-    python train_net.py --config-file configs/... [--num-gpus N] [--resume] [--eval-only] key=value
+    python train_net.py --config-file configs/... [--num-gpus N] [--resume] key=value
+
+and --eval-only, --eval-teacher or --dry-run to train nothing.
 """
 
 import sys
 
-from detectron2.engine import default_argument_parser, launch
+from detectron2.engine import launch
 from torch.multiprocessing import ProcessExitedException
 
-from dfd.engine import main
+from dfd.engine import argument_parser, main
 
 if __name__ == "__main__":
-    args = default_argument_parser(epilog=__doc__).parse_args()
+    args = argument_parser(epilog=__doc__).parse_args()
     try:
         launch(
             main,
