@@ -3,16 +3,15 @@
 
 Flags, overrides and output files are those of Detectron2's own lazy training script:
 
-    python train_net.py --config-file configs/... [--num-gpus N] [--resume] [--eval-only] key=value
+    python train_net.py --config-file configs/... [--num-gpus N] [--resume] key=value
 
-torchrun and Slurm's srun start it too (docs/running.md).
+and --eval-only, --eval-teacher or --dry-run to train nothing. torchrun and Slurm's srun start it
+too (docs/running.md).
 """
 
-from detectron2.engine import default_argument_parser
-
-from dfd.engine import launch, main
+from dfd.engine import argument_parser, launch, main
 
 if __name__ == "__main__":
-    parser = default_argument_parser(epilog=__doc__)
+    parser = argument_parser(epilog=__doc__)
     parser.set_defaults(dist_url="auto")
     launch(main, parser.parse_args())

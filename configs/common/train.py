@@ -15,6 +15,10 @@ train = dict(
     checkpointer=dict(period=5000, max_to_keep=100),
     eval_period=5000,
     log_period=20,
+    # Ours: evaluate the teacher on the test data before iteration 0, and stop if its AP, in
+    # percent, is below a bound (which implies the first).
+    eval_teacher_first=False,
+    min_teacher_ap=None,
     # Ours: pictures of the disparity on the first test images, in TensorBoard and in
     # <output_dir>/disparity. A period of 0 switches them off.
     disparity_images=dict(period=5000, num_images=2),

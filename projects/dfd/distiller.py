@@ -78,6 +78,7 @@ class DistilledDetector(nn.Module):
                 pair.teacher_channels,
                 type(head.adapters[pair.name]).__name__,
             )
+        self.inherit_report: InheritReport | None = None
         self._zero_steps = 0
 
     @property
@@ -92,7 +93,8 @@ class DistilledDetector(nn.Module):
         """
         if not self.inherit:
             return None
-        return inherit_weights(self.student, self.teacher.model, self.inherit)
+        self.inherit_report = inherit_weights(self.student, self.teacher.model, self.inherit)
+        return self.inherit_report
 
     def forward(self, batched_inputs: Sequence[dict]) -> dict[str, Tensor] | list[dict]:
         """Losses by name in training, the student's detections in evaluation."""

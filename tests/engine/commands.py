@@ -5,9 +5,7 @@ import os
 import subprocess
 import sys
 
-from detectron2.engine import default_argument_parser
-
-from dfd.engine import main
+from dfd.engine import argument_parser, main
 
 _PATH = os.pathsep.join(filter(None, ["tests", os.environ.get("PYTHONPATH")]))
 ENV = os.environ | {"PYTHONPATH": _PATH, "OMP_NUM_THREADS": "1"}
@@ -25,7 +23,7 @@ def command(config, *arguments):
 
 def run(config, *arguments):
     """The same without a process of its own; a user's error is a SystemExit."""
-    main(default_argument_parser().parse_args(["--config-file", config, *arguments]))
+    main(argument_parser().parse_args(["--config-file", config, *arguments]))
 
 
 def load_tool(name):

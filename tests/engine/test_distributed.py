@@ -1,4 +1,4 @@
-"""Several processes: the same training and evaluation as in one, and an end for all when one dies."""
+"""Several processes: training and evaluation as in one, and an end for all when one dies."""
 
 import json
 import os

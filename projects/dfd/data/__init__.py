@@ -10,7 +10,7 @@ from .loaders import (
     skip_batches,
     stream_seed,
 )
-from .registered import class_names, dataset_dicts, registered_name
+from .registered import class_names, dataset_dicts, dataset_report, registered_name
 from .shapes import generated_shapes
 from .voc import voc_folder
 
@@ -23,6 +23,7 @@ __all__ = [
     "class_names",
     "coco_json",
     "dataset_dicts",
+    "dataset_report",
     "generated_shapes",
     "registered_name",
     "skip_batches",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+from dataclasses import dataclass
 from typing import Any
 
 import detectron2
@@ -19,9 +20,10 @@ from ..data import class_names, registered_name
 from ..detectors import guard_square_padding
 from ..distiller import DistilledDetector
 from ..errors import UserError
+from ..processes import share_buffers
 from .checkpoint import StudentCheckpointer
 from .checks import check_classes, check_image_format, check_mixed_precision, check_optimizer
-from .evaluate import share_buffers, test
+from .evaluate import test
 from .hooks import Checkpoints, DisparityImages, RunSummary
 from .machine import processor_name
 from .metrics import build_writers
@@ -29,6 +31,29 @@ from .settings import run_settings
 from .trainer import Trainer
 
 SUMMARY = "summary.json"
+
+
+@dataclass
+class Run:
+    """All that a run is made of when it is about to start.
+
+    Attributes:
+        num_images: of the training data, None if the loader does not say.
+        state: what a resumed checkpoint holds beside what was loaded; None if none was resumed.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    loader: Any
+    num_images: int | None
+    trainer: Trainer
+    checkpointer: StudentCheckpointer
+    state: dict[str, Any] | None
+
+    @property
+    def start(self) -> int:
+        """The first iteration."""
+        return 0 if self.state is None else self.state["iteration"] + 1
 
 
 def student_of(model: nn.Module) -> nn.Module:
@@ -151,7 +176,6 @@ def build_hooks(
         return results
 
     def facts() -> dict[str, Any]:
-        teacher = model.teacher.weights if isinstance(model, DistilledDetector) else None
         return {
             "results": results,
             "parameters": sum(p.numel() for p in student.parameters()),
@@ -162,7 +186,7 @@ def build_hooks(
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "detectron2": detectron2.__version__,
-            "teacher": {"path": teacher.path, "sha256": teacher.sha256} if teacher else None,
+            "teacher": teacher_facts(model, checkpointer.teacher_results),
         }
 
     everywhere = [
@@ -182,6 +206,25 @@ def build_hooks(
         checkpoints,
         RunSummary(os.path.join(output_dir, SUMMARY), facts),
     ]
+
+
+def teacher_facts(model: nn.Module, results: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Where a run's teacher is from and, where it was measured, its AP; None if there is none.
+
+    Box results stand at the top, those of another task under its name; path and hash of a teacher
+    without weights are empty.
+    """
+    if not isinstance(model, DistilledDetector):
+        return None
+    weights, results = model.teacher.weights, dict(results or {})
+    if weights is None and not results:
+        return None
+    return {
+        "path": weights.path if weights else "",
+        "sha256": weights.sha256 if weights else "",
+        **results.pop("bbox", {}),
+        **results,
+    }
 
 
 def disparity_images(cfg: DictConfig, model: nn.Module) -> DisparityImages | None:

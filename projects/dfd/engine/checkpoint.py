@@ -56,6 +56,7 @@ class StudentCheckpointer(DetectionCheckpointer):
         self.class_names = class_names
         self.teacher_sha256 = teacher_sha256
         self.settings = settings or {}
+        self.teacher_results: dict[str, Any] | None = None  # If they were measured.
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Write a checkpoint; to be called in every process, of which the main one writes."""
@@ -68,6 +69,7 @@ class StudentCheckpointer(DetectionCheckpointer):
             **parts,
             "class_names": self.class_names,
             "teacher_sha256": self.teacher_sha256,
+            "teacher_results": self.teacher_results,
             "random_states": states,
             "settings": self.settings,
             "metrics_size": metrics_size(self.save_dir),
@@ -168,6 +170,7 @@ class StudentCheckpointer(DetectionCheckpointer):
                 f"--resume: {path} does not fit the config, it is of another run: "
                 f"{first_line(error)}"
             ) from error
+        self.teacher_results = content.pop("teacher_results", None)
         logger.info("Resumed from %s", path)
         return content
 

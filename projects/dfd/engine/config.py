@@ -27,6 +27,8 @@ _TRAIN_DEFAULTS = {
     "epochs": None,
     "accumulation_steps": 1,
     "clip_grad_norm": None,
+    "eval_teacher_first": False,
+    "min_teacher_ap": None,
     "disparity_images": {"period": 0, "num_images": 0},
 }
 

@@ -22,8 +22,10 @@ from ..data import skip_batches
 from ..distiller import DistilledDetector
 from ..errors import UserError
 from ..weights import local_path
+from .arguments import check_modes
 from .build import (
     SUMMARY,
+    Run,
     build_checkpointer,
     build_hooks,
     build_model,
@@ -36,7 +38,8 @@ from .build import (
 from .checkpoint import StudentCheckpointer, restore_random_state
 from .checks import check_output_dir, check_same_start
 from .config import load_config, pin_defaults, resolve_config, set_length
-from .evaluate import evaluate_checkpoint
+from .dry_run import dry_run
+from .evaluate import evaluate_checkpoint, evaluate_teacher, teacher_results
 from .launch import end_with
 from .metrics import cut_metrics
 
@@ -48,13 +51,21 @@ CONFIG = "config.yaml"
 def main(args: argparse.Namespace) -> None:
     """One process of a run. A :class:`UserError` becomes one line and exit code 1."""
     try:
+        check_modes(args)
         cfg = load_config(args.config_file, args.opts)
+        trains = not (args.eval_only or args.eval_teacher or args.dry_run)
         # Not in the other processes: by then the main one may have begun to write.
-        if comm.is_main_process() and not args.eval_only and not args.resume:
+        if comm.is_main_process() and trains and not args.resume:
             check_output_dir(cfg.train.output_dir)
-        setup(cfg, args)
+        if not args.dry_run:
+            log_to_folder(cfg, args)
+        setup(cfg)
         resolve_config(cfg)
-        if args.eval_only:
+        if args.dry_run:
+            dry_run(cfg, prepare, resume=args.resume)
+        elif args.eval_teacher:
+            evaluate_teacher(cfg, build_model(cfg))
+        elif args.eval_only:
             evaluate_checkpoint(cfg)
         else:
             train(cfg, resume=args.resume)
@@ -62,8 +73,8 @@ def main(args: argparse.Namespace) -> None:
         end_with(error, comm.get_rank() if comm.get_world_size() > 1 else None)
 
 
-def setup(cfg: DictConfig, args: argparse.Namespace) -> None:
-    """Logging and seeds, as Detectron2's ``default_setup``."""
+def log_to_folder(cfg: DictConfig, args: argparse.Namespace) -> None:
+    """Logging, as Detectron2's ``default_setup``."""
     output_dir, rank = cfg.train.output_dir, comm.get_rank()
     if cfg.train.seed < 0 and not args.eval_only:
         cfg.train.seed = draw_seed(output_dir, args.resume)
@@ -73,6 +84,10 @@ def setup(cfg: DictConfig, args: argparse.Namespace) -> None:
         setup_logger(output_dir, distributed_rank=rank, name=name)
     logger.info("Environment:\n%s", collect_env_info())
     logger.info("Command line arguments: %s", args)
+
+
+def setup(cfg: DictConfig) -> None:
+    """Seeds and cuDNN's benchmark, as Detectron2's ``default_setup``."""
     # The same in all processes until training starts: what is built must be the same in all.
     seed_all_rng(comm.shared_random_seed() if cfg.train.seed < 0 else cfg.train.seed)
     torch.backends.cudnn.benchmark = bool(cfg.train.get("cudnn_benchmark", False))
@@ -91,8 +106,8 @@ def set_seed(cfg: DictConfig) -> None:
     seed_all_rng(None if cfg.train.seed < 0 else cfg.train.seed + comm.get_rank())
 
 
-def train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
-    """Train the model of a config; returns the last evaluation's results."""
+def prepare(cfg: DictConfig, *, resume: bool = False) -> Run:
+    """Build and load all that the training of a config needs; nothing is written."""
     model = build_model(cfg)
     student = student_of(model)
     logger.info("Student:\n%s", student)
@@ -103,8 +118,14 @@ def train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
     trainer = build_trainer(cfg, model, loader, optimizer)
     checkpointer = build_checkpointer(cfg, model, trainer)
     state = load_weights(cfg, model, checkpointer, resume)
-    start = 0 if state is None else state["iteration"] + 1
-    check_same_start(model, start)
+    return Run(model, optimizer, loader, num_images, trainer, checkpointer, state)
+
+
+def train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
+    """Train the model of a config; returns the last evaluation's results."""
+    run = prepare(cfg, resume=resume)
+    trainer, checkpointer, start = run.trainer, run.checkpointer, run.start
+    check_same_start(run.model, start)
     output_dir = cfg.train.output_dir
     if start > cfg.train.max_iter:
         raise UserError(
@@ -114,20 +135,24 @@ def train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
     if start >= cfg.train.max_iter and os.path.exists(os.path.join(output_dir, SUMMARY)):
         logger.info("Nothing to do: %s has ended after %d iterations", output_dir, start)
         return {}
+    checkpointer.teacher_results = teacher_results(cfg, run.model, checkpointer.teacher_results)
     if comm.is_main_process():
         write_config(cfg)
         if resume:
-            cut_metrics(output_dir, 0 if state is None else state["metrics_size"])
+            cut_metrics(output_dir, 0 if run.state is None else run.state["metrics_size"])
             with contextlib.suppress(FileNotFoundError):
                 # Of a run that is made longer: it has not ended any more.
                 os.remove(os.path.join(output_dir, SUMMARY))
     results: dict[str, Any] = {}
-    trainer.register_hooks(build_hooks(cfg, model, checkpointer, results, num_images, start))
-    # Building a teacher and a head draws random numbers; a run without them must see the same
-    # stream in training, or runs of one seed would differ by more than what was changed.
+    hooks = build_hooks(cfg, run.model, checkpointer, results, run.num_images, start)
+    trainer.register_hooks(hooks)
+    # Building a teacher and a head draws random numbers, and so does evaluating a teacher; a run
+    # without them must see the same stream in training, or runs of one seed would differ by more
+    # than what was changed.
     set_seed(cfg)
-    if state is not None:
-        continue_streams(loader, start * trainer.accumulation_steps, state["random_states"])
+    if run.state is not None:
+        batches = start * trainer.accumulation_steps
+        continue_streams(run.loader, batches, run.state["random_states"])
     trainer.train(start, cfg.train.max_iter)
     return results
 
