@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from detectron2.config import instantiate
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
@@ -14,6 +15,17 @@ from ..data import class_names, registered_name
 from ..detectors import guard_square_padding
 from ..errors import UserError
 from ..weights import load_strict, read_weights
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Give every process the buffers of the main one, which are those of the checkpoints.
+
+    Each process's batch norms count its own images; evaluated so, a run's AP would be that of as
+    many detectors, none of which is saved.
+    """
+    if comm.get_world_size() > 1:
+        for buffer in model.buffers():
+            torch.distributed.broadcast(buffer, 0)
 
 
 def test(cfg: DictConfig, student: nn.Module) -> dict[str, Any]:

@@ -38,6 +38,7 @@ from .checkpoint import StudentCheckpointer, restore_random_state
 from .checks import check_output_dir
 from .config import load_config, pin_defaults, resolve_config, set_length
 from .evaluate import evaluate_checkpoint
+from .hooks import check_hooks
 from .metrics import cut_metrics
 
 logger = logging.getLogger("dfd")
@@ -50,6 +51,8 @@ def main(args: argparse.Namespace) -> None:
     """One process of a run. A :class:`UserError` becomes one line and exit code 1."""
     try:
         cfg = load_config(args.config_file, args.opts)
+        if not args.eval_only:
+            check_hooks(cfg)
         # Not in the other processes: by then the main one may have begun to write.
         if comm.is_main_process() and not args.eval_only and not args.resume:
             check_output_dir(cfg.train.output_dir)
@@ -103,7 +106,9 @@ def train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
     state = load_weights(cfg, model, checkpointer, resume)
     start = 0 if state is None else state["iteration"] + 1
     output_dir = cfg.train.output_dir
-    if start >= cfg.train.max_iter and os.path.exists(os.path.join(output_dir, SUMMARY)):
+    # Of a run that was stopped early, unless it is now asked for more patience.
+    ended = has_stopped(cfg, checkpointer)
+    if (ended or start >= cfg.train.max_iter) and os.path.exists(os.path.join(output_dir, SUMMARY)):
         logger.info("Nothing to do: %s has ended after %d iterations", output_dir, start)
         return {}
     if comm.is_main_process():
@@ -117,8 +122,14 @@ def train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
     set_seed(cfg)
     if state is not None:
         continue_streams(loader, start * trainer.accumulation_steps, state["random_states"])
-    trainer.train(start, cfg.train.max_iter)
+    trainer.train(start, start if ended else cfg.train.max_iter)
     return results
+
+
+def has_stopped(cfg: DictConfig, checkpointer: StudentCheckpointer) -> bool:
+    """Whether the state of a resumed run is one at which ``train.early_stop`` ends it."""
+    early_stop = checkpointer.checkpointables.get("early_stop")
+    return early_stop is not None and early_stop.waited >= cfg.train.early_stop.patience
 
 
 def load_weights(
