@@ -253,6 +253,10 @@ def test_validation_loss_is_the_loss_and_leaves_training_as_it_was(kind, parts):
     model = build(kind)
     if kind == "faster_rcnn":
         model.roi_heads.box_head.add_module("dropout", nn.Dropout(0.5))
+        # As in the attention of transformers.
+        model.backbone.fpn_lateral3.register_forward_hook(
+            lambda module, _, output: nn.functional.dropout(output, 0.5, module.training)
+        )
     model.backbone.bottom_up.stem.eval()  # A part that the user has put so.
     batch = make_batch(masks=True) + make_batch(seed=1, masks=True)
     empty = copy.deepcopy(batch[0])
