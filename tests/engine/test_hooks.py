@@ -430,8 +430,13 @@ def test_ema_is_evaluated_and_saved_as_a_plain_student(whole, data, configs, cap
 
 
 def test_best_by_the_emas_metric_is_the_ema(data, configs, tmp_path, monkeypatch):
-    ap = iter([0.1, 0.2, 0.1, 0.9, 0.1, 0.3])  # Student, EMA, in turn.
-    monkeypatch.setattr("dfd.engine.build.test", lambda *_: {"bbox": {"AP": next(ap)}})
+    scores, evaluated = [0.1, 0.2, 0.1, 0.9, 0.1, 0.3], []  # Student, EMA, in turn.
+
+    def evaluate(cfg, student):
+        evaluated.append(copy.deepcopy(student.state_dict()))
+        return {"bbox": {"AP": scores[len(evaluated) - 1]}}
+
+    monkeypatch.setattr("dfd.engine.build.test", evaluate)
     run(
         configs["student"],
         *data,
@@ -446,6 +451,8 @@ def test_best_by_the_emas_metric_is_the_ema(data, configs, tmp_path, monkeypatch
     second = torch.load(tmp_path / "model_0000001.pth", weights_only=True)
     assert best["metric"]["value"] == 0.9
     assert_same(best["model"], second["ema"]["model"], "best")
+    assert_same(dict(evaluated[2]), dict(second["model"]), "student")
+    assert_same(dict(evaluated[3]), dict(second["ema"]["model"]), "ema")
 
 
 def test_early_stop_ends_a_run_and_more_patience_continues_it(data, configs, tmp_path, caplog):
