@@ -22,4 +22,10 @@ train = dict(
     # Ours: pictures of the disparity on the first test images, in TensorBoard and in
     # <output_dir>/disparity. A period of 0 switches them off.
     disparity_images=dict(period=5000, num_images=2),
+    # Ours: hooks, off unless a metric, patience, decay, period or project is set.
+    best_checkpoint=dict(metric=None, mode="max"),  # "bbox/AP": writes model_best.pth.
+    early_stop=dict(metric=None, mode="max", patience=None, min_delta=0.0),
+    ema=dict(decay=None),
+    val_loss=dict(period=0, num_images=None),
+    wandb=dict(project=None, entity=None, name=None, mode=None),
 )

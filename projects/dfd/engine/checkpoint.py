@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import logging
 import os
 import random
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -81,6 +83,19 @@ class StudentCheckpointer(DetectionCheckpointer):
             torch.save(content, f)
         with whole_file(os.path.join(self.save_dir, "last_checkpoint")) as f:
             f.write(os.path.basename(path))
+
+    def export(self, name: str, student: nn.Module, **kwargs: Any) -> None:
+        """Write a student that no run goes on from; to be called in the main process."""
+        path = os.path.join(self.save_dir, f"{name}.pth")
+        self.logger.info("Saving %s", path)
+        content = {
+            "model": student.state_dict(),
+            "class_names": self.class_names,
+            "teacher_sha256": self.teacher_sha256,
+            **kwargs,
+        }
+        with whole_file(path, "wb") as f:
+            torch.save(content, f)
 
     def keep_last(self, count: int | None) -> None:
         """Remove all numbered checkpoints but the last so many; None: none."""
@@ -164,6 +179,9 @@ class StudentCheckpointer(DetectionCheckpointer):
         try:
             self.model.load_state_dict(content.pop("model"))
             for key, part in self.checkpointables.items():
+                if key not in content and getattr(part, "optional", False):
+                    logger.warning("--resume: %s has no train.%s: it begins now", path, key)
+                    continue
                 part.load_state_dict(content.pop(key))
         except (KeyError, ValueError, RuntimeError) as error:
             raise UserError(
@@ -232,3 +250,13 @@ def restore_random_state(state: dict[str, Any]) -> None:
     random.setstate((version, tuple(numbers), gauss))
     kind, keys, *others = state["numpy"]
     np.random.set_state((kind, np.array(keys, dtype=np.uint32), *others))
+
+
+@contextlib.contextmanager
+def kept_random_state() -> Iterator[None]:
+    """What is drawn within the context leaves every generator as it was."""
+    state = random_state()
+    try:
+        yield
+    finally:
+        restore_random_state(state)

@@ -21,6 +21,14 @@ from ..teacher import resolve_precision
 PARTS = ("model", "dataloader", "optimizer", "lr_multiplier", "train")
 _PACKAGE = __name__.partition(".")[0]
 _PLAIN = (type(None), bool, int, float, str, tuple, list, dict)
+# Of the hooks that are off unless they are asked for.
+HOOK_DEFAULTS = {
+    "best_checkpoint": {"metric": None, "mode": "max"},
+    "early_stop": {"metric": None, "mode": "max", "patience": None, "min_delta": 0.0},
+    "ema": {"decay": None},
+    "val_loss": {"period": 0, "num_images": None},
+    "wandb": {"project": None, "entity": None, "name": None, "mode": None},
+}
 # Settings of ours that Detectron2's own configs do not have; as there, no seed means any.
 _TRAIN_DEFAULTS = {
     "seed": -1,
@@ -30,6 +38,7 @@ _TRAIN_DEFAULTS = {
     "eval_teacher_first": False,
     "min_teacher_ap": None,
     "disparity_images": {"period": 0, "num_images": 0},
+    **HOOK_DEFAULTS,
 }
 
 

@@ -40,6 +40,7 @@ from .checks import check_output_dir, check_same_start
 from .config import load_config, pin_defaults, resolve_config, set_length
 from .dry_run import dry_run
 from .evaluate import evaluate_checkpoint, evaluate_teacher, teacher_results
+from .hooks import check_hooks
 from .launch import end_with
 from .metrics import cut_metrics
 
@@ -53,6 +54,8 @@ def main(args: argparse.Namespace) -> None:
     try:
         check_modes(args)
         cfg = load_config(args.config_file, args.opts)
+        if not (args.eval_only or args.eval_teacher):
+            check_hooks(cfg)
         trains = not (args.eval_only or args.eval_teacher or args.dry_run)
         # Not in the other processes: by then the main one may have begun to write.
         if comm.is_main_process() and trains and not args.resume:
@@ -127,12 +130,14 @@ def train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
     trainer, checkpointer, start = run.trainer, run.checkpointer, run.start
     check_same_start(run.model, start)
     output_dir = cfg.train.output_dir
+    # Of a run that was stopped early, unless it is now asked for more patience.
+    ended = has_stopped(cfg, checkpointer)
     if start > cfg.train.max_iter:
         raise UserError(
             f"--resume: the run in {output_dir} has made {start} iterations, more than "
             f"train.max_iter={cfg.train.max_iter}: set it to at least that"
         )
-    if start >= cfg.train.max_iter and os.path.exists(os.path.join(output_dir, SUMMARY)):
+    if (ended or start >= cfg.train.max_iter) and os.path.exists(os.path.join(output_dir, SUMMARY)):
         logger.info("Nothing to do: %s has ended after %d iterations", output_dir, start)
         return {}
     checkpointer.teacher_results = teacher_results(cfg, run.model, checkpointer.teacher_results)
@@ -153,8 +158,14 @@ def train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
     if run.state is not None:
         batches = start * trainer.accumulation_steps
         continue_streams(run.loader, batches, run.state["random_states"])
-    trainer.train(start, cfg.train.max_iter)
+    trainer.train(start, start if ended else cfg.train.max_iter)
     return results
+
+
+def has_stopped(cfg: DictConfig, checkpointer: StudentCheckpointer) -> bool:
+    """Whether the state of a resumed run is one at which ``train.early_stop`` ends it."""
+    early_stop = checkpointer.checkpointables.get("early_stop")
+    return early_stop is not None and early_stop.waited >= cfg.train.early_stop.patience
 
 
 def write_config(cfg: DictConfig) -> None:

@@ -77,9 +77,12 @@ class Trainer(SimpleTrainer):
                     self.before_step()
                     self.run_step()
                     self.after_step()
+                    # Less than it was if a hook ends the run.
+                    if self.iter + 1 >= self.max_iter:
+                        break
                 # Tells after_train that the run has ended well. (Not one more than the last: a run
                 # resumed after its last iteration has none left.)
-                self.iter = max_iter
+                self.iter = self.max_iter
             except BaseException:
                 # Detectron2's EvalHook takes a failure in the last iteration for the end.
                 self.max_iter += 1
