@@ -201,5 +201,10 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 def _read_arrays(path: str) -> Any:
     """The content of a pickle that holds arrays of numbers and plain containers."""
-    with open(path, "rb") as f:
-        return _ArrayUnpickler(f, encoding="latin1").load()
+    try:
+        with open(path, "rb") as f:
+            return _ArrayUnpickler(f, encoding="latin1").load()
+    except (OSError, ForeignContentError):
+        raise
+    except Exception as error:
+        raise ValueError("it is damaged, or not a pickle of arrays") from error

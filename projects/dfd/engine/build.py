@@ -8,7 +8,6 @@ from typing import Any
 
 import detectron2
 import torch
-from detectron2.config import instantiate
 from detectron2.engine import HookBase, create_ddp_model, hooks
 from detectron2.utils import comm
 from omegaconf import DictConfig
@@ -25,6 +24,7 @@ from .evaluate import test
 from .hooks import Checkpoints, DisparityImages, RunSummary
 from .machine import processor_name
 from .metrics import build_writers
+from .settings import make
 from .trainer import Trainer
 
 SUMMARY = "summary.json"
@@ -37,7 +37,7 @@ def student_of(model: nn.Module) -> nn.Module:
 
 def build_model(cfg: DictConfig) -> nn.Module:
     """The model of a config, on its device and checked against the data."""
-    model = instantiate(cfg.model).to(cfg.train.device)
+    model = make(cfg.model, "model").to(cfg.train.device)
     guard_square_padding(student_of(model), "student")
     if cfg.train.amp.enabled:
         check_mixed_precision(student_of(model))
@@ -55,7 +55,7 @@ def build_model(cfg: DictConfig) -> nn.Module:
 def build_optimizer(cfg: DictConfig, model: nn.Module) -> torch.optim.Optimizer:
     """The configured optimizer, which must hold every trainable parameter exactly once."""
     cfg.optimizer.params.model = model
-    optimizer = instantiate(cfg.optimizer)
+    optimizer = make(cfg.optimizer, "optimizer")
     # A model is no part of a config that is saved.
     del cfg.optimizer.params["model"]
     check_optimizer(model, optimizer)
@@ -161,7 +161,7 @@ def build_hooks(
 
     everywhere = [
         hooks.IterationTimer(),
-        hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
+        hooks.LRScheduler(scheduler=make(cfg.lr_multiplier, "lr_multiplier")),
     ]
     evaluation = hooks.EvalHook(cfg.train.eval_period, evaluate)
     checkpoints = Checkpoints(checkpointer, **cfg.train.checkpointer)
@@ -184,7 +184,7 @@ def disparity_images(cfg: DictConfig, model: nn.Module) -> DisparityImages | Non
     if not isinstance(model, DistilledDetector) or not settings.period or not settings.num_images:
         return None
     batch: list[dict] = []
-    for items in instantiate(cfg.dataloader.test):
+    for items in make(cfg.dataloader.test, "dataloader.test"):
         batch += [{"image": item["image"]} for item in items]
         if len(batch) >= settings.num_images:
             break

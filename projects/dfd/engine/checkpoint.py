@@ -107,6 +107,11 @@ class StudentCheckpointer(DetectionCheckpointer):
                 f"--resume: no checkpoint in {self.save_dir} can be read ({problem}): move the "
                 "folder away to begin anew"
             )
+        if not isinstance(content, Mapping) or "iteration" not in content:
+            raise UserError(
+                f"--resume: {path} is no checkpoint of a run: start from its weights by "
+                "train.init_checkpoint, in another folder"
+            )
         kept = content.get("teacher_sha256")
         if kept != self.teacher_sha256:
             raise UserError(
@@ -149,6 +154,8 @@ class StudentCheckpointer(DetectionCheckpointer):
         if not filename.endswith((".pkl", ".pyth")):
             return super()._load_file(filename)  # By _torch_load.
         data = read_file(filename)
+        if not isinstance(data, Mapping):
+            raise ValueError(f"it holds a {type(data).__name__}, not named weights")
         if filename.endswith(".pyth"):
             weights, author, ignored = data["model_state"], "pycls", "num_batches_tracked"
         elif "__author__" in data and "model" in data:

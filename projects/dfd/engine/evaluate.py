@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from detectron2.config import instantiate
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from omegaconf import DictConfig
@@ -14,6 +13,7 @@ from ..data import class_names, registered_name
 from ..detectors import guard_square_padding
 from ..errors import UserError
 from ..weights import load_strict, read_weights
+from .settings import make
 
 
 def test(cfg: DictConfig, student: nn.Module) -> dict[str, Any]:
@@ -21,7 +21,9 @@ def test(cfg: DictConfig, student: nn.Module) -> dict[str, Any]:
     if "evaluator" not in cfg.dataloader:
         return {}
     results = inference_on_dataset(
-        student, instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
+        student,
+        make(cfg.dataloader.test, "dataloader.test"),
+        make(cfg.dataloader.evaluator, "dataloader.evaluator"),
     )
     if comm.is_main_process():
         print_csv_format(results)
@@ -35,7 +37,7 @@ def evaluate_checkpoint(cfg: DictConfig) -> dict[str, Any]:
             "--eval-only needs train.init_checkpoint=<checkpoint>: there are no weights to evaluate"
         )
     node = cfg.model.student if "student" in cfg.model else cfg.model
-    student = instantiate(node).to(cfg.train.device)
+    student = make(node, "model").to(cfg.train.device)
     guard_square_padding(student, "student")
     weights = read_weights(cfg.train.init_checkpoint, "train.init_checkpoint")
     load_strict(student, weights, "train.init_checkpoint")

@@ -10,18 +10,19 @@ import time
 from typing import Any
 
 import torch
-from detectron2.config import LazyConfig, instantiate
+from detectron2.config import LazyConfig
 from detectron2.utils import comm
 from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from ..data import skip_batches
 from ..distiller import DistilledDetector
-from ..errors import UserError
+from ..errors import UserError, first_line
 from ..weights import local_path
 from .build import (
     SUMMARY,
@@ -39,6 +40,7 @@ from .checks import check_output_dir
 from .config import load_config, pin_defaults, resolve_config, set_length
 from .evaluate import evaluate_checkpoint
 from .metrics import cut_metrics
+from .settings import check_settings, make
 
 logger = logging.getLogger("dfd")
 
@@ -50,6 +52,7 @@ def main(args: argparse.Namespace) -> None:
     """One process of a run. A :class:`UserError` becomes one line and exit code 1."""
     try:
         cfg = load_config(args.config_file, args.opts)
+        check_settings(cfg)
         # Not in the other processes: by then the main one may have begun to write.
         if comm.is_main_process() and not args.eval_only and not args.resume:
             check_output_dir(cfg.train.output_dir)
@@ -59,9 +62,11 @@ def main(args: argparse.Namespace) -> None:
             evaluate_checkpoint(cfg)
         else:
             train(cfg, resume=args.resume)
-    except UserError as error:
+    except (UserError, OmegaConfBaseException) as error:
         # A loader's worker process wraps its error's message in its traceback; ours comes last.
         message = str(error).strip().splitlines()[-1].removeprefix(f"{_ERROR_NAME}: ")
+        if not isinstance(error, UserError):
+            message = f"the config refers to what is not there: {first_line(error)}"
         if comm.is_main_process():
             print(f"error: {message}", file=sys.stderr)
         else:
@@ -74,10 +79,15 @@ def main(args: argparse.Namespace) -> None:
 def setup(cfg: DictConfig, args: argparse.Namespace) -> None:
     """Logging and seeds, as Detectron2's ``default_setup``."""
     output_dir, rank = cfg.train.output_dir, comm.get_rank()
-    if comm.is_main_process():
-        PathManager.mkdirs(output_dir)
-    for name in ("fvcore", "detectron2", "dfd"):
-        setup_logger(output_dir, distributed_rank=rank, name=name)
+    try:
+        if comm.is_main_process():
+            PathManager.mkdirs(output_dir)
+        for name in ("fvcore", "detectron2", "dfd"):
+            setup_logger(output_dir, distributed_rank=rank, name=name)
+    except OSError as error:
+        raise UserError(
+            f"train.output_dir {output_dir} cannot be written to ({error.strerror}): choose another"
+        ) from error
     logger.info("Environment:\n%s", collect_env_info())
     logger.info("Command line arguments: %s", args)
     set_seed(cfg)
@@ -95,7 +105,7 @@ def train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
     student = student_of(model)
     logger.info("Student:\n%s", student)
     optimizer = build_optimizer(cfg, model)
-    loader = instantiate(micro_batches(cfg))
+    loader = make(micro_batches(cfg), "dataloader.train")
     num_images = count_images(loader)
     set_length(cfg, num_images)
     trainer = build_trainer(cfg, model, loader, optimizer)
