@@ -1,5 +1,6 @@
 """What a user gets wrong: one line that names it, exit code 1, nothing overwritten."""
 
+import logging
 import re
 import shlex
 from pathlib import Path
@@ -58,7 +59,12 @@ def fail(given, capsys, monkeypatch, tmp_path):
             run(config, *before, *overrides)
         return stop.value.code, capsys.readouterr().err.strip().splitlines()
 
-    return run_and_fail
+    loggers = [logging.getLogger(name) for name in ("fvcore", "detectron2", "dfd")]
+    handlers = [list(logger.handlers) for logger in loggers]
+    yield run_and_fail
+    # Or every run would also log to what the runs before it have opened.
+    for logger, before in zip(loggers, handlers, strict=True):
+        logger.handlers = before
 
 
 def content(folder):
