@@ -20,6 +20,7 @@ setup(
         "opencv-python-headless",
         "pillow",
         "pycocotools",
+        "safetensors",
         "scipy",
         "tensorboard",
         "timm",

@@ -97,26 +97,6 @@ def test_pixel_mean_of_the_checkpoint_contradicts_the_config(tmp_path):
         FrozenTeacher(model=model, checkpoint=str(tmp_path / "teacher.pth"))
 
 
-class Evil:
-    def __reduce__(self):
-        import os
-
-        return os.system, ("touch pwned",)
-
-
-@pytest.mark.parametrize("name", ["teacher.pkl", "teacher.pth"])
-def test_code_in_a_weight_file_is_not_run(tmp_path, monkeypatch, name):
-    monkeypatch.chdir(tmp_path)
-    with open(name, "wb") as f:
-        if name.endswith("pkl"):
-            pickle.dump({"model": {"x": Evil()}}, f)
-        else:
-            torch.save({"model": {"x": Evil()}}, f)
-    with pytest.raises(UserError, match="not a readable weight file"):
-        FrozenTeacher(model=build(), checkpoint=name)
-    assert not (tmp_path / "pwned").exists()
-
-
 @pytest.mark.parametrize("content", [b"", b"not weights"])
 def test_damaged_weight_file_is_named(tmp_path, content):
     path = tmp_path / "teacher.pth"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+
 import torch
 from detectron2 import model_zoo
 from detectron2.config import LazyCall as L
@@ -14,6 +17,16 @@ from torch import nn
 
 NUM_CLASSES = 3
 MODELS = "common/models"
+
+
+@functools.cache
+def _zoo_model(name):
+    return model_zoo.get_config(f"{MODELS}/{name}.py").model
+
+
+def zoo_model(name):
+    """The zoo's config of a model, to be changed."""
+    return copy.deepcopy(_zoo_model(name))
 
 
 def shrink_backbone(backbone, width=4, channels=8, norm="BN"):
@@ -37,7 +50,7 @@ def shrink_backbone(backbone, width=4, channels=8, norm="BN"):
 
 
 def faster_rcnn_config(channels=8, masks=False, **kwargs):
-    model = model_zoo.get_config(f"{MODELS}/mask_rcnn_fpn.py").model
+    model = zoo_model("mask_rcnn_fpn")
     shrink_backbone(model.backbone, channels=channels, **kwargs)
     model.proposal_generator.head.in_channels = channels
     model.proposal_generator.anchor_generator.sizes = [[8], [16], [32], [64], [128]]
@@ -60,7 +73,7 @@ def faster_rcnn_config(channels=8, masks=False, **kwargs):
 
 
 def cascade_rcnn_config():
-    model = model_zoo.get_config(f"{MODELS}/cascade_rcnn.py").model
+    model = zoo_model("cascade_rcnn")
     base = faster_rcnn_config()
     model.backbone = base.backbone
     model.proposal_generator = base.proposal_generator
@@ -80,7 +93,7 @@ def cascade_rcnn_config():
 
 def dense_config(name):
     """RetinaNet or FCOS."""
-    model = model_zoo.get_config(f"{MODELS}/{name}.py").model
+    model = zoo_model(name)
     shrink_backbone(model.backbone)
     model.backbone.top_block.in_channels = 8 if name == "fcos" else 32
     model.num_classes = NUM_CLASSES

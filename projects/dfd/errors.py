@@ -10,4 +10,7 @@ class UserError(ValueError):
 
 def first_line(error: BaseException) -> str:
     """What a foreign error says, for use within a message of one line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    lines = (str(error).strip() or type(error).__name__).splitlines()
+    if len(lines) > 1 and lines[0].endswith(":"):  # A heading.
+        return f"{lines[0]} {lines[1].strip()}"
+    return lines[0]

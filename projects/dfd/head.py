@@ -58,6 +58,8 @@ class DFDHead(nn.Module):
                 f"DFDHead(weight={weight}, warmup_iters={warmup_iters}, end_iter={end_iter}): "
                 "none of them may be negative"
             )
+        if isinstance(levels, str):
+            raise UserError(f"model.head.levels is {levels!r}; it must be a list: [{levels}]")
         if isinstance(level_weights, str) and level_weights not in LEVEL_WEIGHTS:
             raise UserError(
                 f"DFDHead(level_weights={level_weights!r}): it must be one of "

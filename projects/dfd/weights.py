@@ -1,13 +1,11 @@
-"""Reading weight files without running code from them, and loading them strictly."""
+"""Weights of a whole detector: found, read, and loaded strictly."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,18 +13,7 @@ from detectron2.utils.file_io import PathManager
 from torch import Tensor, nn
 
 from .errors import UserError, first_line
-
-# What a pickle of numpy arrays needs, and nothing else.
-_ALLOWED_GLOBALS = {
-    ("collections", "OrderedDict"),
-    ("numpy", "dtype"),
-    ("numpy", "ndarray"),
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy.core.multiarray", "scalar"),
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "scalar"),
-    ("_codecs", "encode"),
-}
+from .weight_files import read_file
 
 # Kept by old checkpoints, rebuilt from the config by today's Detectron2.
 _REBUILT = ("cell_anchors", "pixel_mean", "pixel_std")
@@ -40,25 +27,6 @@ class WeightFile:
     sha256: str
     model: dict[str, Tensor]
     class_names: list[str] | None = field(default=None)
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _ALLOWED_GLOBALS:
-            raise pickle.UnpicklingError(f"it refers to {module}.{name}, which is not an array")
-        return super().find_class(module, name)
-
-
-def read_arrays(path: str) -> Any:
-    """The content of a pickle that holds arrays and plain containers and nothing else."""
-    with open(path, "rb") as f:
-        return _ArrayUnpickler(f, encoding="latin1").load()
-
-
-def _read(path: str) -> Any:
-    if path.endswith(".pkl"):
-        return read_arrays(path)
-    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def local_path(path: str, what: str) -> str:
@@ -75,16 +43,18 @@ def local_path(path: str, what: str) -> str:
         local = PathManager.get_local_path(path)
     except Exception as error:
         raise UserError(f"{what}: {path} cannot be fetched ({first_line(error)})") from error
+    if os.path.isdir(local):
+        raise UserError(f"{what}: {path} is a folder: name a file in it")
     if not os.path.isfile(local):
         raise UserError(f"{what}: no such file: {path}")
     return local
 
 
 def read_weights(path: str, what: str) -> WeightFile:
-    """Read a Detectron2 zoo ``.pkl`` (numpy) or a ``.pth``, ours or anybody's.
+    """Read a Detectron2 zoo ``.pkl`` (numpy), a ``.pth``, ours or anybody's, or ``.safetensors``.
 
     Raises:
-        UserError: no such file, not a weight file, or a pickle that asks for more than arrays.
+        UserError: no such file, not a weight file, or one that refers to more than weights.
     """
     local = local_path(path, what)
     sha256 = hashlib.sha256()
@@ -92,7 +62,7 @@ def read_weights(path: str, what: str) -> WeightFile:
         while chunk := f.read(1 << 20):
             sha256.update(chunk)
     try:
-        content = _read(local)
+        content = read_file(local)
     except Exception as error:
         raise UserError(
             f"{what}: {path} is not a readable weight file: {first_line(error)}"
@@ -105,6 +75,8 @@ def read_weights(path: str, what: str) -> WeightFile:
             "on ImageNet?), which are never strict: give a whole detector's checkpoint"
         )
     state = content.get("model", content)
+    if not isinstance(state, Mapping) or not all(isinstance(key, str) for key in state):
+        raise UserError(f"{what}: {path} holds no named weights")
     model = {}
     for key, value in state.items():
         if isinstance(value, np.ndarray | np.generic):

@@ -10,7 +10,6 @@ from typing import Any
 
 import detectron2
 import torch
-from detectron2.config import instantiate
 from detectron2.engine import HookBase, create_ddp_model, hooks
 from detectron2.utils import comm
 from omegaconf import DictConfig, OmegaConf
@@ -39,9 +38,10 @@ from .hooks import (
     ValidationLoss,
 )
 from .hooks.settings import metric_period
+from .kept_settings import run_settings
 from .machine import processor_name
 from .metrics import build_writers
-from .settings import run_settings
+from .settings import make
 from .trainer import Trainer
 from .wandb_writer import WandbWriter, plain_values
 
@@ -80,7 +80,7 @@ def student_of(model: nn.Module) -> nn.Module:
 
 def build_model(cfg: DictConfig) -> nn.Module:
     """The model of a config, on its device and checked against the data."""
-    model = instantiate(cfg.model).to(cfg.train.device)
+    model = make(cfg.model, "model").to(cfg.train.device)
     guard_square_padding(student_of(model), "student")
     if cfg.train.amp.enabled:
         check_mixed_precision(student_of(model))
@@ -98,7 +98,7 @@ def build_model(cfg: DictConfig) -> nn.Module:
 def build_optimizer(cfg: DictConfig, model: nn.Module) -> torch.optim.Optimizer:
     """The configured optimizer, which must hold every trainable parameter exactly once."""
     cfg.optimizer.params.model = model
-    optimizer = instantiate(cfg.optimizer)
+    optimizer = make(cfg.optimizer, "optimizer")
     # A model is no part of a config that is saved.
     del cfg.optimizer.params["model"]
     check_optimizer(model, optimizer)
@@ -204,7 +204,7 @@ def build_hooks(
     # Last in a step: what is in a checkpoint has been evaluated and logged.
     everywhere = [
         hooks.IterationTimer(),
-        hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
+        hooks.LRScheduler(scheduler=make(cfg.lr_multiplier, "lr_multiplier")),
         *evaluation_hooks(cfg, student_of(model), checkpointer, results),
     ]
     checkpoints = Checkpoints(checkpointer, **train.checkpointer)
@@ -273,7 +273,7 @@ def evaluation_hooks(
     if ema is not None:
         found.append(UpdateEMA(ema, student, checkpointer))
     if train.val_loss.period:
-        loader = instantiate(labelled_test_loader(cfg))
+        loader = make(labelled_test_loader(cfg), "dataloader.test")
         loss = ValidationLoss(student, loader, train.val_loss.num_images)
         found.append(Evaluation(train.val_loss.period, loss))
     found.append(Evaluation(train.eval_period, evaluate))
@@ -347,7 +347,7 @@ def disparity_images(cfg: DictConfig, model: nn.Module) -> DisparityImages | Non
     if not isinstance(model, DistilledDetector) or not settings.period or not settings.num_images:
         return None
     batch: list[dict] = []
-    for items in instantiate(cfg.dataloader.test):
+    for items in make(cfg.dataloader.test, "dataloader.test"):
         batch += [{"image": item["image"]} for item in items]
         if len(batch) >= settings.num_images:
             break

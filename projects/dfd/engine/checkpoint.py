@@ -8,7 +8,7 @@ import logging
 import os
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,9 +19,9 @@ from torch import nn
 
 from ..errors import UserError, first_line
 from ..files import whole_file
-from ..weights import read_arrays
+from ..weight_files import ForeignContentError, read_file
+from .kept_settings import changed_settings
 from .metrics import metrics_size
-from .settings import changed_settings
 
 logger = logging.getLogger("dfd")
 
@@ -126,6 +126,9 @@ class StudentCheckpointer(DetectionCheckpointer):
         for path in dict.fromkeys(paths):
             try:
                 content = self._torch_load(path)
+            except ForeignContentError as error:
+                # Not damage, to be passed over: a run has not written this.
+                raise UserError(f"--resume: {path} is no checkpoint of a run: {error}") from error
             except Exception as error:
                 problem = f"{path}: {first_line(error)}"
                 logger.warning("--resume: cannot read %s; the one before it is tried", problem)
@@ -193,23 +196,41 @@ class StudentCheckpointer(DetectionCheckpointer):
         return content
 
     def _load_file(self, filename: str) -> Any:
+        what = "train.init_checkpoint"
         try:
-            if not filename.endswith(".pkl"):
-                return super()._load_file(filename)
-            data = read_arrays(filename)
+            content = self._read(filename)
         except Exception as error:
             raise UserError(
-                f"{filename} is not a readable weight file: {first_line(error)}"
+                f"{what}: {filename} is not a readable weight file: {first_line(error)}"
             ) from error
-        if "__author__" in data and "model" in data:
+        state = content["model"]
+        if not isinstance(state, Mapping) or not state:
+            raise UserError(f"{what}: {filename} holds no named weights")
+        for key, value in state.items():
+            if not isinstance(value, torch.Tensor | np.ndarray):
+                raise UserError(
+                    f"{what}: {filename} holds {key!r}, a {type(value).__name__}, not a tensor"
+                )
+        return content
+
+    def _read(self, filename: str) -> dict[str, Any]:
+        """A weight file as Detectron2's own checkpointer takes it, but without running code."""
+        if not filename.endswith((".pkl", ".pyth")):
+            return super()._load_file(filename)  # By _torch_load.
+        data = read_file(filename)
+        if not isinstance(data, Mapping):
+            raise ValueError(f"it holds a {type(data).__name__}, not named weights")
+        if filename.endswith(".pyth"):
+            weights, author, ignored = data["model_state"], "pycls", "num_batches_tracked"
+        elif "__author__" in data and "model" in data:
             return data
-        # Of Caffe2, as Detectron2's own checkpointer takes it.
-        blobs = data.get("blobs", data)
-        blobs = {key: value for key, value in blobs.items() if not key.endswith("_momentum")}
-        return {"model": blobs, "__author__": "Caffe2", "matching_heuristics": True}
+        else:
+            weights, author, ignored = data.get("blobs", data), "Caffe2", "_momentum"
+        weights = {key: value for key, value in weights.items() if not key.endswith(ignored)}
+        return {"model": weights, "__author__": author, "matching_heuristics": True}
 
     def _torch_load(self, f: str) -> Any:
-        return torch.load(f, map_location="cpu", weights_only=True)
+        return read_file(f)
 
     def _load_model(self, checkpoint: Any) -> Any:
         backbone = {

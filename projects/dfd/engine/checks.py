@@ -21,6 +21,8 @@ from ..teacher import FrozenTeacher
 
 def check_output_dir(path: str) -> None:
     """Refuse to mix a new run into a folder that holds another's checkpoints or metrics."""
+    if os.path.exists(path) and not os.path.isdir(path):
+        raise UserError(f"train.output_dir {path} is a file: choose a folder")
     found = sorted(glob.glob(os.path.join(glob.escape(path), "*.pth")))
     metrics = os.path.join(path, "metrics.json")
     # An empty one is left by a run that was stopped before its first iteration.

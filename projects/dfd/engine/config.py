@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import os
+import traceback
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -59,8 +60,12 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> DictConfig:
         raise UserError(f"--config-file: no such file: {path}")
     try:
         cfg = LazyConfig.load(path)
-    except (ImportError, SyntaxError, ValueError) as error:
-        raise UserError(f"--config-file {path} cannot be loaded: {first_line(error)}") from error
+    except Exception as error:  # A config is a program, and may fail in any way.
+        raise UserError(
+            f"--config-file {path} cannot be loaded: {first_line(error)}{_line(error, path)}"
+        ) from error
+    if not isinstance(cfg, DictConfig):
+        raise UserError(f"--config-file {path} holds no sections: it is not a training config")
     missing = [key for key in PARTS if key not in cfg]
     if missing:
         raise UserError(
@@ -85,6 +90,14 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> DictConfig:
         except (KeyError, NotImplementedError) as error:
             raise UserError(f"an override cannot be applied: {error.args[0]}") from error
     return cfg
+
+
+def _line(error: Exception, path: str) -> str:
+    """Where in a config file it failed, for the message."""
+    if isinstance(error.__cause__, SyntaxError):
+        return f" {error.__cause__.msg}, line {error.__cause__.lineno}"
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
+    return f", line {lines[-1]}" if lines else ""
 
 
 def _check_key(cfg: DictConfig, key: str) -> None:
@@ -158,6 +171,12 @@ def resolve_device(cfg: DictConfig) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"train.device is {device}, but torch sees no CUDA device: use auto or cpu")
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, NotImplementedError) as error:
+        raise UserError(
+            f"train.device is {device}, which torch cannot use here: use auto, cuda or cpu"
+        ) from error
     return device
 
 

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from detectron2.config import instantiate
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from omegaconf import DictConfig
@@ -19,6 +18,7 @@ from ..distiller import DistilledDetector
 from ..errors import UserError
 from ..processes import share_buffers
 from ..weights import load_strict, read_weights
+from .settings import make
 
 logger = logging.getLogger("dfd")
 
@@ -31,7 +31,9 @@ def test(cfg: DictConfig, detector: Callable[[list[dict]], list[dict]]) -> dict[
         # Each process has normalised other images; what is evaluated is what is saved.
         share_buffers(detector)
     results = inference_on_dataset(
-        detector, instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
+        detector,
+        make(cfg.dataloader.test, "dataloader.test"),
+        make(cfg.dataloader.evaluator, "dataloader.evaluator"),
     )
     if comm.is_main_process():
         print_csv_format(results)
@@ -45,7 +47,7 @@ def evaluate_checkpoint(cfg: DictConfig) -> dict[str, Any]:
             "--eval-only needs train.init_checkpoint=<checkpoint>: there are no weights to evaluate"
         )
     node = cfg.model.student if "student" in cfg.model else cfg.model
-    student = instantiate(node).to(cfg.train.device)
+    student = make(node, "model").to(cfg.train.device)
     guard_square_padding(student, "student")
     weights = read_weights(cfg.train.init_checkpoint, "train.init_checkpoint")
     load_strict(student, weights, "train.init_checkpoint")

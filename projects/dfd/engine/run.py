@@ -9,18 +9,19 @@ import os
 from typing import Any
 
 import torch
-from detectron2.config import LazyConfig, instantiate
+from detectron2.config import LazyConfig
 from detectron2.utils import comm
 from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from ..data import skip_batches
 from ..distiller import DistilledDetector
-from ..errors import UserError
+from ..errors import UserError, first_line
 from ..weights import local_path
 from .arguments import check_modes
 from .build import (
@@ -43,6 +44,7 @@ from .evaluate import evaluate_checkpoint, evaluate_teacher, teacher_results
 from .hooks import check_hooks
 from .launch import end_with
 from .metrics import cut_metrics
+from .settings import check_settings, make
 
 logger = logging.getLogger("dfd")
 
@@ -54,6 +56,7 @@ def main(args: argparse.Namespace) -> None:
     try:
         check_modes(args)
         cfg = load_config(args.config_file, args.opts)
+        check_settings(cfg)
         if not (args.eval_only or args.eval_teacher):
             check_hooks(cfg)
         trains = not (args.eval_only or args.eval_teacher or args.dry_run)
@@ -72,7 +75,9 @@ def main(args: argparse.Namespace) -> None:
             evaluate_checkpoint(cfg)
         else:
             train(cfg, resume=args.resume)
-    except UserError as error:
+    except (UserError, OmegaConfBaseException) as error:
+        if not isinstance(error, UserError):
+            error = UserError(f"the config refers to what is not there: {first_line(error)}")
         end_with(error, comm.get_rank() if comm.get_world_size() > 1 else None)
 
 
@@ -81,10 +86,15 @@ def log_to_folder(cfg: DictConfig, args: argparse.Namespace) -> None:
     output_dir, rank = cfg.train.output_dir, comm.get_rank()
     if cfg.train.seed < 0 and not args.eval_only:
         cfg.train.seed = draw_seed(output_dir, args.resume)
-    if comm.is_main_process():
-        PathManager.mkdirs(output_dir)
-    for name in ("fvcore", "detectron2", "dfd"):
-        setup_logger(output_dir, distributed_rank=rank, name=name)
+    try:
+        if comm.is_main_process():
+            PathManager.mkdirs(output_dir)
+        for name in ("fvcore", "detectron2", "dfd"):
+            setup_logger(output_dir, distributed_rank=rank, name=name)
+    except OSError as error:
+        raise UserError(
+            f"train.output_dir {output_dir} cannot be written to ({error.strerror}): choose another"
+        ) from error
     logger.info("Environment:\n%s", collect_env_info())
     logger.info("Command line arguments: %s", args)
 
@@ -115,7 +125,7 @@ def prepare(cfg: DictConfig, *, resume: bool = False) -> Run:
     student = student_of(model)
     logger.info("Student:\n%s", student)
     optimizer = build_optimizer(cfg, model)
-    loader = instantiate(micro_batches(cfg))
+    loader = make(micro_batches(cfg), "dataloader.train")
     num_images = count_images(loader)
     set_length(cfg, num_images)
     trainer = build_trainer(cfg, model, loader, optimizer)

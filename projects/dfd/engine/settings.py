@@ -1,96 +1,94 @@
-"""The settings of a run as plain text, so that a resumed run can be held against its beginning."""
+"""Settings of a run that are wrong by themselves, told before anything is built or written."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Mapping
-from pydoc import locate
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-import torch
+from detectron2.config import instantiate
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from ..data import stream_seed
-from ..errors import UserError
-from .config import PARTS, pin_defaults
-
-_IMAGES = "the number of training images"
-_DATA_SEED = "dataloader.train.seed"
-# Neither the weights nor what is logged depend on them; of the teacher, the content counts.
-_FREE = (
-    "model.teacher.checkpoint",
-    "train.output_dir",
-    "train.checkpointer.",
-    "dataloader.train.num_workers",
-    "dataloader.test.num_workers",
-)
-# What a checkpoint holds would win over the first, without a word; the others say what is at which
-# place in the data.
-_FIXED = ("optimizer.", "dataloader.train.total_batch_size", _DATA_SEED, _IMAGES)
-_PLAIN = (type(None), bool, int, float, str)
+from ..errors import UserError, first_line
 
 
-def run_settings(cfg: DictConfig, loader: Any, num_images: int | None) -> dict[str, str]:
-    """What decides how a run goes on: every setting by its key, those left to defaults included.
+@dataclass(frozen=True)
+class _Rule:
+    must_be: str
+    holds: Callable[[Any], bool]
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _at_least(least: int) -> _Rule:
+    return _Rule(f"an integer of at least {least}", lambda v: _is_integer(v) and v >= least)
+
+
+_POSITIVE_OR_NULL = _Rule("above 0 or null", lambda v: v is None or (_is_number(v) and v > 0))
+_RULES = {
+    "train.output_dir": _Rule("a folder", lambda v: isinstance(v, str) and bool(v)),
+    "train.max_iter": _at_least(1),
+    "train.epochs": _POSITIVE_OR_NULL,
+    "train.seed": _Rule("an integer", _is_integer),
+    "train.accumulation_steps": _at_least(1),
+    "train.clip_grad_norm": _POSITIVE_OR_NULL,
+    "train.amp.enabled": _Rule("True, False or auto", lambda v: isinstance(v, bool) or v == "auto"),
+    "train.eval_period": _at_least(0),
+    "train.log_period": _at_least(1),
+    "train.checkpointer.period": _at_least(1),
+    "train.disparity_images.period": _at_least(0),
+    "train.disparity_images.num_images": _at_least(0),
+    "dataloader.train.total_batch_size": _at_least(1),
+}
+
+
+def check_settings(cfg: DictConfig) -> None:
+    """
+    Raises:
+        UserError: a setting is of the wrong kind or outside its range, or refers to nothing.
+    """
+    absent = object()
+    for key, rule in _RULES.items():
+        try:
+            value = OmegaConf.select(cfg, key, default=absent)
+        except OmegaConfBaseException as error:
+            raise UserError(f"{key} cannot be resolved: {first_line(error)}") from error
+        if value is not absent and not rule.holds(value):
+            raise UserError(f"{key} is {value!r}; it must be {rule.must_be}")
+
+
+def make(node: Any, what: str) -> Any:
+    """What a part of the config describes.
 
     Args:
-        cfg: with "auto" and ``epochs`` turned into values.
-        loader: of the training batches.
-        num_images: of the training data; None if not known.
-    """
-    cfg = pin_defaults(copy.deepcopy(cfg))
-    settings = {}
-    for part in PARTS:
-        settings.update(_flat(OmegaConf.to_container(cfg[part], resolve=True), part))
-    settings = {key: text for key, text in settings.items() if not key.startswith(_FREE)}
-    settings["torch"] = str(torch.__version__)
-    settings["the number of threads"] = str(torch.get_num_threads())
-    settings[_IMAGES] = str(num_images)
-    # The one that was drawn, where the config leaves it open.
-    seed = stream_seed(loader)
-    if seed is not None:
-        settings[_DATA_SEED] = str(seed)
-    return settings
-
-
-def _flat(node: Any, key: str) -> Iterator[tuple[str, str]]:
-    """Each leaf's key and text; names of functions for functions, so that config.yaml is alike."""
-    if isinstance(node, Mapping):
-        for name, child in node.items():
-            yield from _flat(child, f"{key}.{name}")
-        return
-    if isinstance(node, list | tuple):
-        for index, child in enumerate(node):
-            yield from _flat(child, f"{key}.{index}")
-        return
-    if key.endswith("._target_") and isinstance(node, str):
-        node = locate(node) or node
-    if not isinstance(node, _PLAIN):
-        owner = node if hasattr(node, "__qualname__") else type(node)
-        yield key, f"{owner.__module__}.{owner.__qualname__}"
-        return
-    yield key, str(node)
-
-
-def changed_settings(began: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """What differs between the settings that a run began with and those it is resumed with.
-
-    Returns:
-        "<key> is <now>, was <before>" of each that is not the same.
+        what: names the part, for the message.
 
     Raises:
-        UserError: one of them cannot change within a run.
+        UserError: its function does not exist or refuses what it is given.
     """
-    changes = {
-        key: f"{key} is {now.get(key, 'not set')}, was {began.get(key, 'not set')}"
-        for key in {**began, **now}
-        if began.get(key) != now.get(key)
-    }
-    fixed = [key for key in changes if key.startswith(_FIXED)]
-    if fixed:
-        # What refers to it has a longer key.
+    try:
+        return instantiate(node)
+    except UserError:
+        raise
+    except (TypeError, ValueError, ImportError, OmegaConfBaseException) as error:
+        called = _called(error)
         raise UserError(
-            f"--resume: {changes[min(fixed, key=len)]}: it cannot change within a run; set it "
-            "back, or begin a new run whose train.init_checkpoint is this one's last checkpoint"
-        )
-    return list(changes.values())
+            f"{what} cannot be built: {f'{called}: ' if called else ''}{first_line(error)}"
+        ) from error
+
+
+def _called(error: BaseException) -> str:
+    """The name of the function in whose call an instantiation failed; empty if in none."""
+    name = ""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_code is instantiate.__code__:
+            name = str(frame.f_locals.get("cls_name", name))
+    return name
