@@ -150,6 +150,12 @@ def resolve_config(cfg: DictConfig) -> DictConfig:
         UserError: the device is not there, or the data cannot be read.
     """
     cfg.train.device = device = resolve_device(cfg)
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, NotImplementedError) as error:
+        raise UserError(
+            f"train.device is {device}, which torch cannot use here: use auto, cuda or cpu"
+        ) from error
     if cfg.train.amp.enabled == "auto":
         cfg.train.amp.enabled = resolve_precision("auto", torch.device(device)) != torch.float32
     if any(node.num_classes == "auto" for node in _nodes_with(cfg.model, "num_classes")):
@@ -171,12 +177,6 @@ def resolve_device(cfg: DictConfig) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"train.device is {device}, but torch sees no CUDA device: use auto or cpu")
-    try:
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, NotImplementedError) as error:
-        raise UserError(
-            f"train.device is {device}, which torch cannot use here: use auto, cuda or cpu"
-        ) from error
     return device
 
 

@@ -22,7 +22,8 @@ from torch import nn
 from ..console import say
 from ..distiller import DistilledDetector
 from ..errors import UserError
-from .build import SUMMARY, Run, build_hooks, student_of
+from .build import Run, student_of
+from .build_hooks import SUMMARY, build_hooks
 from .checks import check_output_dir
 from .config import pin_defaults
 from .dry_run_table import table

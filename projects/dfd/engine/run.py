@@ -25,10 +25,8 @@ from ..errors import UserError, first_line
 from ..weights import local_path
 from .arguments import check_modes
 from .build import (
-    SUMMARY,
     Run,
     build_checkpointer,
-    build_hooks,
     build_model,
     build_optimizer,
     build_trainer,
@@ -36,6 +34,7 @@ from .build import (
     micro_batches,
     student_of,
 )
+from .build_hooks import SUMMARY, build_hooks
 from .checkpoint import StudentCheckpointer, restore_random_state
 from .checks import check_output_dir, check_same_start
 from .config import load_config, pin_defaults, resolve_config, set_length
