@@ -2,7 +2,10 @@ import copy
 
 import pytest
 import torch
+from detectron2.evaluation import inference_context
 from detectron2.layers import NaiveSyncBatchNorm
+from detectron2.modeling.backbone import SimpleFeaturePyramid, ViT
+from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from detectron2.structures import Instances
 from detectron2.utils.events import EventStorage
 from torch import nn
@@ -89,6 +92,68 @@ def test_teacher_is_told_the_order_of_the_batch(student_format):
         {"image": x["image"].flip(0) if student_format == "RGB" else x["image"]} for x in batch
     ]
     torch.testing.assert_close(seen[0], teacher.preprocess_image(turned).tensor)
+
+
+def test_one_preprocessing_for_both_models():
+    """Mean, deviation and padding of either's input are its own."""
+    student, teacher = build(seed=0), build(seed=1)
+    student.pixel_mean = torch.tensor([1.0, 2, 3]).view(3, 1, 1)
+    teacher.pixel_mean = torch.tensor([10.0, 60, 200]).view(3, 1, 1)
+    teacher.pixel_std = torch.tensor([1.0, 5, 50]).view(3, 1, 1)
+    teacher.backbone._square_pad = 128
+    model = distilled(student, teacher)
+    seen = {}
+    for name, detector in (("student", student), ("teacher", teacher)):
+        detector.backbone.register_forward_pre_hook(
+            lambda module, args, name=name: seen.update({name: args[0]})
+        )
+    batch = make_batch()
+    train_step(model, batch)
+    for name, detector in (("student", student), ("teacher", teacher)):
+        torch.testing.assert_close(seen[name], detector.preprocess_image(batch).tensor)
+    assert seen["student"].shape != seen["teacher"].shape
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_evaluation_flips_the_student_to_train(training):
+    model = distilled().train(training)
+    with inference_context(model):
+        model(make_batch())
+        assert not any(module.training for module in model.modules())
+    assert model.training is training and model.student.training is training
+    assert not any(module.training for module in model.teacher.model.modules())
+
+
+def test_distillation_loss_absent_because_the_backbone_did_not_run():
+    """Or ran twice, and it would be chance which pyramid is distilled."""
+    for calls in (0, 2):
+        student = build()
+        student.forward = lambda batch, calls=calls, student=student: {
+            f"loss_{i}": student.backbone(student.preprocess_image(batch).tensor)["p2"].sum()
+            for i in range(calls)
+        }
+        with pytest.raises(RuntimeError, match=f"ran its backbone {calls} times"):
+            train_step(distilled(student), make_batch())
+
+
+def test_level_left_out_for_want_of_a_partner_is_told(caplog):
+    distilled(build("retinanet"))  # p3 to p7; the teacher has p2 to p6.
+    assert "Not distilled, for the teacher has no level of that stride: p7" in caplog.text
+
+
+@pytest.mark.parametrize("side", ["student", "teacher"])
+def test_padding_constraint_with_a_misspelt_key_pads_nothing(side):
+    """Detectron2's SimpleFeaturePyramid asks for sizes that can be divided by 32, in vain."""
+    vit = ViT(img_size=64, embed_dim=16, depth=1, num_heads=2, out_feature="last_feat")
+    detectors = {"student": build(seed=0), "teacher": build(seed=1)}
+    detectors[side].backbone = SimpleFeaturePyramid(
+        vit, "last_feat", 8, scale_factors=(4.0, 2.0, 1.0, 0.5), top_block=LastLevelMaxPool()
+    )
+    model = distilled(**detectors)
+    with pytest.raises(UserError, match=f"64 x 90 pixels .* the 32 that the {side}'s backbone"):
+        train_step(model, make_batch(sizes=((64, 90), (40, 64))))
+    losses, _ = train_step(model, make_batch(sizes=((64, 96), (40, 64))))
+    assert losses["loss_dfd_p3"].isfinite()
 
 
 def test_teacher_of_another_kind_width_levels_statistics_order_and_padding():
@@ -210,7 +275,7 @@ def test_student_rgb_with_bgr_ordered_mean():
 
 
 @pytest.mark.parametrize("use", ["train", "evaluate", "picture"])
-def test_image_larger_than_the_students_square_padding(use):
+def test_single_image_cropped_by_the_students_square_padding(use):
     student = build()
     student.backbone._square_pad = 64
     model = distilled(student)

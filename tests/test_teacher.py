@@ -3,6 +3,7 @@ import pickle
 import pytest
 import torch
 from detectron2.layers import Conv2d, get_norm
+from timm.layers import DropPath
 from torch import nn
 from toys import build, make_batch, save_checkpoint
 
@@ -15,7 +16,7 @@ def teacher_of(model=None, **kwargs):
     return FrozenTeacher(model=model or build(seed=1), allow_random=True, **kwargs)
 
 
-def test_teacher_without_weights_is_refused():
+def test_random_teacher_is_refused():
     with pytest.raises(UserError, match="model.teacher.checkpoint is empty"):
         FrozenTeacher(model=build())
 
@@ -148,9 +149,12 @@ def test_imagenet_statistics_in_the_other_order_are_refused(key, rgb, unit):
     assert teacher_of(model, input_format="RGB").input_format == "RGB"
 
 
-def test_teacher_stays_in_eval_mode_and_its_statistics_do_not_move():
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_teacher_not_in_eval_mode_would_move_its_statistics_and_drop_paths(precision):
     model = build()
-    teacher = teacher_of(model)
+    model.backbone.bottom_up.res3.add_module("drop_path", DropPath(0.5))
+    teacher = teacher_of(model, precision=precision)
+    assert not any(module.training for module in model.modules())
     before = {k: v.clone() for k, v in model.state_dict().items()}
     model.train()  # As a hook might.
     batch = make_batch()

@@ -66,15 +66,18 @@ def guard_square_padding(model: nn.Module, who: str) -> None:
 def check_fits_square_padding(
     model: nn.Module, batched_inputs: Sequence[dict[str, Tensor]], who: str
 ) -> None:
-    """Refuse an image larger than the square that the backbone pads to.
+    """Refuse an image that Detectron2 would not pad as the backbone needs it, without a word.
 
-    Detectron2 crops a single such image without a word.
+    It crops a single image larger than the square that the backbone pads to; and it does not know
+    the key under which its ``SimpleFeaturePyramid`` asks for sizes that can be divided.
 
     Raises:
-        UserError: it names the image and both sizes.
+        UserError: it names the image, or the batch, and both sizes.
     """
-    square = dict(getattr(model.backbone, "padding_constraints", {})).get("square_size", 0)
+    constraints = dict(getattr(model.backbone, "padding_constraints", {}))
+    square = constraints.get("square_size", 0)
     if not square:
+        _check_divisible(batched_inputs, constraints.get("size_divisiblity", 0), who)
         return
     for item in batched_inputs:
         height, width = item["image"].shape[-2:]
@@ -84,3 +87,15 @@ def check_fits_square_padding(
                 f"is larger than the square of {square} that the {who}'s backbone pads to: resize "
                 "it to fit, or raise square_pad"
             )
+
+
+def _check_divisible(batched_inputs: Sequence[dict[str, Tensor]], divisor: int, who: str) -> None:
+    if divisor <= 1:
+        return
+    height, width = (max(item["image"].shape[i] for item in batched_inputs) for i in (-2, -1))
+    if height % divisor or width % divisor:
+        raise UserError(
+            f"a batch of {height} x {width} pixels cannot be divided by the {divisor} that the "
+            f"{who}'s backbone needs, and Detectron2 does not pad it to that: set square_pad to a "
+            f"multiple of {divisor}, at least the largest image"
+        )

@@ -79,6 +79,12 @@ class DistilledDetector(nn.Module):
                 type(head.adapters[pair.name]).__name__,
             )
         self.inherit_report: InheritReport | None = None
+        unpaired = set(student.backbone.output_shape()) - {pair.name for pair in head.pairs}
+        if unpaired and head.levels is None:
+            logger.warning(
+                "Not distilled, for the teacher has no level of that stride: %s",
+                ", ".join(sorted(unpaired)),
+            )
         self._zero_steps = 0
 
     @property

@@ -172,7 +172,7 @@ def test_mgd_hides_its_share_of_cells_anew_each_time():
     assert len(set(costs)) == 3
 
 
-def test_fgd_places_boxes_by_stride_on_a_padded_batch():
+def test_boxes_misplaced_on_a_padded_batch():
     """A box of cells 1 to 2 by 0 to 1 stays there, however many cells of padding follow."""
     boxes = [torch.tensor([[8.5, 0.0, 15.0, 7.0]])]
     for width in (4, 9):
