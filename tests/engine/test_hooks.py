@@ -32,7 +32,15 @@ from dfd.engine.hooks import (
 from dfd.engine.trainer import Trainer
 
 NAN = float("nan")
-MACHINE = ("time", "data_time", "eta_seconds", "rank_data_time", "peak_memory_mib")
+# "metrics_size" is that of a file which holds the others.
+MACHINE = (
+    "time",
+    "data_time",
+    "eta_seconds",
+    "rank_data_time",
+    "peak_memory_mib",
+    "metrics_size",
+)
 
 
 class Toy(nn.Module):
