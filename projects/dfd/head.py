@@ -210,7 +210,7 @@ class DFDHead(nn.Module):
             )
             criterion = self.criteria[pair.name]
             scale = getattr(criterion, "scale", "level")
-            s, t = scale_features(student, teacher, valid, scale, sync=True)
+            s, t = scale_features(student, teacher, valid, scale)
             disparity = disparity_map(s, t, getattr(criterion, "measure", "squared"))
             if valid is None:
                 valid = torch.ones_like(disparity, dtype=torch.bool)
