@@ -5,6 +5,7 @@ It has no batch statistics, samples nothing, and its losses are means over image
 
 import os
 import signal
+import time
 
 import cv2
 import numpy as np
@@ -109,6 +110,7 @@ class FailingMapper:
     def __call__(self, record):
         self.left -= 1
         if self.how and self.left == 0 and comm.get_rank() == self.rank:
+            print(f"failing at {time.time()}", flush=True)
             if self.how == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
             raise {"user": UserError, "bug": KeyError}[self.how]("this one image is bad")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -153,8 +154,12 @@ def test_evaluation_in_training_is_of_the_weights_that_are_saved(data, configs, 
         assert a["score"] == pytest.approx(b["score"], rel=1e-4)
 
 
+def seconds_since_failure(result):
+    (failed,) = re.findall(r"failing at ([\d.]+)", result.stdout)
+    return time.time() - float(failed)
+
+
 def test_killed_process_ends_the_run_and_is_named(data, configs, tmp_path):
-    start = time.monotonic()
     result = command(
         configs["plain"],
         "--num-gpus=2",
@@ -162,7 +167,7 @@ def test_killed_process_ends_the_run_and_is_named(data, configs, tmp_path):
         "+dataloader.train.mapper.how=kill",
         f"train.output_dir={tmp_path}",
     )
-    assert time.monotonic() - start < 60
+    assert seconds_since_failure(result) < 60
     assert result.returncode == 1
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
@@ -171,10 +176,9 @@ def test_killed_process_ends_the_run_and_is_named(data, configs, tmp_path):
 
 
 def test_error_of_one_process_ends_the_run_and_is_shown(data, configs, tmp_path):
-    start = time.monotonic()
     settings = [*data, "+dataloader.train.mapper.how=user", f"train.output_dir={tmp_path}"]
     result = torchrun(configs["plain"], *settings)
-    assert time.monotonic() - start < 60
+    assert seconds_since_failure(result) < 60
     assert result.returncode == 1
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert errors == ["error: process 1: this one image is bad"]
