@@ -1,0 +1,212 @@
+"""Best checkpoint, early stop, EMA and validation loss in whole runs, also resumed ones."""
+
+import copy
+import json
+import sys
+
+import pytest
+import torch
+from commands import command, run
+from detectron2.checkpoint import DetectionCheckpointer
+from run_files import assert_same, read_metrics
+from toys import build
+
+from dfd.engine.trainer import Trainer
+
+HOOKS = [
+    "train.max_iter=6",
+    "train.eval_period=2",
+    "train.checkpointer.period=3",
+    "train.ema.decay=0.6",
+    "train.val_loss.period=2",
+    "train.best_checkpoint.metric=val_loss",
+    "train.best_checkpoint.mode=min",
+    "train.early_stop.metric=bbox/AP",
+    "train.early_stop.mode=min",
+    "train.early_stop.patience=50",
+]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, data, configs):
+    folder = tmp_path_factory.mktemp("hooks") / "whole"
+    run(configs["student"], *data, *HOOKS, f"train.output_dir={folder}")
+    return folder
+
+
+def test_run_logs_and_saves_what_was_asked_for(whole):
+    lines = {line["iteration"]: line for line in read_metrics(whole)}
+    for iteration in (1, 3, 6):
+        line = lines[iteration]
+        terms = {k: v for k, v in line.items() if k.startswith("val/")}
+        assert set(terms) == {
+            f"val/loss_{name}" for name in ("cls", "box_reg", "rpn_cls", "rpn_loc")
+        }
+        assert line["val_loss"] == pytest.approx(sum(terms.values()))
+        assert {"bbox/AP", "ema/bbox/AP"} <= set(line)
+    assert "val_loss" not in lines[0] and "val_loss" not in lines[2]
+    values = {i: line["val_loss"] for i, line in lines.items() if "val_loss" in line}
+    best = torch.load(whole / "model_best.pth", weights_only=True)
+    assert best["metric"]["value"] == min(values.values())
+    summary = json.loads((whole / "summary.json").read_text())
+    assert summary["best_checkpoint"]["value"] == min(values.values())
+    assert "AP" in summary["results"]["ema"]["bbox"]
+
+
+def test_hooks_change_nothing_in_training(whole, data, configs, tmp_path):
+    """Same weights, same metrics as without: in particular the same random numbers."""
+    shared = ["train.max_iter=6", "train.eval_period=0", "train.checkpointer.period=3"]
+    run(configs["student"], *data, *shared, f"train.output_dir={tmp_path}")
+    with_hooks, without = (
+        torch.load(folder / "model_final.pth", weights_only=True) for folder in (whole, tmp_path)
+    )
+    assert_same(without["model"], with_hooks["model"], "model")
+    for a, b in zip(read_metrics(tmp_path), read_metrics(whole), strict=True):
+        assert_same(a, {key: b[key] for key in a}, f"metrics {a['iteration']}")
+
+
+def test_killed_and_resumed_run_is_the_same(whole, data, configs, tmp_path, monkeypatch):
+    step = Trainer.run_step
+
+    def killed(trainer):
+        if trainer.iter == 4:
+            raise KeyboardInterrupt
+        step(trainer)
+
+    monkeypatch.setattr(Trainer, "run_step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(configs["student"], *data, *HOOKS, f"train.output_dir={tmp_path}")
+    assert not (tmp_path / "model_ema.pth").exists()
+    monkeypatch.setattr(Trainer, "run_step", step)
+    run(configs["student"], "--resume", *data, *HOOKS, f"train.output_dir={tmp_path}")
+    for name in ("model_final", "model_best", "model_ema"):
+        a, b = (
+            torch.load(folder / f"{name}.pth", weights_only=True) for folder in (whole, tmp_path)
+        )
+        for content in (a, b):
+            content.pop("settings", None)
+        assert_same(a, b, name)
+    assert a["model"].keys() == torch.load(whole / "model_final.pth")["model"].keys()
+    final = torch.load(tmp_path / "model_final.pth", weights_only=True)
+    assert final["ema"]["updates"] == 6
+    assert final["early_stop"]["waited"] > 0
+    assert_same(read_metrics(whole), read_metrics(tmp_path), "metrics")
+
+
+def test_ema_is_evaluated_and_saved_as_a_plain_student(whole, data, configs, caplog):
+    saved = torch.load(whole / "model_ema.pth", weights_only=True)["model"]
+    final = torch.load(whole / "model_final.pth", weights_only=True)
+    assert_same(saved, final["ema"]["model"], "ema")
+    assert not torch.equal(
+        saved["backbone.fpn_output3.weight"], final["model"]["backbone.fpn_output3.weight"]
+    )
+    student = build(seed=5)
+    checkpointer, incompatible = DetectionCheckpointer(student), []
+    checkpointer._log_incompatible_keys = incompatible.append
+    checkpointer.load(str(whole / "model_ema.pth"))
+    assert not any(x for i in incompatible for x in i)
+    assert_same(dict(student.state_dict()), dict(saved), "loaded")
+    caplog.clear()
+    run(
+        configs["student"],
+        "--eval-only",
+        *data,
+        f"train.output_dir={whole}",
+        f"train.init_checkpoint={whole}/model_ema.pth",
+    )
+    results = json.loads((whole / "summary.json").read_text())["results"]["ema"]["bbox"]
+    assert ",".join(f"{results[k]:.4f}" for k in ("AP", "AP50", "AP75")) in caplog.text
+
+
+def test_best_by_the_emas_metric_is_the_ema(data, configs, tmp_path, monkeypatch):
+    scores, evaluated = [0.1, 0.2, 0.1, 0.9, 0.1, 0.3], []  # Student, EMA, in turn.
+
+    def evaluate(cfg, student):
+        evaluated.append(copy.deepcopy(student.state_dict()))
+        return {"bbox": {"AP": scores[len(evaluated) - 1]}}
+
+    monkeypatch.setattr("dfd.engine.build.test", evaluate)
+    run(
+        configs["student"],
+        *data,
+        f"train.output_dir={tmp_path}",
+        "train.max_iter=3",
+        "train.eval_period=1",
+        "train.checkpointer.period=1",
+        "train.ema.decay=0.5",
+        "train.best_checkpoint.metric=ema/bbox/AP",
+    )
+    best = torch.load(tmp_path / "model_best.pth", weights_only=True)
+    second = torch.load(tmp_path / "model_0000001.pth", weights_only=True)
+    assert best["metric"]["value"] == 0.9
+    assert_same(best["model"], second["ema"]["model"], "best")
+    assert_same(dict(evaluated[2]), dict(second["model"]), "student")
+    assert_same(dict(evaluated[3]), dict(second["ema"]["model"]), "ema")
+
+
+def test_early_stop_ends_a_run_and_more_patience_continues_it(data, configs, tmp_path, caplog):
+    shared = [
+        *data,
+        f"train.output_dir={tmp_path}",
+        "optimizer.lr=0",  # So that nothing ever gets better.
+        "train.max_iter=5",
+        "train.val_loss.period=1",
+        "train.val_loss.num_images=1",
+        "train.early_stop.metric=val_loss",
+        "train.early_stop.mode=min",
+        "train.early_stop.min_delta=100",
+    ]
+    stopped = [*shared, "train.early_stop.patience=1"]
+    run(configs["student"], *stopped)
+    assert "Early stop after 2 of 5 iterations: val_loss has not been better" in caplog.text
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["iterations"] == 2
+    assert "AP" in summary["results"]["bbox"]
+    assert torch.load(tmp_path / "model_final.pth", weights_only=True)["iteration"] == 1
+    assert read_metrics(tmp_path)[-1]["iteration"] == 2
+
+    run(configs["student"], "--resume", *stopped)
+    assert "Nothing to do" in caplog.text
+    # Killed after its last step, but before it was evaluated.
+    (tmp_path / "summary.json").unlink()
+    metrics = read_metrics(tmp_path)
+    run(configs["student"], "--resume", *stopped)
+    assert json.loads((tmp_path / "summary.json").read_text())["iterations"] == 2
+    assert_same(read_metrics(tmp_path), metrics, "metrics")
+
+    run(configs["student"], "--resume", *shared, "train.early_stop.patience=9")
+    assert json.loads((tmp_path / "summary.json").read_text())["iterations"] == 5
+
+
+def test_hooks_may_begin_in_a_continued_run(whole, data, configs, tmp_path):
+    out = f"train.output_dir={tmp_path}"
+    run(configs["student"], *data, out, "train.max_iter=2")
+    run(configs["student"], "--resume", *data, *HOOKS, out)
+    assert torch.load(tmp_path / "model_final.pth", weights_only=True)["ema"]["updates"] == 4
+
+
+def test_two_processes_stop_together(data, configs, tmp_path):
+    result = command(
+        configs["student"],
+        "--num-gpus=2",
+        *data,
+        f"train.output_dir={tmp_path}",
+        "optimizer.lr=0",
+        "train.max_iter=9",
+        "train.eval_period=1",
+        "train.ema.decay=0.5",
+        "train.val_loss.period=1",
+        "train.best_checkpoint.metric=val_loss",
+        "train.best_checkpoint.mode=min",
+        "train.early_stop.metric=ema/bbox/AP",
+        "train.early_stop.min_delta=200",
+        "train.early_stop.patience=1",
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert json.loads((tmp_path / "summary.json").read_text())["iterations"] <= 2
+    names = {path.name for path in tmp_path.glob("*.pth")}
+    assert {"model_best.pth", "model_ema.pth", "model_final.pth"} <= names
+
+
+def test_wandb_is_not_imported_unless_asked_for(whole):
+    assert "wandb" not in sys.modules
