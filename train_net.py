@@ -3,27 +3,15 @@
 
 Flags, overrides and output files are those of Detectron2's own lazy training script:
 
-    python train_net.py --config-file configs/... [--num-gpus N] [--resume] [--eval-only] key=value
+    python train_net.py --config-file configs/... [--num-gpus N] [--resume] key=value
+
+and --eval-only, --eval-teacher or --dry-run to train nothing. torchrun and Slurm's srun start it
+too (docs/running.md).
 """
 
-import sys
-
-from detectron2.engine import default_argument_parser, launch
-from torch.multiprocessing import ProcessExitedException
-
-from dfd.engine import main
+from dfd.engine import argument_parser, launch, main
 
 if __name__ == "__main__":
-    args = default_argument_parser(epilog=__doc__).parse_args()
-    try:
-        launch(
-            main,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(args,),
-        )
-    except ProcessExitedException as error:
-        # The process that failed has said why.
-        sys.exit(error.exit_code)
+    parser = argument_parser(epilog=__doc__)
+    parser.set_defaults(dist_url="auto")
+    launch(main, parser.parse_args())

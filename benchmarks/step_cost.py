@@ -26,7 +26,7 @@ from torch import nn
 
 from dfd import UserError
 from dfd.engine.config import load_config
-from dfd.engine.hooks import peak_memory_mib
+from dfd.engine.machine import peak_memory_mib
 
 NUM_CLASSES = 3
 BOXES_PER_IMAGE = 13  # As in BCCD.

@@ -31,7 +31,7 @@ def write_coco(folder, name, num_images, classes=tuple(CLASSES), seed=0):
                     "iscrowd": 0,
                 }
             )
-    path = _write_json(folder / f"{name}.json", images, annotations, enumerate(classes, start=1))
+    path = write_json(folder / f"{name}.json", images, annotations, enumerate(classes, start=1))
     return [f"dataset.json={path}", f"dataset.images={folder / name}"]
 
 
@@ -53,11 +53,11 @@ def write_mixed_coco(folder, number=12, **change):
     if annotations:
         annotations[0].update(change)
     categories = [(i, f"class{i}") for i in IDS]
-    path = _write_json(folder / "data.json", images, annotations, categories)
+    path = write_json(folder / "data.json", images, annotations, categories)
     return {"json": str(path), "images": str(folder)}
 
 
-def _write_json(path, images, annotations, categories):
+def write_json(path, images, annotations, categories):
     content = {
         "info": {},
         "images": images,

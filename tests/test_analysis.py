@@ -11,7 +11,6 @@ import pytest
 import torch
 from coco_files import write_coco
 from detectron2.config import instantiate
-from detectron2.engine import default_argument_parser
 from detectron2.structures import BoxMode
 from scipy import stats
 from toys import build, faster_rcnn_config, save_checkpoint
@@ -58,7 +57,7 @@ from dfd.analysis.statistics import (
     resample_images,
     top_share,
 )
-from dfd.engine import main
+from dfd.engine import argument_parser, main
 from dfd.errors import UserError
 
 CONFIGS = "tests/engine/configs"
@@ -393,7 +392,7 @@ def data(tmp_path_factory):
 
 def train(config, *arguments):
     arguments = ["--config-file", f"{CONFIGS}/{config}.py", *arguments]
-    main(default_argument_parser().parse_args(arguments))
+    main(argument_parser().parse_args(arguments))
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone import ResNet
 from detectron2.modeling.backbone.resnet import BasicBlock
 from detectron2.structures import BitMasks, Boxes, Instances
+from torch import nn
 
 NUM_CLASSES = 3
 MODELS = "common/models"
@@ -142,6 +143,13 @@ def make_batch(sizes=((64, 96), (80, 64)), seed=0, masks=False):
 def part_of_parameters(model, model_part):
     """The parameters of a model whose names begin so, as an optimizer's ``params``."""
     return [p for name, p in model.named_parameters() if name.startswith(model_part)]
+
+
+def adapter_with_a_spare(in_channels, out_channels):
+    """An adapter with a parameter that takes no part in what it puts out."""
+    adapter = nn.Conv2d(in_channels, out_channels, 1)
+    adapter.spare = nn.Parameter(torch.zeros(1))
+    return adapter
 
 
 def save_checkpoint(model, path):

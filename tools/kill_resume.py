@@ -4,9 +4,10 @@
     python tools/kill_resume.py --times 20 --out output/kill_resume [key=value ...]
 
 Every third kill waits for a checkpoint to be half written; the others come at any time from the
-start of the process to its end. Each killed run is continued with --resume and must end with the
-same weights, head and optimizer, bit for bit, and the same metrics.json, but for what tells time
-and memory. The last line is "k of N identical"; exit code 1 if k < N.
+start of the process to its end. (A run that ends before it is killed does not count.) Each killed
+run is continued with --resume and must end with the same weights, head and optimizer, bit for bit,
+and the same metrics.json, but for what tells time and memory. The last line is "k of N identical";
+exit code 1 if k < N.
 """
 
 from __future__ import annotations
@@ -85,12 +86,22 @@ def finish(process: subprocess.Popen, folder: Path) -> None:
         code = process.wait()
     finally:
         end(process)
+    check_code(code, folder)
+
+
+def check_code(code: int, folder: Path) -> None:
     if code:
         raise UserError(f"a run failed with exit code {code}: see {folder}.log")
 
 
-def kill(process: subprocess.Popen, folder: Path, *, after: float, in_checkpoint: bool) -> str:
-    """SIGKILL the run; what it was doing then."""
+def kill(
+    process: subprocess.Popen, folder: Path, *, after: float, in_checkpoint: bool
+) -> str | None:
+    """SIGKILL the run; what it was doing then, None if it had ended before.
+
+    Raises:
+        UserError: it had failed before.
+    """
     began = time.monotonic()
     partial = None
     try:
@@ -105,8 +116,13 @@ def kill(process: subprocess.Popen, folder: Path, *, after: float, in_checkpoint
         # Its workers with it, and without a word of warning.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    what = f"while it wrote {partial.name[1:]}" if partial else f"after {after:.1f} s"
+        code = process.wait()
+    if code != -signal.SIGKILL:
+        check_code(code, folder)
+        return None
+    what = f"after {after:.1f} s"
+    if partial:
+        what += f", while it wrote {partial.name[1:].removesuffix('.partial')}"
     # A killed run's own files tell how far it came.
     last = folder / "last_checkpoint"
     return f"{what}, last checkpoint {last.read_text() if last.exists() else 'none'}"
@@ -115,7 +131,9 @@ def kill(process: subprocess.Popen, folder: Path, *, after: float, in_checkpoint
 def differences(a: Any, b: Any, where: str) -> list[str]:
     """Where two nested contents are not equal bit for bit."""
     if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
-        same = a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
+        same = a.dtype == b.dtype and a.shape == b.shape
+        # As bytes: 0 and -0 are equal numbers, and no nan equals itself.
+        same = same and torch.equal(*(x.flatten().view(torch.uint8) for x in (a, b)))
         return [] if same else [where]
     if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
         return [d for key in a for d in differences(a[key], b[key], f"{where}.{key}")]
@@ -131,6 +149,8 @@ def state(folder: Path) -> dict[str, Any]:
     content = torch.load(folder / "model_final.pth", weights_only=True)
     for key in MACHINE:
         content["trainer"]["scalars"].pop(key, None)
+    # Of which those are a part.
+    del content["metrics_size"]
     with open(folder / "metrics.json", encoding="utf-8") as f:
         lines = [json.loads(line) for line in f]
     lines = [{k: v for k, v in line.items() if k not in MACHINE} for line in lines]
@@ -157,8 +177,12 @@ def run(args: argparse.Namespace) -> int:
     for number in range(1, args.times + 1):
         folder = out / f"killed_{number:03d}"
         in_checkpoint = number % 3 == 0
-        after = chance.uniform(0, seconds * (0.7 if in_checkpoint else 1))
-        what = kill(launch(args, folder), folder, after=after, in_checkpoint=in_checkpoint)
+        what = None
+        while what is None:
+            shutil.rmtree(folder, ignore_errors=True)
+            # Before the first checkpoint, much of the time is the start of the process.
+            after = chance.uniform(0.4 * seconds if in_checkpoint else 0, seconds)
+            what = kill(launch(args, folder), folder, after=after, in_checkpoint=in_checkpoint)
         finish(launch(args, folder, "--resume"), folder)
         found = differences(expected, state(folder), "run")
         identical += not found

@@ -15,7 +15,17 @@ train = dict(
     checkpointer=dict(period=5000, max_to_keep=100),
     eval_period=5000,
     log_period=20,
+    # Ours: evaluate the teacher on the test data before iteration 0, and stop if its AP, in
+    # percent, is below a bound (which implies the first).
+    eval_teacher_first=False,
+    min_teacher_ap=None,
     # Ours: pictures of the disparity on the first test images, in TensorBoard and in
     # <output_dir>/disparity. A period of 0 switches them off.
     disparity_images=dict(period=5000, num_images=2),
+    # Ours: hooks, off unless a metric, patience, decay, period or project is set.
+    best_checkpoint=dict(metric=None, mode="max"),  # "bbox/AP": writes model_best.pth.
+    early_stop=dict(metric=None, mode="max", patience=None, min_delta=0.0),
+    ema=dict(decay=None),
+    val_loss=dict(period=0, num_images=None),
+    wandb=dict(project=None, entity=None, name=None, mode=None),
 )

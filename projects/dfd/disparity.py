@@ -13,7 +13,10 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from detectron2.utils import comm
 from torch import Tensor
+
+from .processes import sum_over_processes
 
 SCALES = ("channel", "level", "none")
 MEASURES = ("squared", "cosine")
@@ -21,33 +24,49 @@ SPLITS = ("mean", "quantile")
 _EPS = 1e-6
 
 
-def _moments(x: Tensor, valid: Tensor | None, per_channel: bool) -> tuple[Tensor, Tensor]:
+def _moments(
+    x: Tensor, valid: Tensor | None, per_channel: bool, sync: bool
+) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation (biased) over the valid cells, keeping x's dimensions."""
     dims = (0, 2, 3) if per_channel else (0, 1, 2, 3)
     if valid is None:
+        count = x.new_full((), x.numel() / (x.shape[1] if per_channel else 1))
         # Not torch.var_mean, which takes several times as long on a CPU.
         mean = x.mean(dim=dims, keepdim=True)
         variance = (x - mean).square().mean(dim=dims, keepdim=True)
     else:
         mask = valid.unsqueeze(1).to(x.dtype)
-        count = mask.sum().clamp(min=1) * (1 if per_channel else x.shape[1])
-        mean = (x * mask).sum(dim=dims, keepdim=True) / count
-        variance = (((x - mean) * mask) ** 2).sum(dim=dims, keepdim=True) / count
+        count = mask.sum() * (1 if per_channel else x.shape[1])
+        divisor = count.clamp(min=1)
+        mean = (x * mask).sum(dim=dims, keepdim=True) / divisor
+        variance = (((x - mean) * mask) ** 2).sum(dim=dims, keepdim=True) / divisor
+    if sync:
+        mean, variance = _pool(mean, variance, count)
     # The square root of an exact zero has an infinite gradient.
     return mean, variance.clamp(min=_EPS**2).sqrt()
 
 
-def _standardise(x: Tensor, valid: Tensor | None) -> Tensor:
+def _pool(mean: Tensor, variance: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance over all processes from those of each, over ``count`` values each."""
+    # In float64, in which the difference of squares loses nothing that fp32 had.
+    m, v = mean.double(), variance.double()
+    sums = sum_over_processes(count * torch.stack([torch.ones_like(m), m, v + m.square()]))
+    total, first, second = sums[0].clamp(min=1), sums[1], sums[2]
+    m = first / total
+    return m.to(mean.dtype), (second / total - m.square()).to(mean.dtype)
+
+
+def _standardise(x: Tensor, valid: Tensor | None, sync: bool) -> Tensor:
     """Zero mean and unit variance for each channel over the valid cells."""
-    if valid is None and x[:, 0].numel() > 1:
+    if valid is None and not sync and x[:, 0].numel() > 1:
         # The same in one pass each way; it refuses a single value per channel.
         return F.batch_norm(x, None, None, training=True, eps=_EPS**2)
-    mean, std = _moments(x, valid, per_channel=True)
+    mean, std = _moments(x, valid, True, sync)
     return (x - mean) / std
 
 
 def scale_features(
-    student: Tensor, teacher: Tensor, valid: Tensor | None, scale: str
+    student: Tensor, teacher: Tensor, valid: Tensor | None, scale: str, sync: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Bring both sides to a scale on which a difference means the same on every level.
 
@@ -58,17 +77,21 @@ def scale_features(
             "level": both sides are divided by one number, the standard deviation of the teacher
             on this level, so offsets and the energy of channels count.
             "none": as they are.
+        sync: take the statistics over the batches of all processes, all of which must call this;
+            False: over this process's own batch.
 
     Returns:
-        s, t: (N,C,H,W). Gradients flow through the student's own statistics.
+        s, t: (N,C,H,W). Gradients flow through the student's own statistics, with ``sync`` also
+        those of the other processes' losses.
     """
+    sync = sync and comm.get_world_size() > 1
     if scale == "none":
         return student, teacher
     if scale == "level":
-        _, std = _moments(teacher, valid, per_channel=False)
+        _, std = _moments(teacher, valid, False, sync)
         return student / std, teacher / std
     if scale == "channel":
-        return _standardise(student, valid), _standardise(teacher, valid)
+        return _standardise(student, valid, sync), _standardise(teacher, valid, sync)
     raise ValueError(f"scale is {scale!r}; it must be one of {', '.join(SCALES)}")
 
 

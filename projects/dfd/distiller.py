@@ -78,6 +78,7 @@ class DistilledDetector(nn.Module):
                 pair.teacher_channels,
                 type(head.adapters[pair.name]).__name__,
             )
+        self.inherit_report: InheritReport | None = None
         unpaired = set(student.backbone.output_shape()) - {pair.name for pair in head.pairs}
         if unpaired and head.levels is None:
             logger.warning(
@@ -98,7 +99,8 @@ class DistilledDetector(nn.Module):
         """
         if not self.inherit:
             return None
-        return inherit_weights(self.student, self.teacher.model, self.inherit)
+        self.inherit_report = inherit_weights(self.student, self.teacher.model, self.inherit)
+        return self.inherit_report
 
     def forward(self, batched_inputs: Sequence[dict]) -> dict[str, Tensor] | list[dict]:
         """Losses by name in training, the student's detections in evaluation."""

@@ -142,6 +142,28 @@ class FrozenTeacher:
         with torch.autocast(device.type, dtype=self._trunk_dtype, enabled=low):
             return self._trunk(images)
 
+    @torch.no_grad()
+    def detect(
+        self,
+        batched_inputs: Sequence[dict[str, Tensor]],
+        *,
+        input_format: str,
+        device: torch.device | str | None = None,
+    ) -> list[dict]:
+        """The whole teacher's detections, as Detectron2's detectors give them; always in fp32.
+
+        Args:
+            batched_inputs: as for a pass, with the ``height`` and ``width`` that are wanted.
+            input_format: the channel order of ``image``; the teacher gets its own.
+            device: where to run; None for where the teacher is.
+        """
+        check_fits_square_padding(self.model, batched_inputs, "teacher")
+        if input_format != self.input_format:
+            batched_inputs = [{**item, "image": item["image"].flip(0)} for item in batched_inputs]
+        self.model.to(device or self.device).eval()
+        with torch.autocast(self.device.type, enabled=False):
+            return self.model(batched_inputs)
+
     def check_objectness(self, levels: Sequence[str]) -> None:
         """
         Raises:

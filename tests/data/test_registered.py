@@ -12,7 +12,14 @@ from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_datas
 from detectron2.data.datasets import register_coco_instances
 from detectron2.structures import BoxMode
 
-from dfd.data import build_evaluator, class_names, coco_json, dataset_dicts, registered_name
+from dfd.data import (
+    build_evaluator,
+    class_names,
+    coco_json,
+    dataset_dicts,
+    dataset_report,
+    registered_name,
+)
 from dfd.errors import UserError
 
 NAME = "dfd_test_registered"
@@ -21,7 +28,7 @@ LOGGER = "dfd.data.registered"
 
 @pytest.fixture
 def forget(monkeypatch):
-    monkeypatch.setattr(f"{LOGGER}._reported", set())
+    monkeypatch.setattr(f"{LOGGER}._reports", {})
     yield
     DatasetCatalog.pop(NAME, None)
     MetadataCatalog.pop(NAME, None)
@@ -67,6 +74,7 @@ def test_a_dataset_is_reported_once(register, caplog, tmp_path):
         "  classes      3: class4 11, class17 11, class90 11",
         "  nothing dropped or clipped",
     ]
+    assert str(dataset_report(NAME)) == report
 
 
 def test_degenerate_boxes_are_counted_and_left_out(register, caplog):

@@ -1,12 +1,11 @@
-"""train_net.py, as a command and in this process."""
+"""train_net.py, as a command and in this process; tools as modules."""
 
+import importlib.util
 import os
 import subprocess
 import sys
 
-from detectron2.engine import default_argument_parser
-
-from dfd.engine import main
+from dfd.engine import argument_parser, main
 
 _PATH = os.pathsep.join(filter(None, ["tests", os.environ.get("PYTHONPATH")]))
 ENV = os.environ | {"PYTHONPATH": _PATH, "OMP_NUM_THREADS": "1"}
@@ -24,4 +23,12 @@ def command(config, *arguments):
 
 def run(config, *arguments):
     """The same without a process of its own; a user's error is a SystemExit."""
-    main(default_argument_parser().parse_args(["--config-file", config, *arguments]))
+    main(argument_parser().parse_args(["--config-file", config, *arguments]))
+
+
+def load_tool(name):
+    """``tools/<name>.py`` as a module."""
+    spec = importlib.util.spec_from_file_location(name, f"tools/{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -1,10 +1,17 @@
+"""The training loop: precision, clipping, and what it refuses to go on with."""
+
+import copy
+
 import pytest
 import torch
-from detectron2.engine import hooks
+from detectron2.engine import HookBase, hooks
+from steps import distilled, gradients, images, scalars
 from torch import nn
+from toys import build
 
 from dfd import UserError
 from dfd.engine.trainer import Trainer
+from dfd.optim import parameter_groups
 
 
 class Toy(nn.Module):
@@ -94,3 +101,151 @@ def test_model_left_in_eval_mode_is_noticed():
 def test_impossible_precision_is_refused(amp, named):
     with pytest.raises(UserError, match=named):
         train(Toy(), amp=amp)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_the_gradient_is_clipped_over_the_whole_step(parts):
+    torch.manual_seed(0)
+    data = torch.rand(4, 4)
+    free, trainer = gradients(Toy(), list(data.chunk(parts)))
+    norm = torch.stack([g.norm() for g in free.values()]).norm()
+    assert scalars(trainer)["grad_norm"] == pytest.approx(norm.item())
+    for limit, factor in ((norm.item() / 2, 0.5), (2 * norm.item(), 1.0)):
+        clipped, trainer = gradients(Toy(), list(data.chunk(parts)), clip_grad_norm=limit)
+        for name, gradient in free.items():
+            torch.testing.assert_close(clipped[name], factor * gradient, rtol=1e-4, atol=0)
+        # What is told is the norm before.
+        assert scalars(trainer)["grad_norm"] == pytest.approx(norm.item())
+
+
+@pytest.mark.parametrize("value", [0, -1.0, float("nan")])
+def test_impossible_limit_is_refused(value):
+    with pytest.raises(UserError, match="clip_grad_norm"):
+        train(Toy(), clip_grad_norm=value)
+
+
+@pytest.mark.parametrize("clip", [None, 1.0])
+def test_infinite_gradient_of_a_finite_loss_never_reaches_the_weights(clip):
+    """As of a square root at zero. Else the next checkpoint would hold NaN."""
+    model = Toy(lambda loss: (loss - loss.detach()).sqrt())
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(UserError, match="norm is (inf|nan) at iteration 0") as error:
+        train(model, clip_grad_norm=clip)
+    assert "\n" not in str(error.value)
+    torch.testing.assert_close(model.state_dict(), before)
+
+
+def test_bf16_trains_a_detector_and_the_heads_losses_are_fp32():
+    model = distilled(build(), lenient="context")
+    criterion = model.head.criteria["p3"]
+    dtypes = {}
+
+    def look(module, args, loss):
+        dtypes.update(student=args[0].dtype, teacher=args[1].dtype, loss=loss.dtype)
+        dtypes["autocast"] = torch.is_autocast_enabled("cpu")
+
+    criterion.register_forward_hook(look)
+    generator = next(m for m in criterion.modules() if isinstance(m, nn.Conv2d))
+    generator.register_forward_hook(lambda m, args, y: dtypes.update(generator=y.dtype))
+    model.student.backbone.register_forward_hook(
+        lambda m, args, y: dtypes.update(backbone=y["p3"].dtype)
+    )
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    data = [images(0, 1)] * 4
+    Trainer(model, data, optimizer, device="cpu", amp="bf16", accumulation_steps=2).train(0, 2)
+    assert dtypes.pop("backbone") == torch.bfloat16
+    assert dtypes.pop("autocast") is False
+    assert set(dtypes.values()) == {torch.float32}
+    assert all(p.dtype == torch.float32 and p.isfinite().all() for p in model.parameters())
+    moved = [name for name, p in model.named_parameters() if not torch.equal(p, before[name])]
+    assert "head.adapters.p3.weight" in moved and "student.backbone.fpn_output3.weight" in moved
+
+
+def fp16_trainer(model, iterations=3, scale=2.0**10, **kwargs):
+    """A trainer that scales its losses as under fp16, which needs CUDA, in fp32 on the CPU."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    trainer = Trainer(model, [torch.ones(2, 4)] * iterations, optimizer, device="cpu", **kwargs)
+    trainer.grad_scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=2)
+    return trainer
+
+
+@pytest.mark.parametrize("clip", [None, 0.1])
+def test_scaled_losses_train_as_unscaled_ones(clip):
+    plain, scaled = Toy(), Toy()
+    optimizer = torch.optim.SGD(plain.parameters(), lr=0.1, momentum=0.9)
+    data = [torch.ones(2, 4)] * 3
+    one = Trainer(plain, data, optimizer, device="cpu", clip_grad_norm=clip)
+    one.train(0, 3)
+    two = fp16_trainer(scaled, clip_grad_norm=clip)
+    two.train(0, 3)
+    torch.testing.assert_close(scaled.state_dict(), plain.state_dict())
+    assert scalars(two)["grad_norm"] == pytest.approx(scalars(one)["grad_norm"])
+    assert scalars(two)["grad_scale"] == 2.0**11  # Grown after two good steps.
+
+
+class State(HookBase):
+    """Weights, the optimizer's state and the scale after each step."""
+
+    def __init__(self):
+        self.seen = []
+
+    def after_step(self):
+        parts = (self.trainer.model.state_dict(), self.trainer.optimizer.state_dict()["state"])
+        self.seen.append((*copy.deepcopy(parts), self.trainer.grad_scaler.get_scale()))
+
+
+@pytest.mark.parametrize("clip", [None, 0.1])
+def test_step_of_an_overflowing_gradient_is_left_out(clip):
+    calls = []
+    # The second gradient is infinite, of a loss that is not.
+    model = Toy(
+        lambda loss: calls.append(0) or ((loss - loss.detach()).sqrt() if len(calls) == 2 else loss)
+    )
+    trainer = fp16_trainer(model, clip_grad_norm=clip)
+    state = State()
+    trainer.register_hooks([state])
+    trainer.train(0, 3)
+    (weights, momentum, scale), second, third = state.seen
+    torch.testing.assert_close(second[0], weights)
+    torch.testing.assert_close(second[1], momentum)
+    assert (scale, second[2]) == (2.0**10, 2.0**9)
+    assert not torch.equal(third[0]["linear.weight"], weights["linear.weight"])
+    assert [i for _, i in trainer.storage.history("grad_norm").values()] == [0, 2]
+    assert [s for s, _ in trainer.storage.history("grad_scale").values()] == [1024, 512, 512]
+
+
+def test_training_that_leaves_out_every_step_ends():
+    model = Toy(lambda loss: (loss - loss.detach()).sqrt())
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(UserError, match="not finite at iteration 24, however small"):
+        fp16_trainer(model, iterations=50).train(0, 50)
+    torch.testing.assert_close(model.state_dict(), before)
+
+
+def test_the_scale_goes_on_where_it_was():
+    first, second = fp16_trainer(Toy()), fp16_trainer(Toy())
+    first.train(0, 3)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    assert second.grad_scaler.state_dict() == first.grad_scaler.state_dict()
+    assert second.grad_scaler.get_scale() == 2.0**11
+    torch.testing.assert_close(
+        second.optimizer.state_dict()["state"], first.optimizer.state_dict()["state"]
+    )
+
+
+def test_optimizer_state_goes_to_no_other_parameter():
+    """Two layers of one size, trained in the other order: torch sees no difference."""
+
+    def trainer(*names):
+        model = nn.ModuleDict({name: nn.Linear(4, 4) for name in names})
+        groups = parameter_groups(model=model, base_lr=0.1, weight_decay=0.0)
+        optimizer = torch.optim.SGD(groups, lr=0.1)
+        return Trainer(model, [], optimizer, device="cpu")
+
+    saved = trainer("a", "b")
+    saved.train(0, 0)
+    state = saved.state_dict()
+    trainer("a", "b").load_state_dict(copy.deepcopy(state))
+    with pytest.raises(ValueError, match="group detector/no_decay are not those"):
+        trainer("b", "a").load_state_dict(state)

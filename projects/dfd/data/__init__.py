@@ -3,8 +3,14 @@
 from .catalog import DatasetReport
 from .coco import coco_json
 from .drawing import SHAPE_CLASSES
-from .loaders import build_evaluator, build_test_loader, build_train_loader, skip_batches
-from .registered import class_names, dataset_dicts, registered_name
+from .loaders import (
+    build_evaluator,
+    build_test_loader,
+    build_train_loader,
+    skip_batches,
+    stream_seed,
+)
+from .registered import class_names, dataset_dicts, dataset_report, registered_name
 from .shapes import generated_shapes
 from .voc import voc_folder
 
@@ -17,8 +23,10 @@ __all__ = [
     "class_names",
     "coco_json",
     "dataset_dicts",
+    "dataset_report",
     "generated_shapes",
     "registered_name",
     "skip_batches",
+    "stream_seed",
     "voc_folder",
 ]

@@ -120,6 +120,12 @@ def skip_batches(loader: Any, count: int) -> bool:
     return True
 
 
+def stream_seed(loader: Any) -> int | None:
+    """The seed of a training loader's stream; None if it is not one of ``build_train_loader``."""
+    dataset = getattr(loader, "dataset", None)
+    return dataset.seed if isinstance(dataset, _SeededMap) else None
+
+
 def build_test_loader(
     *, dataset: str, mapper: Callable[[dict], dict], num_workers: int = 0
 ) -> Iterable[list[dict]]:

@@ -17,6 +17,7 @@ from detectron2.structures import BoxMode
 from ..errors import UserError, first_line
 from .catalog import (
     NO_BOX,
+    DatasetReport,
     Tally,
     clean_box,
     drop_missing_images,
@@ -28,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 REMEDY = "set DETECTRON2_DATASETS to the folder that holds detectron2's datasets"
 
-_reported: set[str] = set()
+_reports: dict[str, DatasetReport] = {}
 
 
 def registered_name(node: Any) -> str:
@@ -100,6 +101,20 @@ def class_names(dataset: str) -> list[str]:
     return _classes(dataset)
 
 
+def dataset_report(dataset: str) -> DatasetReport:
+    """What a registered dataset holds and what was left out of it, whoever registered it.
+
+    Raises:
+        UserError: as ``dataset_dicts``.
+    """
+    own = MetadataCatalog.get(dataset).get("dfd_report")
+    if own is not None:
+        return own
+    if dataset not in _reports:
+        dataset_dicts(dataset=dataset, filter_empty=False)
+    return _reports[dataset]
+
+
 def _classes(dataset: str) -> list[str]:
     names = MetadataCatalog.get(dataset).get("thing_classes")
     if not names:
@@ -138,8 +153,7 @@ def _checked(dataset: str, records: list[dict]) -> list[dict]:
     drop_missing_images(
         local, policy="error", tally=tally, where=f"dataset {dataset}", remedy=REMEDY
     )
-    if dataset not in _reported:
-        _reported.add(dataset)
+    if dataset not in _reports:
         source = MetadataCatalog.get(dataset).get("json_file")
         report = summarise(
             dataset,
@@ -150,6 +164,7 @@ def _checked(dataset: str, records: list[dict]) -> list[dict]:
             tally=tally,
             ground_truth=source,
         )
+        _reports[dataset] = report
         logger.info("%s", report)
     return checked
 

@@ -1,15 +1,13 @@
-"""What a run is made of: model, optimizer, loader, trainer, checkpointer and hooks of a config."""
+"""What a run is made of: model, optimizer, loader, trainer and checkpointer of a config."""
 
 from __future__ import annotations
 
 import copy
-import os
+from dataclasses import dataclass
 from typing import Any
 
-import detectron2
 import torch
-from detectron2.engine import HookBase, create_ddp_model, hooks
-from detectron2.utils import comm
+from detectron2.engine import create_ddp_model
 from omegaconf import DictConfig
 from torch import nn
 from torch.utils.data import DataLoader
@@ -20,14 +18,33 @@ from ..distiller import DistilledDetector
 from ..errors import UserError
 from .checkpoint import StudentCheckpointer
 from .checks import check_classes, check_image_format, check_mixed_precision, check_optimizer
-from .evaluate import test
-from .hooks import Checkpoints, DisparityImages, RunSummary
-from .machine import processor_name
-from .metrics import build_writers
+from .hooks import Best, StudentEMA
+from .kept_settings import run_settings
 from .settings import make
 from .trainer import Trainer
 
-SUMMARY = "summary.json"
+
+@dataclass
+class Run:
+    """All that a run is made of when it is about to start.
+
+    Attributes:
+        num_images: of the training data, None if the loader does not say.
+        state: what a resumed checkpoint holds beside what was loaded; None if none was resumed.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    loader: Any
+    num_images: int | None
+    trainer: Trainer
+    checkpointer: StudentCheckpointer
+    state: dict[str, Any] | None
+
+    @property
+    def start(self) -> int:
+        """The first iteration."""
+        return 0 if self.state is None else self.state["iteration"] + 1
 
 
 def student_of(model: nn.Module) -> nn.Module:
@@ -71,10 +88,10 @@ def micro_batches(cfg: DictConfig) -> DictConfig:
     node, steps = cfg.dataloader.train, cfg.train.accumulation_steps
     if steps == 1 or "total_batch_size" not in node:
         return node
-    if steps < 1 or node.total_batch_size % steps:
+    if not isinstance(steps, int) or steps < 1 or node.total_batch_size % steps:
         raise UserError(
-            f"train.accumulation_steps={steps} does not divide "
-            f"dataloader.train.total_batch_size={node.total_batch_size}"
+            f"train.accumulation_steps={steps} does not divide dataloader.train.total_batch_size="
+            f"{node.total_batch_size}: it must be a whole number that does"
         )
     node = copy.deepcopy(node)
     node.total_batch_size //= steps
@@ -97,8 +114,8 @@ def build_trainer(
     cfg: DictConfig, model: nn.Module, loader: Any, optimizer: torch.optim.Optimizer
 ) -> Trainer:
     """The training loop around the model, in DistributedDataParallel if there are processes."""
-    on_cpu = torch.device(cfg.train.device).type == "cpu"
-    ddp = {"device_ids": None} if on_cpu else {}
+    on_cuda = torch.device(cfg.train.device).type == "cuda"
+    ddp = {"device_ids": [torch.cuda.current_device()] if on_cuda else None}
     return Trainer(
         create_ddp_model(model, **cfg.train.ddp, **ddp),
         loader,
@@ -112,6 +129,7 @@ def build_trainer(
 
 def build_checkpointer(cfg: DictConfig, model: nn.Module, trainer: Trainer) -> StudentCheckpointer:
     """What saves the student, and the trainer and head beside it."""
+    loader = trainer.data_loader
     distilled = isinstance(model, DistilledDetector)
     teacher = model.teacher.weights if distilled else None
     return StudentCheckpointer(
@@ -119,75 +137,23 @@ def build_checkpointer(cfg: DictConfig, model: nn.Module, trainer: Trainer) -> S
         cfg.train.output_dir,
         class_names=class_names(registered_name(cfg.dataloader.train.dataset)),
         teacher_sha256=teacher.sha256 if teacher else None,
+        settings=run_settings(cfg, loader, count_images(loader)),
         trainer=trainer,
         **({"head": model.head} if distilled else {}),
+        **hook_states(cfg, student_of(model)),
     )
 
 
-def build_hooks(
-    cfg: DictConfig,
-    model: nn.Module,
-    checkpointer: StudentCheckpointer,
-    results: dict[str, Any],
-    num_images: int | None,
-) -> list[HookBase | None]:
-    """Detectron2's hooks, and ours, in the order in which they must run.
-
-    Args:
-        results: filled with the results of each evaluation.
-        num_images: of the training data, for the summary.
-    """
-    student = student_of(model)
-
-    def evaluate() -> dict[str, Any]:
-        results.clear()
-        results.update(test(cfg, student))
-        return results
-
-    def facts() -> dict[str, Any]:
-        teacher = model.teacher.weights if isinstance(model, DistilledDetector) else None
-        return {
-            "results": results,
-            "parameters": sum(p.numel() for p in student.parameters()),
-            "train_images": num_images,
-            "seed": cfg.train.seed,
-            "device": str(cfg.train.device),
-            "processor": processor_name(cfg.train.device),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "detectron2": detectron2.__version__,
-            "teacher": {"path": teacher.path, "sha256": teacher.sha256} if teacher else None,
-        }
-
-    everywhere = [
-        hooks.IterationTimer(),
-        hooks.LRScheduler(scheduler=make(cfg.lr_multiplier, "lr_multiplier")),
-    ]
-    evaluation = hooks.EvalHook(cfg.train.eval_period, evaluate)
-    checkpoints = Checkpoints(checkpointer, **cfg.train.checkpointer)
-    if not comm.is_main_process():
-        return [*everywhere, evaluation, checkpoints]
-    output_dir, max_iter = cfg.train.output_dir, cfg.train.max_iter
-    return [
-        *everywhere,
-        disparity_images(cfg, model),
-        evaluation,
-        hooks.PeriodicWriter(build_writers(output_dir, max_iter), cfg.train.log_period),
-        checkpoints,
-        RunSummary(os.path.join(output_dir, SUMMARY), facts),
-    ]
-
-
-def disparity_images(cfg: DictConfig, model: nn.Module) -> DisparityImages | None:
-    """The hook that draws the first few test images' disparity; None if there is none to draw."""
-    settings = cfg.train.disparity_images
-    if not isinstance(model, DistilledDetector) or not settings.period or not settings.num_images:
-        return None
-    batch: list[dict] = []
-    for items in make(cfg.dataloader.test, "dataloader.test"):
-        batch += [{"image": item["image"]} for item in items]
-        if len(batch) >= settings.num_images:
-            break
-    return DisparityImages(
-        model, batch[: settings.num_images], settings.period, cfg.train.output_dir
-    )
+def hook_states(cfg: DictConfig, student: nn.Module) -> dict[str, Any]:
+    """What the hooks that are asked for remember, by its key in a checkpoint and in ``train``."""
+    best, early_stop, decay = cfg.train.best_checkpoint, cfg.train.early_stop, cfg.train.ema.decay
+    states: dict[str, Any] = {}
+    if decay is not None:
+        states["ema"] = StudentEMA(student, decay)
+    if best.metric is not None:
+        states["best_checkpoint"] = Best(metric=best.metric, mode=best.mode)
+    if early_stop.metric is not None:
+        states["early_stop"] = Best(
+            metric=early_stop.metric, mode=early_stop.mode, min_delta=early_stop.min_delta
+        )
+    return states

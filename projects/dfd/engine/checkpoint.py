@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import logging
 import os
 import random
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,13 @@ from torch import nn
 from ..errors import UserError, first_line
 from ..files import whole_file
 from ..weight_files import ForeignContentError, read_file
+from .kept_settings import changed_settings
+from .metrics import metrics_size
 
 logger = logging.getLogger("dfd")
 
 _FINAL = "model_final.pth"
+_RESUMABLE = {"model", "trainer", "iteration", "random_states", "settings", "metrics_size"}
 _NUMBERED = re.compile(r"model_\d+\.pth")
 
 
@@ -40,11 +44,21 @@ class StudentCheckpointer(DetectionCheckpointer):
         *,
         class_names: list[str],
         teacher_sha256: str | None = None,
+        settings: dict[str, str] | None = None,
         **checkpointables: Any,
     ) -> None:
+        """
+        Args:
+            save_dir: folder of the checkpoints.
+            teacher_sha256: of the teacher's file; None: there is none.
+            settings: of the run, against which those of a resumed run are held.
+            checkpointables: what else is saved and, when resuming, loaded, by its key.
+        """
         super().__init__(student, save_dir, **checkpointables)
         self.class_names = class_names
         self.teacher_sha256 = teacher_sha256
+        self.settings = settings or {}
+        self.teacher_results: dict[str, Any] | None = None  # If they were measured.
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Write a checkpoint; to be called in every process, of which the main one writes."""
@@ -57,7 +71,10 @@ class StudentCheckpointer(DetectionCheckpointer):
             **parts,
             "class_names": self.class_names,
             "teacher_sha256": self.teacher_sha256,
+            "teacher_results": self.teacher_results,
             "random_states": states,
+            "settings": self.settings,
+            "metrics_size": metrics_size(self.save_dir),
             **kwargs,
         }
         path = os.path.join(self.save_dir, f"{name}.pth")
@@ -67,17 +84,71 @@ class StudentCheckpointer(DetectionCheckpointer):
         with whole_file(os.path.join(self.save_dir, "last_checkpoint")) as f:
             f.write(os.path.basename(path))
 
+    def export(self, name: str, student: nn.Module, **kwargs: Any) -> None:
+        """Write a student that no run goes on from; to be called in the main process."""
+        path = os.path.join(self.save_dir, f"{name}.pth")
+        self.logger.info("Saving %s", path)
+        content = {
+            "model": student.state_dict(),
+            "class_names": self.class_names,
+            "teacher_sha256": self.teacher_sha256,
+            **kwargs,
+        }
+        with whole_file(path, "wb") as f:
+            torch.save(content, f)
+
     def keep_last(self, count: int | None) -> None:
         """Remove all numbered checkpoints but the last so many; None: none."""
         if count is None or not self.save_to_disk:
             return
-        for path in self._numbered()[count:]:
+        last = self.get_checkpoint_file()
+        # What a run wrote that was resumed from before it does not count.
+        for path in [path for path in self._numbered() if path <= last][count:]:
             os.remove(path)
 
     def _numbered(self) -> list[str]:
         """Paths of the numbered checkpoints, the last first."""
         paths = glob.glob(os.path.join(glob.escape(self.save_dir), "model_*.pth"))
         return sorted((p for p in paths if _NUMBERED.fullmatch(os.path.basename(p))), reverse=True)
+
+    def _last_readable(self) -> tuple[str, dict[str, Any]] | None:
+        """Path and content of the last checkpoint that can be read; None if there is none at all.
+
+        Raises:
+            UserError: there are some, but none can be read.
+        """
+        # Not there if the run was killed before it could name its first.
+        paths = [self.get_checkpoint_file()] if self.has_checkpoint() else []
+        final = os.path.join(self.save_dir, _FINAL)
+        # The last resort: of a run that is made longer it is older than the numbered ones.
+        paths += self._numbered() + ([final] if os.path.isfile(final) else [])
+        problem = ""
+        for path in dict.fromkeys(paths):
+            try:
+                content = self._torch_load(path)
+            except ForeignContentError as error:
+                # Not damage, to be passed over: a run has not written this.
+                raise UserError(f"--resume: {path} is no checkpoint of a run: {error}") from error
+            except Exception as error:
+                problem = f"{path}: {first_line(error)}"
+                logger.warning("--resume: cannot read %s; the one before it is tried", problem)
+                continue
+            if isinstance(content, dict) and _RESUMABLE <= set(content):
+                return path, content
+            problem = f"{path}: it does not hold what resuming needs"
+            logger.warning("--resume: %s; the one before it is tried", problem)
+        if not problem:
+            return None
+        raise UserError(
+            f"--resume: no checkpoint in {self.save_dir} can be read ({problem}): move the "
+            "folder away to begin anew"
+        )
+
+    def remove_partial(self) -> None:
+        """Remove what a killed run has half written."""
+        if self.save_to_disk:
+            for path in glob.glob(os.path.join(glob.escape(self.save_dir), ".*.partial")):
+                os.remove(path)
 
     def resume(self) -> dict[str, Any] | None:
         """Load the last checkpoint that can be read, every part of it exactly.
@@ -87,30 +158,19 @@ class StudentCheckpointer(DetectionCheckpointer):
             is no checkpoint.
 
         Raises:
-            UserError: none can be read, or it is of another model or of another teacher.
+            UserError: none can be read, or it is of another model, of another teacher, or of other
+                settings that cannot change within a run.
         """
-        if not self.has_checkpoint():
+        self.remove_partial()
+        found = self._last_readable()
+        if found is None:
             return None
-        problem = ""
-        for path in dict.fromkeys([self.get_checkpoint_file(), *self._numbered()]):
-            try:
-                content = self._torch_load(path)
-                break
-            except ForeignContentError as error:
-                # Not damage, to be passed over: a run has not written this.
-                raise UserError(f"--resume: {path} is no checkpoint of a run: {error}") from error
-            except Exception as error:
-                problem = f"{path}: {first_line(error)}"
-                logger.warning("--resume: cannot read %s; the one before it is tried", problem)
-        else:
-            raise UserError(
-                f"--resume: no checkpoint in {self.save_dir} can be read ({problem}): move the "
-                "folder away to begin anew"
-            )
-        if not isinstance(content, Mapping) or "iteration" not in content:
-            raise UserError(
-                f"--resume: {path} is no checkpoint of a run: start from its weights by "
-                "train.init_checkpoint, in another folder"
+        path, content = found
+        changes = changed_settings(content.pop("settings"), self.settings)
+        if changes:
+            logger.warning(
+                "--resume: the run goes on, but may not end as it would have: %s",
+                "; ".join(changes),
             )
         kept = content.get("teacher_sha256")
         if kept != self.teacher_sha256:
@@ -122,12 +182,16 @@ class StudentCheckpointer(DetectionCheckpointer):
         try:
             self.model.load_state_dict(content.pop("model"))
             for key, part in self.checkpointables.items():
+                if key not in content and getattr(part, "optional", False):
+                    logger.warning("--resume: %s has no train.%s: it begins now", path, key)
+                    continue
                 part.load_state_dict(content.pop(key))
         except (KeyError, ValueError, RuntimeError) as error:
             raise UserError(
                 f"--resume: {path} does not fit the config, it is of another run: "
                 f"{first_line(error)}"
             ) from error
+        self.teacher_results = content.pop("teacher_results", None)
         logger.info("Resumed from %s", path)
         return content
 
@@ -207,3 +271,13 @@ def restore_random_state(state: dict[str, Any]) -> None:
     random.setstate((version, tuple(numbers), gauss))
     kind, keys, *others = state["numpy"]
     np.random.set_state((kind, np.array(keys, dtype=np.uint32), *others))
+
+
+@contextlib.contextmanager
+def kept_random_state() -> Iterator[None]:
+    """What is drawn within the context leaves every generator as it was."""
+    state = random_state()
+    try:
+        yield
+    finally:
+        restore_random_state(state)

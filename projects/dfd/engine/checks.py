@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 
 from detectron2.modeling.meta_arch import FCOS
+from detectron2.utils import comm
 from omegaconf import DictConfig
 from torch import nn
 from torch.optim import Optimizer
@@ -14,6 +15,7 @@ from torch.optim import Optimizer
 from ..detectors import channel_order, num_classes
 from ..distiller import DistilledDetector
 from ..errors import UserError
+from ..processes import same_everywhere
 from ..teacher import FrozenTeacher
 
 
@@ -29,6 +31,25 @@ def check_output_dir(path: str) -> None:
         raise UserError(
             f"train.output_dir {path} already holds a run ({os.path.basename(found[0])}): choose "
             "another, continue that run with --resume, or move it away"
+        )
+
+
+def check_same_start(model: nn.Module, iteration: int) -> None:
+    """Compare what the processes of a run start from.
+
+    Each reads the files on its own machine, and DistributedDataParallel has compared before that.
+    """
+    begins = comm.all_gather(iteration)
+    if len(set(begins)) > 1:
+        raise UserError(
+            f"--resume: the processes found checkpoints of different iterations ({begins}): "
+            "train.output_dir must be a folder that all machines share"
+        )
+    teacher = model.teacher.model.state_dict() if isinstance(model, DistilledDetector) else {}
+    if not same_everywhere(model.state_dict(), teacher):
+        raise UserError(
+            "the processes start from different weights: the checkpoints that the config names "
+            "must be the same files on all machines"
         )
 
 

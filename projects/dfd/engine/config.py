@@ -19,16 +19,27 @@ from ..data import class_names, registered_name
 from ..errors import UserError, first_line
 from ..teacher import resolve_precision
 
-_REQUIRED = ("model", "dataloader", "optimizer", "lr_multiplier", "train")
+PARTS = ("model", "dataloader", "optimizer", "lr_multiplier", "train")
 _PACKAGE = __name__.partition(".")[0]
 _PLAIN = (type(None), bool, int, float, str, tuple, list, dict)
+# Of the hooks that are off unless they are asked for.
+HOOK_DEFAULTS = {
+    "best_checkpoint": {"metric": None, "mode": "max"},
+    "early_stop": {"metric": None, "mode": "max", "patience": None, "min_delta": 0.0},
+    "ema": {"decay": None},
+    "val_loss": {"period": 0, "num_images": None},
+    "wandb": {"project": None, "entity": None, "name": None, "mode": None},
+}
 # Settings of ours that Detectron2's own configs do not have; as there, no seed means any.
 _TRAIN_DEFAULTS = {
     "seed": -1,
     "epochs": None,
     "accumulation_steps": 1,
     "clip_grad_norm": None,
+    "eval_teacher_first": False,
+    "min_teacher_ap": None,
     "disparity_images": {"period": 0, "num_images": 0},
+    **HOOK_DEFAULTS,
 }
 
 
@@ -55,7 +66,7 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> DictConfig:
         ) from error
     if not isinstance(cfg, DictConfig):
         raise UserError(f"--config-file {path} holds no sections: it is not a training config")
-    missing = [key for key in _REQUIRED if key not in cfg]
+    missing = [key for key in PARTS if key not in cfg]
     if missing:
         raise UserError(
             f"--config-file {path} defines no {', '.join(missing)}: it is not a training config"
@@ -138,18 +149,13 @@ def resolve_config(cfg: DictConfig) -> DictConfig:
     Raises:
         UserError: the device is not there, or the data cannot be read.
     """
-    device = cfg.train.get("device", "auto")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if str(device).startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"train.device is {device}, but torch sees no CUDA device: use auto or cpu")
+    cfg.train.device = device = resolve_device(cfg)
     try:
         torch.zeros(1, device=device).item()
     except (RuntimeError, NotImplementedError) as error:
         raise UserError(
             f"train.device is {device}, which torch cannot use here: use auto, cuda or cpu"
         ) from error
-    cfg.train.device = device
     if cfg.train.amp.enabled == "auto":
         cfg.train.amp.enabled = resolve_precision("auto", torch.device(device)) != torch.float32
     if any(node.num_classes == "auto" for node in _nodes_with(cfg.model, "num_classes")):
@@ -158,6 +164,20 @@ def resolve_config(cfg: DictConfig) -> DictConfig:
             if node.num_classes == "auto":
                 node.num_classes = classes
     return cfg
+
+
+def resolve_device(cfg: DictConfig) -> str:
+    """The device that a config's ``train.device`` means here.
+
+    Raises:
+        UserError: it is not there.
+    """
+    device = str(cfg.train.get("device", "auto"))
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"train.device is {device}, but torch sees no CUDA device: use auto or cpu")
+    return device
 
 
 def set_length(cfg: DictConfig, num_images: int | None) -> None:

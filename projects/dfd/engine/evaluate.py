@@ -1,7 +1,10 @@
-"""Evaluation: after training, or of a checkpoint by ``--eval-only``."""
+"""Evaluation: after training, of a checkpoint by ``--eval-only``, and of the teacher."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from detectron2.evaluation import inference_on_dataset, print_csv_format
@@ -10,18 +13,25 @@ from omegaconf import DictConfig
 from torch import nn
 
 from ..data import class_names, registered_name
-from ..detectors import guard_square_padding
+from ..detectors import guard_square_padding, num_classes
+from ..distiller import DistilledDetector
 from ..errors import UserError
+from ..processes import share_buffers
 from ..weights import load_strict, read_weights
 from .settings import make
 
+logger = logging.getLogger("dfd")
 
-def test(cfg: DictConfig, student: nn.Module) -> dict[str, Any]:
+
+def test(cfg: DictConfig, detector: Callable[[list[dict]], list[dict]]) -> dict[str, Any]:
     """Evaluate a detector on the test data with the configured evaluator, if there is one."""
     if "evaluator" not in cfg.dataloader:
         return {}
+    if isinstance(detector, nn.Module):
+        # Each process has normalised other images; what is evaluated is what is saved.
+        share_buffers(detector)
     results = inference_on_dataset(
-        student,
+        detector,
         make(cfg.dataloader.test, "dataloader.test"),
         make(cfg.dataloader.evaluator, "dataloader.evaluator"),
     )
@@ -49,3 +59,73 @@ def evaluate_checkpoint(cfg: DictConfig) -> dict[str, Any]:
                 f"classes are {data_classes}"
             )
     return test(cfg, student)
+
+
+def evaluate_teacher(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
+    """Evaluate the teacher of a model, in its own channel order and in fp32, on the test data.
+
+    Returns:
+        The results, in every process.
+
+    Raises:
+        UserError: there is no teacher or no evaluator, or the teacher's classes are not the data's.
+    """
+    if not isinstance(model, DistilledDetector):
+        raise UserError(
+            "--eval-teacher: the config has no model.teacher: take the config of a distilled "
+            "student, or evaluate this detector with --eval-only"
+        )
+    if "evaluator" not in cfg.dataloader:
+        raise UserError("the teacher cannot be evaluated: the config has no dataloader.evaluator")
+    teacher = model.teacher
+    classes = class_names(registered_name(cfg.dataloader.test.dataset))
+    count = num_classes(teacher.model)
+    # With model.teacher.check_classes=False nothing has compared them yet.
+    if count is not None and count != len(classes):
+        raise UserError(
+            f"the teacher cannot be evaluated: it has {count} classes, the test data {len(classes)}"
+        )
+    if teacher.class_names is not None and list(teacher.class_names) != classes:
+        raise UserError(
+            f"the teacher cannot be evaluated: its classes are {list(teacher.class_names)}, the "
+            f"test data's {classes}"
+        )
+    detect = partial(teacher.detect, input_format=model.input_format, device=cfg.train.device)
+    results = test(cfg, detect)
+    # The evaluator gives them to the main process alone.
+    return comm.all_gather(results)[0]
+
+
+def teacher_results(
+    cfg: DictConfig, model: nn.Module, known: dict[str, Any] | None
+) -> dict[str, Any] | None:
+    """The teacher's results before iteration 0, where the config asks for them.
+
+    Args:
+        known: results that a resumed run has measured already; None if there are none.
+
+    Raises:
+        UserError: the teacher's AP is below ``train.min_teacher_ap``.
+    """
+    least = cfg.train.min_teacher_ap
+    if least is not None and not 1 <= least <= 100:
+        raise UserError(f"train.min_teacher_ap is {least}; it is in percent, from 1 to 100")
+    if not isinstance(model, DistilledDetector):
+        return None
+    if least is None and not cfg.train.eval_teacher_first:
+        return known
+    results = known or evaluate_teacher(cfg, model)
+    boxes = results.get("bbox")
+    if not boxes:
+        raise UserError("the teacher's AP cannot be measured: dataloader.evaluator gives no box AP")
+    logger.info(
+        "Teacher's results on the test data: %s",
+        ", ".join(f"{name} {value:.2f}" for name, value in boxes.items()),
+    )
+    # Written so that an AP that is no number does not pass.
+    if least is not None and not boxes["AP"] >= least:
+        raise UserError(
+            f"the teacher's AP on the test data is {boxes['AP']:.2f}, below train.min_teacher_ap="
+            f"{least}: correct model.teacher, or lower the bound"
+        )
+    return results

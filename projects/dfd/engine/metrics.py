@@ -14,9 +14,8 @@ from detectron2.utils.events import (
     TensorboardXWriter,
 )
 
-from ..files import whole_file
-
-# Of Detectron2's writers.
+METRICS = "metrics.json"
+# Of Detectron2's writers, in iterations.
 _SMOOTHING_WINDOW = 20
 # Measured by the process, and not before some iterations: not the run's.
 _OF_THE_PROCESS = ("time",)
@@ -25,14 +24,14 @@ _OF_THE_PROCESS = ("time",)
 def recent_scalars(storage: EventStorage) -> dict[str, Any]:
     """What the writers may still look back on: the last values of each scalar, with iterations."""
     hints = storage.smoothing_hints()
-    return {
-        name: {
-            "smoothed": hints[name],
-            "values": list(history.values()[-(_SMOOTHING_WINDOW if hints[name] else 1) :]),
-        }
-        for name, history in storage.histories().items()
-        if name not in _OF_THE_PROCESS
-    }
+    scalars = {}
+    for name, history in storage.histories().items():
+        if name in _OF_THE_PROCESS:
+            continue
+        # With accumulation, an iteration has several values.
+        count = storage.count_samples(name, _SMOOTHING_WINDOW) if hints[name] else 1
+        scalars[name] = {"smoothed": hints[name], "values": list(history.values()[-count:])}
+    return scalars
 
 
 def restore_scalars(storage: EventStorage, scalars: dict[str, Any]) -> None:
@@ -44,13 +43,20 @@ def restore_scalars(storage: EventStorage, scalars: dict[str, Any]) -> None:
             )
 
 
-def cut_metrics(path: str, last_iteration: int) -> None:
-    """Take from a metrics.json what a resumed run will write again: all after an iteration."""
-    if not os.path.isfile(path):
-        return
-    kept = [line for line in read_metrics(path) if line["iteration"] <= last_iteration]
-    with whole_file(path) as f:
-        f.writelines(json.dumps(line, sort_keys=True) + "\n" for line in kept)
+def metrics_size(output_dir: str) -> int:
+    """Bytes that a run has written to its metrics.json so far."""
+    path = os.path.join(output_dir, METRICS)
+    return os.path.getsize(path) if os.path.isfile(path) else 0
+
+
+def cut_metrics(output_dir: str, size: int) -> None:
+    """Take from metrics.json what a resumed run will write again: all after so many bytes.
+
+    Not by iteration: a run that is interrupted still writes what it has, part of which is from
+    iterations before its last checkpoint.
+    """
+    if metrics_size(output_dir) > size:
+        os.truncate(os.path.join(output_dir, METRICS), size)
 
 
 def read_metrics(path: str) -> list[dict[str, Any]]:
@@ -74,10 +80,26 @@ class ContinuedJSONWriter(JSONWriter):
         self._last_write = max((line["iteration"] for line in lines), default=-1)
 
 
-def build_writers(output_dir: str, max_iter: int) -> list[EventWriter]:
-    """Detectron2's default writers: the log, metrics.json, TensorBoard."""
+class ContinuedTensorboardWriter(TensorboardXWriter):
+    """Detectron2's, which has TensorBoard drop what a killed run wrote after its checkpoint."""
+
+    def __init__(self, log_dir: str, start: int) -> None:
+        """
+        Args:
+            start: the first iteration that is written; 0 for a new run.
+        """
+        super().__init__(log_dir, _SMOOTHING_WINDOW, purge_step=start)
+        self._last_write = start - 1
+
+
+def build_writers(output_dir: str, max_iter: int, start: int = 0) -> list[EventWriter]:
+    """Detectron2's default writers: the log, metrics.json, TensorBoard.
+
+    Args:
+        start: the iteration from which a resumed run goes on.
+    """
     return [
         CommonMetricPrinter(max_iter),
-        ContinuedJSONWriter(os.path.join(output_dir, "metrics.json")),
-        TensorboardXWriter(output_dir),
+        ContinuedJSONWriter(os.path.join(output_dir, METRICS)),
+        ContinuedTensorboardWriter(output_dir, start),
     ]

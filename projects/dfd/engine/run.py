@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
-import sys
-import time
 from typing import Any
 
 import torch
@@ -24,10 +23,10 @@ from ..data import skip_batches
 from ..distiller import DistilledDetector
 from ..errors import UserError, first_line
 from ..weights import local_path
+from .arguments import check_modes
 from .build import (
-    SUMMARY,
+    Run,
     build_checkpointer,
-    build_hooks,
     build_model,
     build_optimizer,
     build_trainer,
@@ -35,50 +34,57 @@ from .build import (
     micro_batches,
     student_of,
 )
+from .build_hooks import SUMMARY, build_hooks
 from .checkpoint import StudentCheckpointer, restore_random_state
-from .checks import check_output_dir
+from .checks import check_output_dir, check_same_start
 from .config import load_config, pin_defaults, resolve_config, set_length
-from .evaluate import evaluate_checkpoint
+from .dry_run import dry_run
+from .evaluate import evaluate_checkpoint, evaluate_teacher, teacher_results
+from .hooks import check_hooks
+from .launch import end_with
 from .metrics import cut_metrics
 from .settings import check_settings, make
 
 logger = logging.getLogger("dfd")
 
-_GRACE_SECONDS = 5
-_ERROR_NAME = f"{UserError.__module__}.{UserError.__qualname__}"
+CONFIG = "config.yaml"
 
 
 def main(args: argparse.Namespace) -> None:
     """One process of a run. A :class:`UserError` becomes one line and exit code 1."""
     try:
+        check_modes(args)
         cfg = load_config(args.config_file, args.opts)
         check_settings(cfg)
+        if not (args.eval_only or args.eval_teacher):
+            check_hooks(cfg)
+        trains = not (args.eval_only or args.eval_teacher or args.dry_run)
         # Not in the other processes: by then the main one may have begun to write.
-        if comm.is_main_process() and not args.eval_only and not args.resume:
+        if comm.is_main_process() and trains and not args.resume:
             check_output_dir(cfg.train.output_dir)
-        setup(cfg, args)
+        if not args.dry_run:
+            log_to_folder(cfg, args)
+        setup(cfg)
         resolve_config(cfg)
-        if args.eval_only:
+        if args.dry_run:
+            dry_run(cfg, prepare, resume=args.resume)
+        elif args.eval_teacher:
+            evaluate_teacher(cfg, build_model(cfg))
+        elif args.eval_only:
             evaluate_checkpoint(cfg)
         else:
             train(cfg, resume=args.resume)
     except (UserError, OmegaConfBaseException) as error:
-        # A loader's worker process wraps its error's message in its traceback; ours comes last.
-        message = str(error).strip().splitlines()[-1].removeprefix(f"{_ERROR_NAME}: ")
         if not isinstance(error, UserError):
-            message = f"the config refers to what is not there: {first_line(error)}"
-        if comm.is_main_process():
-            print(f"error: {message}", file=sys.stderr)
-        else:
-            # If the main process has met the same, it says so and ends all of them before this.
-            time.sleep(_GRACE_SECONDS)
-            print(f"error: process {comm.get_rank()}: {message}", file=sys.stderr)
-        sys.exit(1)
+            error = UserError(f"the config refers to what is not there: {first_line(error)}")
+        end_with(error, comm.get_rank() if comm.get_world_size() > 1 else None)
 
 
-def setup(cfg: DictConfig, args: argparse.Namespace) -> None:
-    """Logging and seeds, as Detectron2's ``default_setup``."""
+def log_to_folder(cfg: DictConfig, args: argparse.Namespace) -> None:
+    """Logging, as Detectron2's ``default_setup``."""
     output_dir, rank = cfg.train.output_dir, comm.get_rank()
+    if cfg.train.seed < 0 and not args.eval_only:
+        cfg.train.seed = draw_seed(output_dir, args.resume)
     try:
         if comm.is_main_process():
             PathManager.mkdirs(output_dir)
@@ -90,8 +96,21 @@ def setup(cfg: DictConfig, args: argparse.Namespace) -> None:
         ) from error
     logger.info("Environment:\n%s", collect_env_info())
     logger.info("Command line arguments: %s", args)
-    set_seed(cfg)
+
+
+def setup(cfg: DictConfig) -> None:
+    """Seeds and cuDNN's benchmark, as Detectron2's ``default_setup``."""
+    # The same in all processes until training starts: what is built must be the same in all.
+    seed_all_rng(comm.shared_random_seed() if cfg.train.seed < 0 else cfg.train.seed)
     torch.backends.cudnn.benchmark = bool(cfg.train.get("cudnn_benchmark", False))
+
+
+def draw_seed(output_dir: str, resume: bool) -> int:
+    """A seed for a run that names none, the same in all processes; a resumed run has its own."""
+    path = os.path.join(output_dir, CONFIG)
+    if resume and os.path.isfile(path):
+        return LazyConfig.load(path).train.seed
+    return int(comm.shared_random_seed())
 
 
 def set_seed(cfg: DictConfig) -> None:
@@ -99,8 +118,8 @@ def set_seed(cfg: DictConfig) -> None:
     seed_all_rng(None if cfg.train.seed < 0 else cfg.train.seed + comm.get_rank())
 
 
-def train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
-    """Train the model of a config; returns the last evaluation's results."""
+def prepare(cfg: DictConfig, *, resume: bool = False) -> Run:
+    """Build and load all that the training of a config needs; nothing is written."""
     model = build_model(cfg)
     student = student_of(model)
     logger.info("Student:\n%s", student)
@@ -111,24 +130,62 @@ def train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
     trainer = build_trainer(cfg, model, loader, optimizer)
     checkpointer = build_checkpointer(cfg, model, trainer)
     state = load_weights(cfg, model, checkpointer, resume)
-    start = 0 if state is None else state["iteration"] + 1
+    return Run(model, optimizer, loader, num_images, trainer, checkpointer, state)
+
+
+def train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
+    """Train the model of a config; returns the last evaluation's results."""
+    run = prepare(cfg, resume=resume)
+    trainer, checkpointer, start = run.trainer, run.checkpointer, run.start
+    check_same_start(run.model, start)
     output_dir = cfg.train.output_dir
-    if start >= cfg.train.max_iter and os.path.exists(os.path.join(output_dir, SUMMARY)):
+    # Of a run that was stopped early, unless it is now asked for more patience.
+    ended = has_stopped(cfg, checkpointer)
+    if start > cfg.train.max_iter:
+        raise UserError(
+            f"--resume: the run in {output_dir} has made {start} iterations, more than "
+            f"train.max_iter={cfg.train.max_iter}: set it to at least that"
+        )
+    if (ended or start >= cfg.train.max_iter) and os.path.exists(os.path.join(output_dir, SUMMARY)):
         logger.info("Nothing to do: %s has ended after %d iterations", output_dir, start)
         return {}
+    checkpointer.teacher_results = teacher_results(cfg, run.model, checkpointer.teacher_results)
     if comm.is_main_process():
-        LazyConfig.save(pin_defaults(cfg), os.path.join(output_dir, "config.yaml"))
+        write_config(cfg)
         if resume:
-            cut_metrics(os.path.join(output_dir, "metrics.json"), start - 1)
+            cut_metrics(output_dir, 0 if run.state is None else run.state["metrics_size"])
+            with contextlib.suppress(FileNotFoundError):
+                # Of a run that is made longer: it has not ended any more.
+                os.remove(os.path.join(output_dir, SUMMARY))
     results: dict[str, Any] = {}
-    trainer.register_hooks(build_hooks(cfg, model, checkpointer, results, num_images))
-    # Building a teacher and a head draws random numbers; a run without them must see the same
-    # stream in training, or runs of one seed would differ by more than what was changed.
+    hooks = build_hooks(cfg, run.model, checkpointer, results, run.num_images, start)
+    trainer.register_hooks(hooks)
+    # Building a teacher and a head draws random numbers, and so does evaluating a teacher; a run
+    # without them must see the same stream in training, or runs of one seed would differ by more
+    # than what was changed.
     set_seed(cfg)
-    if state is not None:
-        continue_streams(loader, start * trainer.accumulation_steps, state["random_states"])
-    trainer.train(start, cfg.train.max_iter)
+    if run.state is not None:
+        batches = start * trainer.accumulation_steps
+        continue_streams(run.loader, batches, run.state["random_states"])
+    trainer.train(start, start if ended else cfg.train.max_iter)
     return results
+
+
+def has_stopped(cfg: DictConfig, checkpointer: StudentCheckpointer) -> bool:
+    """Whether the state of a resumed run is one at which ``train.early_stop`` ends it."""
+    early_stop = checkpointer.checkpointables.get("early_stop")
+    return early_stop is not None and early_stop.waited >= cfg.train.early_stop.patience
+
+
+def write_config(cfg: DictConfig) -> None:
+    """Write what the run is, with everything that its config leaves to defaults."""
+    path = os.path.join(cfg.train.output_dir, CONFIG)
+    partial = os.path.join(cfg.train.output_dir, f".{CONFIG}.partial")
+    LazyConfig.save(pin_defaults(cfg), partial)
+    # Detectron2 pickles what cannot be written as text. A reader finds either whole.
+    for suffix in ("", ".pkl"):
+        if os.path.exists(partial + suffix):
+            os.replace(partial + suffix, path + suffix)
 
 
 def load_weights(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from detectron2.engine import SimpleTrainer
-from detectron2.utils.events import EventStorage
+from detectron2.utils.events import EventStorage, get_event_storage
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
@@ -19,6 +20,8 @@ from .machine import peak_memory_mib
 from .metrics import recent_scalars, restore_scalars
 
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+# Below this scale fp16 gradients vanish, so one that still overflows is not the scale's fault.
+_MIN_GRAD_SCALE = 2.0**-14
 
 
 class Trainer(SimpleTrainer):
@@ -74,8 +77,12 @@ class Trainer(SimpleTrainer):
                     self.before_step()
                     self.run_step()
                     self.after_step()
-                # Tells after_train that the run has ended well.
-                self.iter += 1
+                    # Less than it was if a hook ends the run.
+                    if self.iter + 1 >= self.max_iter:
+                        break
+                # Tells after_train that the run has ended well. (Not one more than the last: a run
+                # resumed after its last iteration has none left.)
+                self.iter = self.max_iter
             except BaseException:
                 # Detectron2's EvalHook takes a failure in the last iteration for the end.
                 self.max_iter += 1
@@ -89,23 +96,42 @@ class Trainer(SimpleTrainer):
         self.optimizer.zero_grad()
         sums: dict[str, Tensor] = {}
         data_time = 0.0
-        for left in reversed(range(self.accumulation_steps)):
-            start = time.perf_counter()
-            data = next(self._data_loader_iter)
-            data_time += time.perf_counter() - start
-            # Only the last backward has to wait for the other processes.
-            alone = left > 0 and isinstance(self.model, DistributedDataParallel)
-            with self.model.no_sync() if alone else contextlib.nullcontext():
-                losses = self._losses(data)
-                self.grad_scaler.scale(sum(losses.values()) / self.accumulation_steps).backward()
-            for name, loss in losses.items():
-                sums[name] = sums.get(name, 0) + loss.detach() / self.accumulation_steps
+        with self._mean_scalars():
+            for left in reversed(range(self.accumulation_steps)):
+                start = time.perf_counter()
+                data = next(self._data_loader_iter)
+                data_time += time.perf_counter() - start
+                # Only the last backward has to wait for the other processes.
+                alone = left > 0 and isinstance(self.model, DistributedDataParallel)
+                with self.model.no_sync() if alone else contextlib.nullcontext():
+                    losses = self._losses(data)
+                    loss = sum(losses.values()) / self.accumulation_steps
+                    self.grad_scaler.scale(loss).backward()
+                for name, loss in losses.items():
+                    sums[name] = sums.get(name, 0) + loss.detach() / self.accumulation_steps
         self.after_backward()
         self._clip_gradients()
         self._write_metrics(sums, data_time)
         self.grad_scaler.step(self.optimizer)
-        self.grad_scaler.update()
+        self._update_scale()
         self.storage.put_scalar("peak_memory_mib", peak_memory_mib(), smoothing_hint=False)
+
+    @contextlib.contextmanager
+    def _mean_scalars(self) -> Iterator[None]:
+        """Within the context, what the model logs is collected; then its means are logged.
+
+        Else only the last batch of a step would be told, and medians would span fewer steps.
+        """
+        if self.accumulation_steps == 1:
+            yield
+            return
+        with EventStorage(self.iter) as inner:
+            yield
+        hints = inner.smoothing_hints()
+        for name, history in inner.histories().items():
+            self.storage.put_scalar(name, history.global_avg(), smoothing_hint=hints[name])
+        self.storage._vis_data.extend(inner._vis_data)
+        self.storage._histograms.extend(inner._histograms)
 
     def _losses(self, data: list[dict]) -> dict[str, Tensor]:
         """The losses of a batch, every one of them finite."""
@@ -124,13 +150,34 @@ class Trainer(SimpleTrainer):
         return losses
 
     def _clip_gradients(self) -> None:
-        if self.clip_grad_norm is None:
-            return
+        """Limit the gradient's norm, tell it, and raise before an infinite one reaches the weights.
+
+        Without a limit too: a loss may be finite and its gradient not, and the next checkpoint
+        would hold weights that are no numbers.
+        """
         self.grad_scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad_norm)
-        # Of fp16 it may be infinite: the scaler leaves out that step.
-        if norm.isfinite():
-            self.storage.put_scalar("grad_norm", norm.item())
+        limit = float("inf") if self.clip_grad_norm is None else self.clip_grad_norm
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit).item()
+        if math.isfinite(norm):
+            self.storage.put_scalar("grad_norm", norm)
+        elif not self.grad_scaler.is_enabled():  # Which leaves out such a step.
+            raise UserError(
+                f"the gradient's norm is {norm} at iteration {self.iter}, though the losses are "
+                "finite: the weights were not touched; lower optimizer.lr or model.head.weight"
+            )
+
+    def _update_scale(self) -> None:
+        """Adapt the scale of fp16 losses, and tell it: it halves with every step left out."""
+        self.grad_scaler.update()
+        if not self.grad_scaler.is_enabled():
+            return
+        scale = self.grad_scaler.get_scale()
+        if scale < _MIN_GRAD_SCALE:
+            raise UserError(
+                f"fp16 gradients are not finite at iteration {self.iter}, however small the loss "
+                "is scaled: no step can be taken; use train.amp.dtype=bf16"
+            )
+        self.storage.put_scalar("grad_scale", scale, smoothing_hint=False)
 
     def _check_finite(self, losses: dict[str, Tensor]) -> None:
         """Raise before a loss that is no number reaches the weights."""
@@ -152,7 +199,7 @@ class Trainer(SimpleTrainer):
         prefix = f"dfd/{level}/term_"
         terms = [
             key.removeprefix(prefix)
-            for key, (value, _) in self.storage.latest().items()
+            for key, (value, _) in get_event_storage().latest().items()
             if key.startswith(prefix) and value - value != 0
         ]
         return f", term {', '.join(terms)}" if terms else ""
@@ -164,6 +211,17 @@ class Trainer(SimpleTrainer):
         return state
 
     def load_state_dict(self, state_dict: dict) -> None:
+        self._check_groups(state_dict["optimizer"]["param_groups"])
         super().load_state_dict(state_dict)
         self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
         self._resumed_scalars = state_dict["scalars"]
+
+    def _check_groups(self, saved: list[dict[str, Any]]) -> None:
+        """Optimizers find a parameter's state by its place alone: compare the names."""
+        for own, other in zip(self.optimizer.param_groups, saved, strict=False):
+            names, other_names = own.get("param_names"), other.get("param_names")
+            if names != other_names:
+                raise ValueError(
+                    f"the parameters of optimizer group {own.get('name')} are not those of the "
+                    f"saved {other.get('name')}"
+                )

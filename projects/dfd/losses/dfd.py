@@ -80,6 +80,7 @@ class DFDLoss(FeatureCriterion):
         region_weights: Sequence[float] | None = None,
         average: str = "region",
         foreground: float | None = None,
+        sync_statistics: bool = False,
         channels: int | None = None,
     ) -> None:
         """
@@ -105,6 +106,12 @@ class DFDLoss(FeatureCriterion):
                 in the other's area; "all": over all valid cells.
             foreground: the share, from 0 to 1, that the cells in labelled boxes have in each mean,
                 every object alike (``boxes.box_masks``); None: a cell is a cell.
+            sync_statistics: under several processes, take the statistics of ``scale`` over the
+                batches of all of them; False: each process over its own. With it s, t, d and the
+                regions are those of one process with the whole batch. The means over cells stay
+                each process's own, and the losses are averaged over the processes, which is the
+                loss of the whole batch where all have as many valid cells (in each region under
+                ``average="region"``). No effect in one process.
             channels: C, for "context"; the head fills it in.
 
         Raises:
@@ -121,6 +128,7 @@ class DFDLoss(FeatureCriterion):
         self.delta = delta
         self.tolerance = tolerance
         self.average = average
+        self.sync_statistics = sync_statistics
         for key, allowed in (
             ("scale", SCALES),
             ("measure", MEASURES),
@@ -209,7 +217,9 @@ class DFDLoss(FeatureCriterion):
     ) -> Tensor:
         """See :class:`FeatureCriterion`; ``boxes`` count if ``foreground`` is given."""
         check_shapes(student, teacher, valid)
-        s, t = scale_features(student, teacher.detach(), valid, self.scale)
+        s, t = scale_features(
+            student, teacher.detach(), valid, self.scale, sync=self.sync_statistics
+        )
         strict = disparity_map(s, t)
         with torch.no_grad():
             squared = self.measure == "squared"

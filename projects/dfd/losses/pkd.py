@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from ..disparity import scale_features
+from ..processes import sum_over_processes
 from .base import FeatureCriterion, check_shapes, mean_over_cells, non_negative
 
 
@@ -21,13 +23,15 @@ class PKDLoss(FeatureCriterion):
     them; nothing is resized, since the levels are paired by stride.
     """
 
-    def __init__(self, *, weight: float = 1.0) -> None:
+    def __init__(self, *, weight: float = 1.0, sync_statistics: bool = False) -> None:
         """
         Args:
             weight: multiplies the loss; >= 0. Published: 6 (two-stage), 10 (one-stage).
+            sync_statistics: standardise over the batches of all processes; see ``DFDLoss``.
         """
         super().__init__()
         self.weight = non_negative("PKDLoss", weight=weight)
+        self.sync_statistics = sync_statistics
 
     def forward(
         self,
@@ -39,8 +43,14 @@ class PKDLoss(FeatureCriterion):
     ) -> Tensor:
         """See :class:`FeatureCriterion`; ``boxes`` and ``stride`` are not used."""
         check_shapes(student, teacher, valid)
-        s, t = scale_features(student, teacher.detach(), valid, "channel")
-        cells = student[:, 0].numel() if valid is None else valid.sum().clamp(min=1)
+        s, t = scale_features(
+            student, teacher.detach(), valid, "channel", sync=self.sync_statistics
+        )
+        cells = torch.ones_like(student[:, 0]) if valid is None else valid.to(student)
+        cells = cells.sum()
+        if self.sync_statistics:
+            cells = sum_over_processes(cells)
+        cells = cells.clamp(min=1)
         # scale_features divides by the biased deviation.
         unbiased = (cells - 1) / cells
         cost = (s - t).square().mean(dim=1)

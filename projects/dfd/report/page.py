@@ -123,7 +123,8 @@ def _facts(runs: Sequence[Run]) -> str:
         facts = [f"{key} {summary[key]}" for key in keys if summary.get(key) not in (None, "")]
         teacher = summary.get("teacher")
         if teacher:
-            facts.append(f"teacher {teacher['path']}, sha256 {teacher['sha256'][:12]}")
+            ap = f", AP {teacher['AP']:.2f}" if "AP" in teacher else ""
+            facts.append(f"teacher {teacher['path']}, sha256 {teacher['sha256'][:12]}{ap}")
         items.append(f"<li><b>{escape(run.name)}</b>: {escape('; '.join(facts))}</li>")
     data = escape(runs[0].test_dataset())
     return f"<h2>What was run</h2><p>Test data: {data}</p><ul>{''.join(items)}</ul>"

@@ -1,4 +1,4 @@
-"""Hooks of the training loop beside Detectron2's own."""
+"""Hooks that leave a run's files: checkpoints, pictures of the disparity, the summary."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import torch
 from detectron2.engine import HookBase
 from detectron2.utils.file_io import PathManager
 
-from ..disparity_image import draw_disparity
-from ..distiller import DistilledDetector
-from ..errors import UserError
-from ..files import whole_file
-from .checkpoint import StudentCheckpointer
-from .machine import peak_memory_mib
+from ...disparity_image import draw_disparity
+from ...distiller import DistilledDetector
+from ...errors import UserError
+from ...files import whole_file
+from ..checkpoint import StudentCheckpointer
+from ..machine import peak_memory_mib
 
 
 class Checkpoints(HookBase):

@@ -1,0 +1,363 @@
+"""Several processes: trained and evaluated as in one; when one dies, all end."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import torch.distributed as dist
+from commands import ENV, command, run
+from detectron2.engine import default_argument_parser
+from plain import write_rectangles
+from torch import nn
+
+from dfd.disparity import scale_features
+from dfd.engine.checks import check_same_start
+from dfd.engine.launch import check_flags, find_place, read_device
+from dfd.errors import UserError
+from dfd.losses import DFDLoss, PKDLoss
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Eight images to train on, five, which two processes cannot share evenly, to test on."""
+    folder = tmp_path_factory.mktemp("rectangles")
+    train = [f"dataloader.train.{o}" for o in write_rectangles(folder, "train", 8, seed=0)]
+    return train + [f"dataloader.test.{o}" for o in write_rectangles(folder, "val", 5, seed=1)]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, data, configs):
+    """The folder of a run of one process."""
+    folder = tmp_path_factory.mktemp("whole")
+    run(configs["plain"], *data, f"train.output_dir={folder}")
+    return folder
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def torchrun(config, *arguments):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
+    launcher += [f"--master_port={free_port()}"]
+    run = ["train_net.py", "--config-file", config, *arguments]
+    return subprocess.run([*launcher, *run], capture_output=True, text=True, env=ENV)
+
+
+def slurm(rank, port):
+    """What srun puts into the environment of one of two tasks of one machine."""
+    return {
+        "SLURM_JOB_ID": "7",
+        "SLURM_NTASKS": "2",
+        "SLURM_STEP_NUM_TASKS": "2",
+        "SLURM_STEP_TASKS_PER_NODE": "2",
+        "SLURM_STEP_NODELIST": "node[1-1]",
+        "SLURM_PROCID": str(rank),
+        "SLURM_LOCALID": str(rank),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+
+
+def metrics(folder):
+    return [json.loads(line) for line in open(folder / "metrics.json")]
+
+
+def test_two_processes_make_of_half_the_batch_what_one_makes_of_the_whole(
+    whole, data, configs, tmp_path
+):
+    result = torchrun(configs["plain"], *data, f"train.output_dir={tmp_path}")
+    assert result.returncode == 0, result.stderr[-3000:]
+    for complaint in ("destroy_process_group", "find_unused_parameters"):
+        assert complaint not in result.stderr
+    ours, expected = metrics(tmp_path), metrics(whole)
+    assert len(ours) == len(expected) == 5  # The last has the AP alone.
+    for a, b in zip(ours[:4], expected[:4], strict=True):
+        for name in ("total_loss", "loss_cls", "loss_dfd_p3", "loss_dfd_p4"):
+            assert a[name] == pytest.approx(b[name], rel=1e-4), name
+    assert 0 < expected[-1]["bbox/AP"] < 100
+    assert ours[-1]["bbox/AP"] == pytest.approx(expected[-1]["bbox/AP"])
+    ours, expected = (
+        torch.load(folder / "model_final.pth", weights_only=True) for folder in (tmp_path, whole)
+    )
+    for part in ("model", "head"):
+        assert ours[part].keys() == expected[part].keys()
+        for name, value in expected[part].items():
+            torch.testing.assert_close(ours[part][name], value, rtol=1e-4, atol=1e-5)
+    # Both write a log, as with Detectron2; the rest is the first one's.
+    first = {name for name in os.listdir(whole) if not name.startswith("events")}
+    both = {name for name in os.listdir(tmp_path) if not name.startswith("events")}
+    assert both == first | {"log.txt.rank1"}
+
+
+def test_srun_evaluates_every_image_once_and_as_one_process_does(whole, data, configs, tmp_path):
+    port = free_port()
+    flags = ["--eval-only", *data, f"train.init_checkpoint={whole}/model_final.pth"]
+    arguments = ["--config-file", configs["plain"], *flags, f"train.output_dir={tmp_path}"]
+    tasks = [
+        subprocess.Popen(
+            [sys.executable, "train_net.py", *arguments],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=ENV | slurm(rank, port),
+        )
+        for rank in range(2)
+    ]
+    outputs = [task.communicate()[0] for task in tasks]
+    assert [task.returncode for task in tasks] == [0, 0]
+    assert f"copypaste: {metrics(whole)[-1]['bbox/AP']:.4f}" in outputs[0]
+    found, expected = (
+        json.loads((folder / "coco_instances_results.json").read_text())
+        for folder in (tmp_path, whole)
+    )
+    assert len(found) == len(expected) == 15
+    for a, b in zip(*(sorted(x, key=place_of) for x in (found, expected)), strict=True):
+        assert place_of(a) == place_of(b)
+        assert a["score"] == pytest.approx(b["score"], rel=1e-5)
+
+
+def place_of(detection):
+    return detection["image_id"], detection["category_id"], detection["bbox"]
+
+
+def test_evaluation_in_training_is_of_the_weights_that_are_saved(data, configs, tmp_path):
+    """Batch norms of two processes have seen different images."""
+    result = command(
+        configs["plain"],
+        "--num-gpus=2",
+        *data,
+        "model.student.norm=True",
+        "optimizer.lr=1e-2",
+        f"train.output_dir={tmp_path}",
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    predictions = (tmp_path / "coco_instances_results.json").read_text()
+    run(
+        configs["plain"],
+        "--eval-only",
+        *data,
+        "model.student.norm=True",
+        f"train.init_checkpoint={tmp_path}/model_final.pth",
+        f"train.output_dir={tmp_path / 'again'}",
+    )
+    again = (tmp_path / "again" / "coco_instances_results.json").read_text()
+    pairs = (sorted(json.loads(text), key=place_of) for text in (predictions, again))
+    for a, b in zip(*pairs, strict=True):
+        assert a["score"] == pytest.approx(b["score"], rel=1e-4)
+
+
+def test_killed_process_ends_the_run_and_is_named(data, configs, tmp_path):
+    start = time.monotonic()
+    result = command(
+        configs["plain"],
+        "--num-gpus=2",
+        *data,
+        "+dataloader.train.mapper.how=kill",
+        f"train.output_dir={tmp_path}",
+    )
+    assert time.monotonic() - start < 60
+    assert result.returncode == 1
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "process 1 (pid " in errors[0] and "was killed by SIGKILL" in errors[0]
+    assert "Traceback" not in result.stderr
+
+
+def test_error_of_one_process_ends_the_run_and_is_shown(data, configs, tmp_path):
+    start = time.monotonic()
+    settings = [*data, "+dataloader.train.mapper.how=user", f"train.output_dir={tmp_path}"]
+    result = torchrun(configs["plain"], *settings)
+    assert time.monotonic() - start < 60
+    assert result.returncode == 1
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert errors == ["error: process 1: this one image is bad"]
+
+
+# Of the whole batch and, of each process, the images and whether they are all valid.
+IMAGES = {0: slice(0, 1), 1: slice(1, 3)}
+
+
+def features(images=slice(None), all_valid=False):
+    """Student and teacher of three images far from zero mean, and their valid cells."""
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(2, 3, 4, 6, 8, generator=generator) * 3 + 50
+    valid = torch.rand(3, 6, 8, generator=generator) > 0.3
+    valid[0] = True  # The first process says None.
+    valid = None if all_valid else valid[images]
+    return student[images].requires_grad_(), teacher[images], valid
+
+
+def part_of_statistics(rank, port, folder):
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    found = {}
+    for scale in ("channel", "level"):
+        student, teacher, valid = features(IMAGES[rank], rank == 0)
+        found[scale] = scale_features(student, teacher, valid, scale, sync=True)
+    # Two images each for what only equal counts make equal.
+    for name, criterion in CRITERIA.items():
+        student, teacher = even_features(slice(2 * rank, 2 * rank + 2))
+        loss = criterion(student, teacher)
+        loss.backward()
+        found[name] = loss.detach(), student.grad
+    student, teacher, _ = features(IMAGES[rank])
+    found["none valid"] = scale_features(
+        student, teacher, torch.full((len(student), 6, 8), rank == 0), "channel", sync=True
+    )
+    weights = nn.Linear(2, 2)
+    nn.init.ones_(weights.weight)
+    nn.init.zeros_(weights.bias)
+    found["starts"] = [start_of(weights, 3), start_of(weights, 3 * rank)]
+    weights.bias.data += rank
+    found["starts"].append(start_of(weights, 0))
+    torch.save(found, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def start_of(model, iteration):
+    """What ``check_same_start`` says."""
+    try:
+        check_same_start(model, iteration)
+        return ""
+    except UserError as error:
+        return str(error)
+
+
+def even_features(images=slice(None)):
+    generator = torch.Generator().manual_seed(1)
+    student, teacher = torch.randn(2, 4, 4, 6, 8, generator=generator) + 5
+    return student[images].requires_grad_(), teacher[images]
+
+
+CRITERIA = {
+    "dfd": DFDLoss(sync_statistics=True, split="quantile"),
+    "dfd all": DFDLoss(sync_statistics=True, average="all", scale="level"),
+    "pkd": PKDLoss(sync_statistics=True),
+}
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("parts")
+    torch.multiprocessing.spawn(part_of_statistics, (free_port(), str(folder)), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+@pytest.mark.parametrize("scale", ["channel", "level"])
+def test_synchronised_statistics_are_those_of_the_whole_batch(parts, scale):
+    """With one and two images, and with cells of padding in one process alone."""
+    student, teacher, valid = features()
+    expected = scale_features(student, teacher, valid, scale)
+    for rank, images in IMAGES.items():
+        for ours, whole in zip(parts[rank][scale], expected, strict=True):
+            torch.testing.assert_close(ours, whole[images], rtol=1e-4, atol=1e-4)
+
+
+def test_process_without_a_valid_cell_takes_the_statistics_of_the_others(parts):
+    student, teacher, _ = features(IMAGES[0])
+    expected = scale_features(student, teacher, None, "channel")
+    for ours, whole in zip(parts[0]["none valid"], expected, strict=True):
+        torch.testing.assert_close(ours, whole, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", CRITERIA)
+def test_synchronised_losses_average_to_that_of_the_whole_batch(parts, name):
+    student, teacher = even_features()
+    loss = CRITERIA[name](student, teacher)
+    loss.backward()
+    torch.testing.assert_close((parts[0][name][0] + parts[1][name][0]) / 2, loss.detach())
+    # DistributedDataParallel averages the gradients of the weights, which sum over images.
+    gradient = torch.cat([part[name][1] for part in parts]) / 2
+    torch.testing.assert_close(gradient, student.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_processes_that_start_differently_are_refused(parts):
+    """As where a machine does not see the folder of the run, or has other files."""
+    for part in parts:
+        same, checkpoints, weights = part["starts"]
+        assert same == ""
+        assert "different iterations ([0, 3])" in checkpoints
+        assert "start from different weights" in weights
+
+
+def arguments(*flags):
+    parser = default_argument_parser()
+    parser.set_defaults(dist_url="auto")
+    return parser.parse_args(list(flags))
+
+
+TORCHRUN = {
+    "RANK": "5",
+    "WORLD_SIZE": "8",
+    "LOCAL_RANK": "1",
+    "LOCAL_WORLD_SIZE": "4",
+    "MASTER_ADDR": "10.0.0.1",
+    "MASTER_PORT": "29500",
+}
+
+
+@pytest.mark.parametrize(
+    ("env", "flags", "named"),
+    [
+        (TORCHRUN, ["--num-gpus=2"], "torchrun has started 8 processes already"),
+        (slurm(0, 1), ["--num-machines=2"], "srun has started 2 processes already"),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, [], "but not LOCAL_RANK"),
+        (TORCHRUN | {"LOCAL_WORLD_SIZE": "3"}, [], "same number of processes"),
+        (slurm(0, 1) | {"SLURM_STEP_TASKS_PER_NODE": "4(x2),3"}, [], "--ntasks-per-node"),
+        (slurm(1, 1) | {"SLURM_LOCALID": "0"}, [], "numbered machine by machine"),
+        ({}, ["--num-gpus=0"], "must be at least 1"),
+        ({}, ["--machine-rank=1"], "the rank from 0"),
+        ({}, ["--num-machines=2"], "--dist-url tcp://"),
+    ],
+)
+def test_contradiction_between_launcher_and_flags_is_one_line(env, flags, named):
+    with pytest.raises(UserError) as error:
+        check_flags(arguments(*flags), find_place(env))
+    assert named in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_first_machine_of_a_slurm_job_is_asked_of_scontrol(tmp_path, monkeypatch):
+    env = slurm(1, "") | {"MASTER_ADDR": "", "SLURM_STEP_NODELIST": "node[3-4]"}
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=None)
+    with pytest.raises(UserError, match=r"first machine of node\[3-4\]: set MASTER_ADDR"):
+        find_place(env)
+    program = tmp_path / "scontrol"
+    program.write_text('#!/bin/sh\n[ "$1 $2 $3" = "show hostnames node[3-4]" ] && echo "node3"\n')
+    program.chmod(0o755)
+    assert find_place(env).url == "tcp://node3:49159"
+
+
+def test_batch_script_of_several_tasks_is_warned_that_it_runs_alone(capsys):
+    assert find_place({"SLURM_NTASKS": "8", "SLURM_PROCID": "0"}) is None
+    assert "srun has not started this process" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("launcher", "there", "device", "named"),
+    [
+        ("--num-gpus", 1, "cuda", "2 processes on this machine, but torch sees 1 CUDA devices"),
+        ("--num-gpus", 2, "cuda:0", "one device for all processes"),
+        ("--num-gpus", 1, "cpu", None),
+        ("srun", 1, "cuda", None),  # Bound to one device each.
+        ("srun", 2, "auto", None),
+    ],
+)
+def test_every_process_has_a_device(launcher, there, device, named, configs, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
+    place = find_place(slurm(0, 1)) if launcher == "srun" else None
+    flags = [] if place else ["--num-gpus=2"]
+    args = arguments("--config-file", configs["plain"], *flags, f"train.device={device}")
+    if named is None:
+        assert read_device(args, place).type == ("cpu" if device == "cpu" else "cuda")
+        return
+    with pytest.raises(UserError) as error:
+        read_device(args, place)
+    assert named in str(error.value)
