@@ -21,6 +21,7 @@ _FREE = (
     "model.teacher.checkpoint",
     "train.output_dir",
     "train.checkpointer.",
+    "train.wandb.",
     "dataloader.train.num_workers",
     "dataloader.test.num_workers",
 )
