@@ -345,3 +345,17 @@ def test_keeping_the_last_checkpoints_never_removes_the_newest(killed, start):
         start(killed, "--resume", "train.checkpointer.period=1", "train.checkpointer.max_to_keep=1")
     assert names(killed) == ["model_0000004.pth", "model_0000005.pth"]
     assert (killed / "last_checkpoint").read_text() == "model_0000004.pth"
+
+
+def test_running_normaliser_of_a_dense_detector_goes_on(data, configs, tmp_path):
+    """It is no buffer, so a resumed RetinaNet or FCOS would divide by Detectron2's first guess."""
+    folders = tmp_path / "straight", tmp_path / "killed"
+    settings = [*data, "train.max_iter=4", "train.checkpointer.period=2", "train.eval_period=0"]
+    run(configs["fcos"], *settings, f"train.output_dir={folders[0]}")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        kill_in(patch, Trainer, "run_step", lambda trainer: trainer.iter == 2)
+        run(configs["fcos"], *settings, f"train.output_dir={folders[1]}")
+    run(configs["fcos"], "--resume", *settings, f"train.output_dir={folders[1]}")
+    states = [torch.load(folder / "model_final.pth", weights_only=True) for folder in folders]
+    assert states[0]["loss_normalizer"] == states[1]["loss_normalizer"] != 300
+    torch.testing.assert_close(states[0]["model"], states[1]["model"], rtol=0, atol=0)

@@ -26,6 +26,8 @@ from .metrics import metrics_size
 logger = logging.getLogger("dfd")
 
 _FINAL = "model_final.pth"
+# The running mean of positives that RetinaNet and FCOS divide their losses by.
+_NORMALIZER = "loss_normalizer"
 _RESUMABLE = {"model", "trainer", "iteration", "random_states", "settings", "metrics_size"}
 _NUMBERED = re.compile(r"model_\d+\.pth")
 
@@ -73,6 +75,8 @@ class StudentCheckpointer(DetectionCheckpointer):
             "teacher_sha256": self.teacher_sha256,
             "teacher_results": self.teacher_results,
             "random_states": states,
+            # Detectron2's dense detectors keep it beside their weights; alike in all processes.
+            _NORMALIZER: getattr(self.model, _NORMALIZER, None),
             "settings": self.settings,
             "metrics_size": metrics_size(self.save_dir),
             **kwargs,
@@ -191,6 +195,8 @@ class StudentCheckpointer(DetectionCheckpointer):
                 f"--resume: {path} does not fit the config, it is of another run: "
                 f"{first_line(error)}"
             ) from error
+        if content.get(_NORMALIZER) is not None:
+            setattr(self.model, _NORMALIZER, content.pop(_NORMALIZER))
         self.teacher_results = content.pop("teacher_results", None)
         logger.info("Resumed from %s", path)
         return content

@@ -69,7 +69,10 @@ class Trainer(SimpleTrainer):
         """As Detectron2's, but a user's error is not buried under a traceback."""
         self.iter = self.start_iter = start_iter
         self.max_iter = max_iter
-        with EventStorage(start_iter) as self.storage:
+        # A scripted function (the focal loss of RetinaNet and FCOS) would be optimised after its
+        # first calls and round otherwise then: a resumed run would not end as it would have.
+        unoptimised = torch.jit.optimized_execution(False)
+        with unoptimised, EventStorage(start_iter) as self.storage:
             restore_scalars(self.storage, self._resumed_scalars)
             try:
                 self.before_train()
