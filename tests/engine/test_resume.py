@@ -207,6 +207,8 @@ def test_interrupted_run_goes_on_from_its_checkpoint_not_from_what_it_logged(
 
 
 def test_each_iteration_is_logged_and_shown_once(straight, killed, start):
+    # So that some of what was logged is done again.
+    (killed / "model_0000005.pth").unlink()
     start(killed, "--resume")
     assert iterations(killed) == iterations(straight)
     events = EventAccumulator(str(killed)).Reload()
@@ -274,6 +276,7 @@ def test_teacher_file_may_move(straight, killed, start, teacher, tmp_path):
     [
         ("optimizer.lr=0.5", "optimizer.lr is 0.5, was 0.0005"),
         ("dataloader.train.total_batch_size=4", "dataloader.train.total_batch_size is 4, was 2"),
+        ("dataloader.train.seed=-1", "was 0: it cannot change within a run"),
         ("train.seed=3", "dataloader.train.seed is 3, was 0"),
         ("dataloader.train.dataset.num_images=5", "the number of training images is 5, was 8"),
         ("train.max_iter=5", "has made 6 iterations, more than train.max_iter=5"),
