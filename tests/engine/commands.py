@@ -1,6 +1,7 @@
 """train_net.py, as a command and in this process."""
 
 import os
+import socket
 import subprocess
 import sys
 
@@ -25,3 +26,9 @@ def command(config, *arguments):
 def run(config, *arguments):
     """The same without a process of its own; a user's error is a SystemExit."""
     main(default_argument_parser().parse_args(["--config-file", config, *arguments]))
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
