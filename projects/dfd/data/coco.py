@@ -180,10 +180,9 @@ def _records(
             f"`categories`, e.g. {tally.examples[UNKNOWN]}: add it, or set unknown_classes=drop"
         )
     numeric = all(isinstance(i, int) for i in records)
-    return (
-        sorted(records.values(), key=lambda r: r["image_id"] if numeric else str(r["image_id"])),
-        evaluable,
-    )
+    return sorted(
+        records.values(), key=lambda r: r["image_id"] if numeric else str(r["image_id"])
+    ), evaluable
 
 
 def _instance(annotation: dict, record: dict, where: str, tally: Tally) -> dict | None:

@@ -1,0 +1,117 @@
+"""What two processes share: statistics, and the weights that they start from."""
+
+import pytest
+import torch
+import torch.distributed as dist
+from commands import free_port
+from torch import nn
+
+from dfd.disparity import scale_features
+from dfd.engine.checks import check_same_start
+from dfd.errors import UserError
+from dfd.losses import DFDLoss, PKDLoss
+
+# Of the whole batch and, of each process, the images and whether they are all valid.
+IMAGES = {0: slice(0, 1), 1: slice(1, 3)}
+
+
+def features(images=slice(None), all_valid=False):
+    """Student and teacher of three images far from zero mean, and their valid cells."""
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(2, 3, 4, 6, 8, generator=generator) * 3 + 50
+    valid = torch.rand(3, 6, 8, generator=generator) > 0.3
+    valid[0] = True  # The first process says None.
+    valid = None if all_valid else valid[images]
+    return student[images].requires_grad_(), teacher[images], valid
+
+
+def part_of_statistics(rank, port, folder):
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    found = {}
+    for scale in ("channel", "level"):
+        student, teacher, valid = features(IMAGES[rank], rank == 0)
+        found[scale] = scale_features(student, teacher, valid, scale, sync=True)
+    # Two images each for what only equal counts make equal.
+    for name, criterion in CRITERIA.items():
+        student, teacher = even_features(slice(2 * rank, 2 * rank + 2))
+        loss = criterion(student, teacher)
+        loss.backward()
+        found[name] = loss.detach(), student.grad
+    student, teacher, _ = features(IMAGES[rank])
+    found["none valid"] = scale_features(
+        student, teacher, torch.full((len(student), 6, 8), rank == 0), "channel", sync=True
+    )
+    weights = nn.Linear(2, 2)
+    nn.init.ones_(weights.weight)
+    nn.init.zeros_(weights.bias)
+    found["starts"] = [start_of(weights, 3), start_of(weights, 3 * rank)]
+    weights.bias.data += rank
+    found["starts"].append(start_of(weights, 0))
+    torch.save(found, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def start_of(model, iteration):
+    """What ``check_same_start`` says."""
+    try:
+        check_same_start(model, iteration)
+        return ""
+    except UserError as error:
+        return str(error)
+
+
+def even_features(images=slice(None)):
+    generator = torch.Generator().manual_seed(1)
+    student, teacher = torch.randn(2, 4, 4, 6, 8, generator=generator) + 5
+    return student[images].requires_grad_(), teacher[images]
+
+
+CRITERIA = {
+    "dfd": DFDLoss(sync_statistics=True, split="quantile"),
+    "dfd all": DFDLoss(sync_statistics=True, average="all", scale="level"),
+    "pkd": PKDLoss(sync_statistics=True),
+}
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("parts")
+    torch.multiprocessing.spawn(part_of_statistics, (free_port(), str(folder)), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+@pytest.mark.parametrize("scale", ["channel", "level"])
+def test_synchronised_statistics_are_those_of_the_whole_batch(parts, scale):
+    """With one and two images, and with cells of padding in one process alone."""
+    student, teacher, valid = features()
+    expected = scale_features(student, teacher, valid, scale)
+    for rank, images in IMAGES.items():
+        for ours, whole in zip(parts[rank][scale], expected, strict=True):
+            torch.testing.assert_close(ours, whole[images], rtol=1e-4, atol=1e-4)
+
+
+def test_process_without_a_valid_cell_takes_the_statistics_of_the_others(parts):
+    student, teacher, _ = features(IMAGES[0])
+    expected = scale_features(student, teacher, None, "channel")
+    for ours, whole in zip(parts[0]["none valid"], expected, strict=True):
+        torch.testing.assert_close(ours, whole, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", CRITERIA)
+def test_synchronised_losses_average_to_that_of_the_whole_batch(parts, name):
+    student, teacher = even_features()
+    loss = CRITERIA[name](student, teacher)
+    loss.backward()
+    torch.testing.assert_close((parts[0][name][0] + parts[1][name][0]) / 2, loss.detach())
+    # DistributedDataParallel averages the gradients of the weights, which sum over images.
+    gradient = torch.cat([part[name][1] for part in parts]) / 2
+    torch.testing.assert_close(gradient, student.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_processes_that_start_differently_are_refused(parts):
+    """As where a machine does not see the folder of the run, or has other files."""
+    for part in parts:
+        same, checkpoints, weights = part["starts"]
+        assert same == ""
+        assert "different iterations ([0, 3])" in checkpoints
+        assert "start from different weights" in weights
