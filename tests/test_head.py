@@ -76,6 +76,24 @@ def test_padding_is_never_distilled():
         torch.testing.assert_close(padded[key], loss)
 
 
+def test_padding_is_never_distilled_beside_a_larger_image():
+    """Which the crop to the largest image leaves in."""
+    head, sizes = make_head(), [(32, 32), (16, 24)]
+    whole, other = (
+        [{k: v.repeat(2, 1, 1, 1) for k, v in pyramid.items()} for pyramid in pyramids(seed)]
+        for seed in (0, 1)
+    )
+    for pyramid, elsewhere in zip(other, whole, strict=True):
+        for key, features in pyramid.items():
+            rows, columns = (2, 3) if key.endswith("3") else (1, 2)
+            features[0] = elsewhere[key][0]
+            features[1, :, :rows, :columns] = elsewhere[key][1, :, :rows, :columns]
+    assert not torch.equal(whole[0]["p3"], other[0]["p3"])
+    losses = head(*other, sizes)
+    for key, loss in head(*whole, sizes).items():
+        torch.testing.assert_close(losses[key], loss)
+
+
 def test_every_head_parameter_gets_a_gradient_in_every_step():
     head = make_head(criterion=DFDLoss(lenient="context"), warmup_iters=5, end_iter=10)
     for losses in (head(*pyramids(), SIZES, iteration=0), head.idle_losses()):
