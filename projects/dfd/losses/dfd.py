@@ -79,7 +79,6 @@ class DFDLoss(FeatureCriterion):
         tolerance: float = 0.5,
         region_weights: Sequence[float] | None = None,
         average: str = "region",
-        foreground: float | None = None,
         sync_statistics: bool = False,
         channels: int | None = None,
     ) -> None:
@@ -104,8 +103,6 @@ class DFDLoss(FeatureCriterion):
                 ``average="region"``, 1 under "all".
             average: "region": each region is averaged over its own cells, so that neither drowns
                 in the other's area; "all": over all valid cells.
-            foreground: the share, from 0 to 1, that the cells in labelled boxes have in each mean,
-                every object alike (``boxes.box_masks``); None: a cell is a cell.
             sync_statistics: under several processes, take the statistics of ``scale`` over the
                 batches of all of them; False: each process over its own. With it s, t, d and the
                 regions are those of one process with the whole batch. The means over cells stay
@@ -148,9 +145,6 @@ class DFDLoss(FeatureCriterion):
             )
         if not 0 <= leniency <= 1:
             raise UserError(f"DFDLoss(leniency={leniency}): it must be from 0 to 1")
-        if foreground is not None and not 0 <= foreground <= 1:
-            raise UserError(f"DFDLoss(foreground={foreground}): it must be from 0 to 1, or None")
-        self.foreground = foreground
         self.thresholds = self._check_thresholds(thresholds)
         self.region_weights = self._check_region_weights(region_weights)
         self.lenient_regions = self._check_lenient_regions(lenient_on)
@@ -215,7 +209,7 @@ class DFDLoss(FeatureCriterion):
         boxes: Sequence[Tensor] | None = None,
         stride: int = 1,
     ) -> Tensor:
-        """See :class:`FeatureCriterion`; ``boxes`` count if ``foreground`` is given."""
+        """See :class:`FeatureCriterion`; ``boxes`` and ``stride`` do not count."""
         check_shapes(student, teacher, valid)
         s, t = scale_features(
             student, teacher.detach(), valid, self.scale, sync=self.sync_statistics
@@ -225,7 +219,6 @@ class DFDLoss(FeatureCriterion):
             squared = self.measure == "squared"
             disparity = strict.detach() if squared else disparity_map(s, t, self.measure)
             regions = split_regions(disparity, valid, self.split, self.thresholds)
-            parts = self._cell_weights(regions, boxes, stride)
         cost = self._cost(s, t, strict, regions, valid)
 
         num_valid = (regions >= 0).sum()
@@ -235,12 +228,8 @@ class DFDLoss(FeatureCriterion):
             mask = regions == k
             size = mask.sum()
             # where(), not a product: what lies outside the region may be inf.
-            if parts is None:
-                cells = size if self.average == "region" else num_valid
-                mean = torch.where(mask, cost, 0).sum() / cells.clamp(min=1)
-            else:
-                part = parts[mask].sum() if self.average == "region" else parts.sum()
-                mean = torch.where(mask, cost * parts, 0).sum() / part.clamp(min=1e-12)
+            cells = size if self.average == "region" else num_valid
+            mean = torch.where(mask, cost, 0).sum() / cells.clamp(min=1)
             total = total + self.region_weights[k] * mean
             weights = weights + self.region_weights[k] * (size > 0)
             stats[f"share_{name}"] = size / num_valid.clamp(min=1)
@@ -250,21 +239,6 @@ class DFDLoss(FeatureCriterion):
             # A level of a few cells may have no high region: its weight goes to the others.
             total = total * (sum(self.region_weights) / weights.clamp(min=1e-12))
         return self.weight * total
-
-    def _cell_weights(
-        self, regions: Tensor, boxes: Sequence[Tensor] | None, stride: int
-    ) -> Tensor | None:
-        """How much each cell counts in a mean, (N,H,W); None: all the same."""
-        if self.foreground is None:
-            return None
-        valid = regions >= 0
-        like = valid.float()
-        inside, outside = box_masks(boxes, stride, like, valid)
-        inside = inside * like
-        total = inside.sum()
-        share = self.foreground * (total > 0)
-        inside = inside * (share / total.clamp(min=1e-12))
-        return inside + outside * ((1 - share) / outside.sum().clamp(min=1e-12))
 
     def _cost(
         self, s: Tensor, t: Tensor, strict: Tensor, regions: Tensor, valid: Tensor | None
