@@ -19,7 +19,6 @@ from torch import Tensor
 from ..disparity import MEASURES, SCALES, SPLITS, disparity_map, scale_features, split_regions
 from ..errors import UserError
 from .base import FeatureCriterion, check_shapes
-from .boxes import box_masks
 from .generator import FeatureGenerator
 
 LENIENT = ("tail", "direction", "tolerance", "context")
