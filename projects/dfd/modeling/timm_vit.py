@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from detectron2.modeling import Backbone
+from timm.layers import use_fused_attn
 from timm.models.eva import Eva, EvaBlock, EvaBlockPostNorm
 from timm.models.vision_transformer import Block, ResPostBlock, VisionTransformer
 from torch import Tensor, nn
@@ -182,6 +183,7 @@ class TimmViT(Backbone):
             ``{out_feature: (N,C,H,W)}``, in the memory format channels-last.
         """
         height, width = self._grid(images)
+        self._choose_attention(images.device.type)
         order = TokenOrder(height=height, width=width, window=self.window_size)
         x, rope = self._embed(images)
         prefix = self.num_prefix_tokens
@@ -196,6 +198,16 @@ class TimmViT(Backbone):
                 x = run(x)
         x = self.vit.norm(x)
         return {self._out_features[0]: order.leave(x[:, prefix:]).permute(0, 3, 1, 2)}
+
+    def _choose_attention(self, device_type: str) -> None:
+        """Fused attention (SDPA), but not where its kernels are slower than plain products.
+
+        That is in bf16 on a CPU without AMX: forward and backward take half as long again.
+        """
+        amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+        slow = device_type == "cpu" and torch.is_autocast_enabled("cpu") and not amx()
+        for block in self.vit.blocks:
+            block.attn.fused_attn = use_fused_attn() and not slow
 
     def _grid(self, images: Tensor) -> tuple[int, int]:
         stride = self.size_divisibility
