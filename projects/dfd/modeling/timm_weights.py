@@ -1,0 +1,128 @@
+"""timm models as trunks of detectors: made by name, weights from timm or from a file."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+from ..errors import UserError, first_line
+from ..weights import read_weights
+
+logger = logging.getLogger(__name__)
+
+# What checkpoints hold beside the trunk: classifiers, and what only pre-training needs.
+_NOT_OF_THE_TRUNK = ("head", "fc_norm", "norm.", "attn_pool", "decoder", "mask_token", "lm_head")
+
+
+def known_model(model_name: str) -> None:
+    """
+    Raises:
+        UserError: timm has no model of this name.
+    """
+    name = model_name.partition(".")[0]
+    if timm.is_model(name):
+        return
+    near = timm.list_models(f"*{name.partition('_patch')[0]}*")[:5]
+    raise UserError(
+        f"timm {timm.__version__} has no model {model_name!r}"
+        + (f"; near it: {', '.join(near)}" if near else "")
+    )
+
+
+def pixel_statistics(model_name: str) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation that a timm model wants, RGB, for pixels in [0, 255].
+
+    Raises:
+        UserError: timm has no model of this name.
+    """
+    known_model(model_name)
+    try:
+        cfg = timm.get_pretrained_cfg(model_name)
+    except RuntimeError as error:
+        raise UserError(f"{model_name}: {first_line(error)}") from error
+    mean, std = (cfg.mean, cfg.std) if cfg else timm.models.DefaultCfg().default
+    return [255 * value for value in mean], [255 * value for value in std]
+
+
+def create_trunk(
+    model_name: str,
+    *,
+    pretrained: bool | str,
+    kinds: Sequence[type[nn.Module]] = (nn.Module,),
+    **arguments: Any,
+) -> nn.Module:
+    """A timm model without its classifier; its weights random, timm's or a file's.
+
+    Args:
+        pretrained: True: timm's own, by download; a path: of a checkpoint that timm, MAE or DINOv2
+            wrote, or safetensors, read without running code from it; False: random.
+        kinds: the classes that will do.
+        arguments: timm's.
+
+    Raises:
+        UserError: an unknown or unsuitable model or argument, or weights that cannot be had.
+    """
+    known_model(model_name)
+    try:
+        model = timm.create_model(
+            model_name, pretrained=pretrained is True, num_classes=0, **arguments
+        )
+    except Exception as error:
+        # timm raises what it meets: of arguments a TypeError, of sizes an AssertionError, of
+        # downloads whatever its client raises.
+        what = "its weights cannot be had or it" if pretrained is True else "it"
+        raise UserError(
+            f"timm model {model_name}: {what} cannot be made: {first_line(error)}"
+        ) from error
+    if not isinstance(model, tuple(kinds)):
+        raise UserError(
+            f"timm model {model_name} is a {type(model).__name__}; it must be one of "
+            f"{', '.join(kind.__name__ for kind in kinds)}"
+        )
+    if isinstance(pretrained, str):
+        load_trunk(model, pretrained, model_name)
+    return model
+
+
+def load_trunk(model: nn.Module, path: str, model_name: str) -> None:
+    """Load a file's weights; those of classifiers and of pre-training alone are left out.
+
+    Position embeddings and patch kernels of another size are resampled, by timm's own filter.
+
+    Raises:
+        UserError: a weight of the trunk is missing, or the file has one that the trunk has not.
+    """
+    what = f"weights of {model_name}"
+    state: dict[str, Any] = dict(read_weights(path, what).model)
+    convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    if convert is not None:
+        try:
+            state = convert(state, model)
+        except (KeyError, RuntimeError, AttributeError, ValueError) as error:
+            raise UserError(f"{what}: {path} does not fit: {first_line(error)}") from error
+    expected = model.state_dict()
+    beside = [key for key in state if key not in expected and key.startswith(_NOT_OF_THE_TRUNK)]
+    state = {key: value for key, value in state.items() if key not in beside}
+    wrong = [
+        f"{key} is missing"
+        for key in expected
+        if key not in state and not key.startswith(_NOT_OF_THE_TRUNK)
+    ]
+    wrong += [f"{key} is unexpected" for key in state if key not in expected]
+    wrong += [
+        f"{key} has shape {tuple(value.shape)}, the model {tuple(expected[key].shape)}"
+        for key, value in state.items()
+        if key in expected and value.shape != expected[key].shape
+    ]
+    if wrong:
+        more = f" (and {len(wrong) - 5} more)" if len(wrong) > 5 else ""
+        raise UserError(f"{what}: {path} does not fit: {'; '.join(wrong[:5])}{more}")
+    with torch.no_grad():
+        model.load_state_dict(state, strict=False)
+    logger.info("%s: %d tensors from %s, left out: %s", what, len(state), path, beside or "none")
