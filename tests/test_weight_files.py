@@ -52,6 +52,12 @@ def test_code_in_a_weight_file_is_not_run(tmp_path, monkeypatch, value, ending, 
     assert not (tmp_path / "pwned").exists()
 
 
+@pytest.mark.parametrize("objects", [np.array(["a", None]), np.array([{}], dtype=object)])
+def test_arrays_of_objects_are_refused_even_if_harmless(tmp_path, objects):
+    with pytest.raises(UserError, match="it refers to numpy.dtype"):
+        read_weights(evil.write(tmp_path / "a.pkl", objects), "teacher")
+
+
 @pytest.mark.parametrize(
     ("name", "options"),
     [

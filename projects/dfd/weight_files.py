@@ -153,12 +153,10 @@ def _from_buffer(buffer: bytes, dtype: _Dtype, shape: tuple, order: str = "C") -
 
 
 class _Array(np.ndarray):
-    """An array whose state is bytes of numbers, or nothing."""
+    """An array whose state is of numbers, by a type that is not the file's own."""
 
     def __setstate__(self, state: tuple) -> None:
         _, shape, dtype, fortran, raw = state
-        if not isinstance(raw, bytes):
-            raise ForeignContentError("an array of objects")
         super().__setstate__((1, shape, dtype.value, fortran, raw))
 
 
