@@ -626,7 +626,7 @@ def spoil(folder, what):
         ("no adapters", "does not hold the head's adapters"),
         ("other classes", r"trained on \['a', 'b', 'c'\]"),
         ("no config", "it is no run"),
-        ("broken config", "config.yaml cannot be read"),
+        ("broken config", "config.yaml cannot be loaded"),
         ("other teacher", "is not the teacher that .* was trained under"),
     ],
 )

@@ -76,12 +76,7 @@ def load_run(folder: str, overrides: Sequence[str] = ()) -> DictConfig:
         if not os.path.isfile(os.path.join(folder, file)):
             raise UserError(f"--run: {folder} has no {file}: {reason}")
     path = os.path.join(folder, "config.yaml")
-    try:
-        cfg = load_config(path, overrides)
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"--run: {path} cannot be read: {first_line(error)}") from error
+    cfg = load_config(path, overrides)
     if "student" not in cfg.model:
         raise UserError(
             f"--run: {folder} is a run without a teacher, so there is no disparity to analyse: "
