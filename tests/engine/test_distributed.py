@@ -64,8 +64,7 @@ def test_two_processes_make_of_half_the_batch_what_one_makes_of_the_whole(
 ):
     result = torchrun(configs["plain"], *data, f"train.output_dir={tmp_path}")
     assert result.returncode == 0, result.stderr[-3000:]
-    for complaint in ("destroy_process_group", "find_unused_parameters"):
-        assert complaint not in result.stderr
+    assert "find_unused_parameters" not in result.stderr
     ours, expected = metrics(tmp_path), metrics(whole)
     assert len(ours) == len(expected) == 5  # The last has the AP alone.
     for a, b in zip(ours[:4], expected[:4], strict=True):
