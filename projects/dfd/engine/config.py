@@ -17,10 +17,13 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ..data import class_names, registered_name
 from ..errors import UserError, first_line
+from ..modeling import pixel_statistics
 from ..teacher import resolve_precision
 
 PARTS = ("model", "dataloader", "optimizer", "lr_multiplier", "train")
 _PACKAGE = __name__.partition(".")[0]
+# Of a detector: what the pixels that it takes are like.
+_PIXELS = ("pixel_mean", "pixel_std", "input_format")
 _PLAIN = (type(None), bool, int, float, str, tuple, list, dict)
 # Of the hooks that are off unless they are asked for.
 HOOK_DEFAULTS = {
@@ -142,12 +145,15 @@ def _accepts(node: DictConfig, name: str) -> bool:
 
 
 def resolve_config(cfg: DictConfig) -> DictConfig:
-    """Fill in "auto" for ``train.device``, ``train.amp.enabled`` and any ``num_classes``, in place.
+    """Fill in every "auto", in place.
 
+    Those of ``train.device``, ``train.amp.enabled``, any ``num_classes``, and of the pixels: what
+    a timm model was trained on is known by its name, and the loaders follow the student.
     Afterwards the config holds plain values, as the saved ``config.yaml`` shows them.
 
     Raises:
-        UserError: the device is not there, or the data cannot be read.
+        UserError: the device is not there, the data cannot be read, or pixel statistics are "auto"
+            without a timm model to take them from.
     """
     cfg.train.device = device = resolve_device(cfg)
     try:
@@ -163,7 +169,36 @@ def resolve_config(cfg: DictConfig) -> DictConfig:
         for node in _nodes_with(cfg.model, "num_classes"):
             if node.num_classes == "auto":
                 node.num_classes = classes
+    _resolve_pixels(cfg)
     return cfg
+
+
+def _resolve_pixels(cfg: DictConfig) -> None:
+    for node in _nodes_with(cfg.model, "backbone"):
+        if "auto" in (node.get(key) for key in _PIXELS):
+            _take_from_timm(node)
+    student = cfg.model.get("student", cfg.model)
+    for split in ("train", "test"):
+        mapper = cfg.dataloader[split].get("mapper") if split in cfg.dataloader else None
+        if mapper is not None and mapper.get("image_format") == "auto":
+            mapper.image_format = student.get("input_format") or "BGR"
+
+
+def _take_from_timm(detector: DictConfig) -> None:
+    """Give a detector the mean, standard deviation and order that its timm model wants."""
+    names = {node.model_name for node in _nodes_with(detector.backbone, "model_name")}
+    if len(names) != 1:
+        raise UserError(
+            "pixel_mean, pixel_std or input_format is auto, but its backbone has no timm model "
+            "(model_name) to take them from: give numbers and an order"
+        )
+    mean, std = pixel_statistics(names.pop())
+    values = dict(zip(_PIXELS, (mean, std, "RGB"), strict=True))
+    for key, value in values.items():
+        # What the config says itself stays, a mean in the other order included: the order of both
+        # is compared when the detector is made.
+        if detector.get(key) == "auto":
+            detector[key] = value
 
 
 def resolve_device(cfg: DictConfig) -> str:

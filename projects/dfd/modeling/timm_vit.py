@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import UserError
-from .timm_weights import create_trunk
+from .timm_weights import create_trunk, plain
 from .windows import TokenOrder, attend_in_windows, choose_window
 
 _NUM_GLOBAL = 4
@@ -115,7 +115,7 @@ class TimmViT(Backbone):
         """
         super().__init__()
         where = f"TimmViT({model_name})"
-        arguments = dict(model_args or {})
+        arguments = plain(model_args)
         if patch_size is None and "_patch14" in model_name:
             patch_size = 16
         if patch_size is not None:

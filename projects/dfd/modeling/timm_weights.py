@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import timm
 import torch
+from omegaconf import OmegaConf
 from torch import nn
 
 from ..errors import UserError, first_line
@@ -33,6 +34,14 @@ def known_model(model_name: str) -> None:
         f"timm {timm.__version__} has no model {model_name!r}"
         + (f"; near it: {', '.join(near)}" if near else "")
     )
+
+
+def plain(arguments: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Arguments as timm takes them, without the lists and dicts of a config."""
+    return {
+        name: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+        for name, value in (arguments or {}).items()
+    }
 
 
 def pixel_statistics(model_name: str) -> tuple[list[float], list[float]]:
@@ -107,12 +116,13 @@ def load_trunk(model: nn.Module, path: str, model_name: str) -> None:
         except (KeyError, RuntimeError, AttributeError, ValueError) as error:
             raise UserError(f"{what}: {path} does not fit: {first_line(error)}") from error
     expected = model.state_dict()
-    beside = [key for key in state if key not in expected and key.startswith(_NOT_OF_THE_TRUNK)]
+    classifier = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or ()
+    classifiers = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+    optional = _NOT_OF_THE_TRUNK + tuple(f"{name}." for name in classifiers)
+    beside = [key for key in state if key not in expected and key.startswith(optional)]
     state = {key: value for key, value in state.items() if key not in beside}
     wrong = [
-        f"{key} is missing"
-        for key in expected
-        if key not in state and not key.startswith(_NOT_OF_THE_TRUNK)
+        f"{key} is missing" for key in expected if key not in state and not key.startswith(optional)
     ]
     wrong += [f"{key} is unexpected" for key in state if key not in expected]
     wrong += [
