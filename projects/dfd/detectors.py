@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +55,50 @@ def channel_order(model: nn.Module, given: str | None, who: str) -> str:
                     f"order: set its input_format to {other} or turn {key} round"
                 )
     return order
+
+
+def trunk_of(backbone: nn.Module, who: str) -> nn.Module:
+    """What a backbone makes its pyramid from: of a SimpleFeaturePyramid its ViT, of an FPN its CNN.
+
+    Raises:
+        UserError: the backbone is of another kind.
+    """
+    for name in ("net", "bottom_up"):
+        trunk = getattr(backbone, name, None)
+        if isinstance(trunk, nn.Module) and hasattr(trunk, "output_shape"):
+            return trunk
+    raise UserError(
+        f"model.head.trunk is True, but the {who}'s backbone, a {type(backbone).__name__}, has no "
+        "trunk (net or bottom_up) under a pyramid: set it to False"
+    )
+
+
+@contextlib.contextmanager
+def tap(modules: Sequence[nn.Module]) -> Iterator[dict[str, Tensor]]:
+    """Within the context, the named features that each of these modules puts out are left here.
+
+    Raises:
+        RuntimeError: one of them did not run exactly once.
+    """
+    features: dict[str, Tensor] = {}
+    calls = dict.fromkeys(modules, 0)
+
+    def keep(module: nn.Module, args: tuple, output: dict[str, Tensor]) -> None:
+        calls[module] += 1
+        features.update(output)
+
+    handles = [module.register_forward_hook(keep) for module in modules]
+    try:
+        yield features
+    finally:
+        for handle in handles:
+            handle.remove()
+    for module, count in calls.items():
+        if count != 1:
+            raise RuntimeError(
+                f"{type(module).__name__} ran {count} times in one forward; distillation needs its "
+                "features exactly once"
+            )
 
 
 def guard_square_padding(model: nn.Module, who: str) -> None:

@@ -10,7 +10,7 @@ import torch
 from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
 
-from .detectors import channel_order, check_fits_square_padding
+from .detectors import channel_order, check_fits_square_padding, tap, trunk_of
 from .errors import UserError
 from .head import DFDHead
 from .inherit import InheritReport, inherit_weights
@@ -64,7 +64,10 @@ class DistilledDetector(nn.Module):
         self.head = head
         self.inherit = tuple(inherit)
         self.input_format = channel_order(student, input_format, "student")
-        head.attach(student.backbone.output_shape(), teacher.output_shape())
+        student_shapes, trunks = dict(student.backbone.output_shape()), ()
+        if head.trunk:
+            trunks = (trunk_of(student.backbone, "student").output_shape(), teacher.trunk_shape())
+        head.attach(student_shapes, teacher.output_shape(), *trunks, teacher_scale=teacher.scale)
         if head.needs_objectness:
             teacher.check_objectness([pair.teacher_name for pair in head.pairs])
         for pair in head.pairs:
@@ -79,7 +82,8 @@ class DistilledDetector(nn.Module):
                 type(head.adapters[pair.name]).__name__,
             )
         self.inherit_report: InheritReport | None = None
-        unpaired = set(student.backbone.output_shape()) - {pair.name for pair in head.pairs}
+        names = set(student_shapes).union(*trunks[:1])
+        unpaired = names - {pair.name for pair in head.pairs}
         if unpaired and head.levels is None:
             logger.warning(
                 "Not distilled, for the teacher has no level of that stride: %s",
@@ -114,11 +118,14 @@ class DistilledDetector(nn.Module):
         teacher_pyramid = objectness = None
         if active:
             teacher_pyramid = self.teacher(
-                batched_inputs, input_format=self.input_format, device=self.device
+                batched_inputs,
+                input_format=self.input_format,
+                device=self.device,
+                trunk=self.head.trunk,
             )
             if self.head.needs_objectness:
                 objectness = self.teacher.objectness(teacher_pyramid)
-        with tap_backbone(self.student) as student_pyramid:
+        with tap_backbone(self.student, self.head.trunk) as student_pyramid:
             losses = dict(self.student(batched_inputs))
         if not active:
             losses.update(self.head.idle_losses())
@@ -167,14 +174,17 @@ class DistilledDetector(nn.Module):
         it was.
         """
         check_fits_square_padding(self.student, batched_inputs, "student")
-        with batch_statistics(self.student):
+        with batch_statistics(self.student), tap_backbone(self.student, self.head.trunk) as tapped:
             images = self.student.preprocess_image(batched_inputs)
-            student_pyramid = self.student.backbone(images.tensor)
+            self.student.backbone(images.tensor)
         teacher_pyramid = self.teacher(
-            batched_inputs, input_format=self.input_format, device=self.device
+            batched_inputs,
+            input_format=self.input_format,
+            device=self.device,
+            trunk=self.head.trunk,
         )
         sizes = [tuple(item["image"].shape[-2:]) for item in batched_inputs]
-        return self.head.disparity_maps(student_pyramid, teacher_pyramid, sizes)
+        return self.head.disparity_maps(tapped, teacher_pyramid, sizes)
 
 
 @contextlib.contextmanager
@@ -196,31 +206,16 @@ def batch_statistics(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-@contextlib.contextmanager
-def tap_backbone(detector: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Within the context, the detector's forward leaves its backbone's output in the dict.
+def tap_backbone(
+    detector: nn.Module, trunk: bool = False
+) -> contextlib.AbstractContextManager[dict[str, Tensor]]:
+    """Within the context, the detector's forward leaves its pyramid in the dict.
 
-    Raises:
-        RuntimeError: the backbone did not run exactly once.
+    Args:
+        trunk: and what the pyramid is made from.
     """
-    pyramid: dict[str, Tensor] = {}
-    calls = 0
-
-    def keep(module: nn.Module, args: tuple, output: dict[str, Tensor]) -> None:
-        nonlocal calls
-        calls += 1
-        pyramid.update(output)
-
-    handle = detector.backbone.register_forward_hook(keep)
-    try:
-        yield pyramid
-    finally:
-        handle.remove()
-    if calls != 1:
-        raise RuntimeError(
-            f"{type(detector).__name__} ran its backbone {calls} times in one forward; "
-            "distillation needs exactly one pyramid"
-        )
+    backbone = detector.backbone
+    return tap([backbone, trunk_of(backbone, "student")] if trunk else [backbone])
 
 
 def labelled_boxes(batched_inputs: Sequence[dict], device: torch.device) -> list[Tensor] | None:

@@ -15,7 +15,15 @@ from torch import Tensor, nn
 from .disparity import disparity_map, scale_features
 from .errors import UserError
 from .losses.base import FeatureCriterion
-from .pyramid import LevelPair, crop_to_images, make_adapter, pair_levels, valid_cells
+from .pyramid import (
+    ALIGN,
+    LevelPair,
+    crop_to_images,
+    make_adapter,
+    pair_levels,
+    resample,
+    valid_cells,
+)
 
 LEVEL_WEIGHTS = ("equal", "cells")
 
@@ -36,6 +44,8 @@ class DFDHead(nn.Module):
         levels: Sequence[str] | None = None,
         level_weights: str | Mapping[str, float] = "cells",
         adapter: str | Callable[[int, int], nn.Module] = "auto",
+        trunk: bool = False,
+        align: str = "stride",
         warmup_iters: int = 0,
         end_iter: int | None = None,
     ) -> None:
@@ -49,6 +59,12 @@ class DFDHead(nn.Module):
                 it), "cells" (proportional to the level's number of valid cells), or a weight per
                 level by the student's name. The first two average to 1 over the levels.
             adapter: from the student's channels to the teacher's; see ``pyramid.make_adapter``.
+            trunk: distil, beside the pyramids, what they are made from: the last block's tokens
+                of a ViT as a map, the stages of a CNN. Pairs are by stride, which is by grid.
+            align: where the teacher's images are larger or smaller (``FrozenTeacher.scale``):
+                "stride": levels whose cells cover the same part of the image make a pair, so that
+                nothing is resampled; "resize": levels of equal stride do, and the teacher's map is
+                resampled to the student's grid.
             warmup_iters: the weight rises linearly over so many iterations.
             end_iter: distillation stops at this iteration; None: never.
         """
@@ -65,7 +81,12 @@ class DFDHead(nn.Module):
                 f"DFDHead(level_weights={level_weights!r}): it must be one of "
                 f"{', '.join(LEVEL_WEIGHTS)}, or a weight per level"
             )
+        if align not in ALIGN:
+            raise UserError(f"model.head.align is {align!r}; it must be one of {', '.join(ALIGN)}")
         self.weight = weight
+        self.trunk = trunk
+        self.align = align
+        self._resample = 1.0
         self.levels = None if levels is None else list(levels)
         self.level_weights = level_weights
         self.adapter = adapter
@@ -84,12 +105,39 @@ class DFDHead(nn.Module):
         return self._criterion[0].needs_objectness
 
     def attach(
-        self, student_shapes: Mapping[str, ShapeSpec], teacher_shapes: Mapping[str, ShapeSpec]
+        self,
+        student_shapes: Mapping[str, ShapeSpec],
+        teacher_shapes: Mapping[str, ShapeSpec],
+        student_trunk: Mapping[str, ShapeSpec] | None = None,
+        teacher_trunk: Mapping[str, ShapeSpec] | None = None,
+        teacher_scale: float = 1.0,
     ) -> None:
-        """Pair the levels and make the parameters. Called once, before the optimizer is built."""
+        """Pair the levels and make the parameters. Called once, before the optimizer is built.
+
+        Args:
+            student_shapes, teacher_shapes: of the pyramids.
+            student_trunk, teacher_trunk: of the trunks, where ``trunk`` is set.
+            teacher_scale: sides of the teacher's images over those of the student's.
+        """
         if self.pairs:
             raise RuntimeError("this DFDHead is attached already; a head serves one detector")
-        self.pairs = pair_levels(student_shapes, teacher_shapes, self.levels)
+        by_stride = self.align == "stride"
+        ratio, self._resample = (teacher_scale, 1.0) if by_stride else (1.0, teacher_scale)
+        student_trunk = student_trunk or {}
+        both = set(student_shapes) & set(student_trunk)
+        if both:
+            raise UserError(
+                f"the student's trunk and pyramid both call a level {min(both)}: give the trunk's "
+                "another name (out_feature)"
+            )
+        of_pyramid = of_trunk = self.levels
+        if self.levels is not None:
+            of_trunk = [level for level in self.levels if level in student_trunk]
+            of_pyramid = [level for level in self.levels if level not in student_trunk]
+        if of_pyramid or not of_trunk:
+            self.pairs += pair_levels(student_shapes, teacher_shapes, of_pyramid, ratio)
+        if student_trunk and (of_trunk or of_trunk is None):
+            self.pairs += pair_levels(student_trunk, teacher_trunk or {}, of_trunk, ratio)
         if not isinstance(self.level_weights, str):
             names = {pair.name for pair in self.pairs}
             if set(self.level_weights) != names:
@@ -128,9 +176,8 @@ class DFDHead(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Student (adapted) and teacher of one level in fp32, on the same cells, and the valid."""
         student = self.adapters[pair.name](student_pyramid[pair.name])
-        student, teacher = crop_to_images(
-            student, teacher_pyramid[pair.teacher_name].detach(), image_sizes, pair.stride
-        )
+        teacher = resample(teacher_pyramid[pair.teacher_name].detach(), self._resample)
+        student, teacher = crop_to_images(student, teacher, image_sizes, pair.stride)
         valid = valid_cells(image_sizes, pair.stride, *student.shape[-2:], device=student.device)
         # One memory format for both: arithmetic between two of them is several times slower.
         layout = torch.contiguous_format
@@ -169,7 +216,8 @@ class DFDHead(nn.Module):
             more = {}
             if self.needs_objectness:
                 rows, columns = student.shape[-2:]
-                more["objectness"] = objectness[pair.teacher_name][:, :rows, :columns].float()
+                scores = resample(objectness[pair.teacher_name].float()[:, None], self._resample)
+                more["objectness"] = scores[:, 0, :rows, :columns]
             # Squares and their sums overflow fp16 and lose digits in bf16.
             with torch.autocast(device_type, enabled=False):
                 losses[pair.name] = criterion(student, teacher, valid, boxes, pair.stride, **more)

@@ -11,24 +11,28 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
 from .errors import UserError
 
 ADAPTERS = ("auto", "conv1x1", "conv3x3", "none")
+ALIGN = ("stride", "resize")
 
 
 @dataclass(frozen=True)
 class LevelPair:
     """One level that student and teacher share.
 
-    ``name`` is the student's name of the level: losses and metrics carry it.
+    ``name`` is the student's name of the level: losses and metrics carry it. Strides are in pixels
+    of either side's own input.
     """
 
     name: str
     teacher_name: str
     stride: int
+    teacher_stride: int
     student_channels: int
     teacher_channels: int
 
@@ -58,12 +62,16 @@ def pair_levels(
     student_shapes: Mapping[str, ShapeSpec],
     teacher_shapes: Mapping[str, ShapeSpec],
     levels: Sequence[str] | None = None,
+    ratio: float = 1.0,
 ) -> list[LevelPair]:
     """Pair the levels of two pyramids by stride, finest first.
 
     Args:
         student_shapes, teacher_shapes: ``backbone.output_shape()`` of either side.
         levels: the student's names of the levels to use; None for every shared stride.
+        ratio: the teacher's stride over the student's in a pair: 1 where both see images of one
+            size, or the teacher's map will be resampled; else the sides of the teacher's images
+            over those of the student's.
 
     Raises:
         UserError: no stride is shared, or a level in ``levels`` is unknown or has no partner.
@@ -71,16 +79,22 @@ def pair_levels(
     student_names = _by_stride(student_shapes, "student")
     teacher_names = _by_stride(teacher_shapes, "teacher")
     both = f"student: {describe_levels(student_shapes)}; teacher: {describe_levels(teacher_shapes)}"
+    if ratio != 1:
+        both += (
+            f"; the teacher's images are {ratio:g} times as large, so a stride of the student's "
+            f"pairs with {ratio:g} times that (model.head.align=resize pairs equal strides)"
+        )
     pairs = [
         LevelPair(
             name=name,
-            teacher_name=teacher_names[stride],
+            teacher_name=teacher_names[stride * ratio],
             stride=stride,
+            teacher_stride=teacher_shapes[teacher_names[stride * ratio]].stride,
             student_channels=student_shapes[name].channels,
-            teacher_channels=teacher_shapes[teacher_names[stride]].channels,
+            teacher_channels=teacher_shapes[teacher_names[stride * ratio]].channels,
         )
         for stride, name in sorted(student_names.items())
-        if stride in teacher_names
+        if stride * ratio in teacher_names
     ]
     if not pairs:
         raise UserError(f"student and teacher share no stride, so nothing can be distilled: {both}")
@@ -92,6 +106,23 @@ def pair_levels(
     if missing:
         raise UserError(f"model.head.levels asks for {missing}, which nothing pairs with: {both}")
     return [pair for pair in pairs if pair.name in levels]
+
+
+def resample(teacher: Tensor, ratio: float) -> Tensor:
+    """Bring (N,C,H,W) of a network whose images are ``ratio`` times as large to the smaller grid.
+
+    Bilinear, antialiased where it shrinks. Cells keep their place: cell i of the result covers what
+    cells i * ratio to (i + 1) * ratio did.
+    """
+    if ratio == 1:
+        return teacher
+    return F.interpolate(
+        teacher.float(),
+        scale_factor=1 / ratio,
+        mode="bilinear",
+        antialias=ratio > 1,
+        recompute_scale_factor=False,
+    )
 
 
 def crop_to_images(

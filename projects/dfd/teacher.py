@@ -10,7 +10,7 @@ import torch
 from detectron2.layers import Conv2d, FrozenBatchNorm2d, ShapeSpec
 from torch import Tensor, nn
 
-from .detectors import channel_order, check_fits_square_padding
+from .detectors import channel_order, check_fits_square_padding, tap, trunk_of
 from .errors import UserError
 from .weights import WeightFile, load_strict, read_weights
 
@@ -35,6 +35,7 @@ class FrozenTeacher:
         allow_random: bool = False,
         precision: str = "auto",
         input_format: str | None = None,
+        scale: float = 1.0,
         class_names: Sequence[str] | None = None,
         check_classes: bool = True,
     ) -> None:
@@ -48,6 +49,8 @@ class FrozenTeacher:
                 where the device computes faster in it, else fp32.
             input_format: "BGR" or "RGB", the channel order that the teacher was trained with; None
                 to take the model's own ``input_format`` (BGR where it has none).
+            scale: sides of its images over those of the student's. Other than 1, it is given
+                ``teacher_image`` of each item, which ``data.TwoSizeMapper`` makes.
             class_names: the teacher's classes in order, where the checkpoint does not hold them
                 (those of this project do). They are compared with the data's.
             check_classes: whether the teacher's classes must be those of the data. Features can
@@ -67,6 +70,9 @@ class FrozenTeacher:
                     f"model.teacher.model is a {type(model).__name__} without a {attribute}: the "
                     "teacher must be a Detectron2 detector"
                 )
+        if not scale > 0:
+            raise UserError(f"model.teacher.scale is {scale}; it must be above 0")
+        self.scale = scale
         self.model = model.eval().requires_grad_(False)
         self.precision = precision
         self.weights: WeightFile | None = None
@@ -87,17 +93,64 @@ class FrozenTeacher:
         else:
             logger.warning("Teacher: RANDOM WEIGHTS, as model.teacher.allow_random=True permits")
         self.input_format = channel_order(model, input_format, "teacher")
-        self._trunk: nn.Module | None = None
-        self._trunk_device: torch.device | None = None
-        self._trunk_dtype = torch.float32
+        self._backbone: nn.Module | None = None
+        self._device: torch.device | None = None
+        self._dtype = torch.float32
 
     def output_shape(self) -> dict[str, ShapeSpec]:
         """Channels and stride of each level of the teacher's pyramid."""
         return self.model.backbone.output_shape()
 
+    def trunk_shape(self) -> dict[str, ShapeSpec]:
+        """Of what its pyramid is made from.
+
+        Raises:
+            UserError: its backbone is no pyramid over a trunk.
+        """
+        return trunk_of(self.model.backbone, "teacher").output_shape()
+
     @property
     def device(self) -> torch.device:
         return self.model.pixel_mean.device
+
+    def own_images(
+        self, batched_inputs: Sequence[dict[str, Tensor]], input_format: str
+    ) -> list[dict[str, Tensor]]:
+        """The batch with the images that the teacher is to see: its size, its channel order.
+
+        Raises:
+            UserError: an item has no image of its size.
+        """
+        key = "image" if self.scale == 1 else "teacher_image"
+        turn = input_format != self.input_format
+        items = []
+        for item in batched_inputs:
+            self._check_size(item)
+            image = item[key].flip(0) if turn else item[key]
+            items.append({**item, "image": image})
+        return items
+
+    def _check_size(self, item: dict[str, Tensor]) -> None:
+        size, given = item["image"].shape[-2:], item.get("teacher_image")
+        if self.scale == 1 and given is None:
+            return
+        where = item.get("file_name", "no file name")
+        if given is None:
+            raise UserError(
+                f"model.teacher.scale is {self.scale:g}, but there is no teacher_image ({where}): "
+                "make both sizes with dfd.data.TwoSizeMapper as dataloader.train.mapper and .test"
+            )
+        # The smaller of the two was rounded to whole pixels.
+        unit = max(1.0, self.scale)
+        wrong = [
+            abs(g - self.scale * s) > unit for g, s in zip(given.shape[-2:], size, strict=True)
+        ]
+        if any(wrong):
+            raise UserError(
+                f"model.teacher.scale is {self.scale:g}, but the teacher's image is of "
+                f"{given.shape[-2]} x {given.shape[-1]} pixels where the student's is of "
+                f"{size[0]} x {size[1]} ({where}): set teacher_scale of the mappers to the same"
+            )
 
     def preprocess(self, batched_inputs: Sequence[dict[str, Tensor]], input_format: str):
         """The teacher's network input, an ``ImageList``, from the raw batch.
@@ -105,12 +158,9 @@ class FrozenTeacher:
         Channel order comes first, then the teacher's own mean and standard deviation, then its
         own padding: the last two are the model's own ``preprocess_image``.
         """
-        check_fits_square_padding(self.model, batched_inputs, "teacher")
-        turn = input_format != self.input_format
-        images = [
-            {"image": item["image"].flip(0) if turn else item["image"]} for item in batched_inputs
-        ]
-        return self.model.preprocess_image(images)
+        items = self.own_images(batched_inputs, input_format)
+        check_fits_square_padding(self.model, items, "teacher")
+        return self.model.preprocess_image([{"image": item["image"]} for item in items])
 
     @torch.no_grad()
     def __call__(
@@ -119,28 +169,33 @@ class FrozenTeacher:
         *,
         input_format: str,
         device: torch.device | str | None = None,
+        trunk: bool = False,
     ) -> dict[str, Tensor]:
-        """The teacher's pyramid of a batch, without gradients. Only its trunk runs.
+        """The teacher's pyramid of a batch, without gradients. Only its backbone runs.
 
         Args:
             batched_inputs: Detectron2's; ``image`` is (3,H,W) in ``input_format`` order, [0, 255].
             device: where to run; None for where the teacher is.
+            trunk: put out what the pyramid is made from too.
 
         Returns:
             Level name to (N,C,H,W), in the precision of the pass.
         """
         device = torch.device(device or self.device)
-        if self._trunk is None or device != self._trunk_device:
+        if self._backbone is None or device != self._device:
             self.model.to(device)
-            self._trunk, self._trunk_device = self._make_trunk(device), device
+            self._backbone, self._device = self._make_backbone(device), device
         # Nothing here calls train(), but a user's hook may.
-        self._trunk.eval()
+        self._backbone.eval()
         images = self.preprocess(batched_inputs, input_format).tensor
-        low = self._trunk_dtype != torch.float32
+        low = self._dtype != torch.float32
         if low:
             images = images.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(device.type, dtype=self._trunk_dtype, enabled=low):
-            return self._trunk(images)
+        with (
+            torch.autocast(device.type, dtype=self._dtype, enabled=low),
+            tap([trunk_of(self._backbone, "teacher")] if trunk else []) as features,
+        ):
+            return self._backbone(images) | features
 
     @torch.no_grad()
     def detect(
@@ -157,9 +212,8 @@ class FrozenTeacher:
             input_format: the channel order of ``image``; the teacher gets its own.
             device: where to run; None for where the teacher is.
         """
+        batched_inputs = self.own_images(batched_inputs, input_format)
         check_fits_square_padding(self.model, batched_inputs, "teacher")
-        if input_format != self.input_format:
-            batched_inputs = [{**item, "image": item["image"].flip(0)} for item in batched_inputs]
         self.model.to(device or self.device).eval()
         with torch.autocast(self.device.type, enabled=False):
             return self.model(batched_inputs)
@@ -194,9 +248,9 @@ class FrozenTeacher:
         scores = (level.sigmoid().amax(dim=1) for level in logits)
         return dict(zip(generator.in_features, scores, strict=True))
 
-    def _make_trunk(self, device: torch.device) -> nn.Module:
+    def _make_backbone(self, device: torch.device) -> nn.Module:
         dtype = resolve_precision(self.precision, device)
-        self._trunk_dtype = dtype
+        self._dtype = dtype
         logger.info("Teacher's pass: %s on %s", str(dtype).removeprefix("torch."), device)
         if dtype == torch.float32:
             return self.model.backbone
@@ -224,15 +278,15 @@ def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
 
 
 @torch.no_grad()
-def low_precision_copy(trunk: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A copy of a trunk in eval mode that computes the same faster under autocast.
+def low_precision_copy(backbone: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy of a backbone in eval mode that computes the same faster under autocast.
 
     Batch norms, constants in eval mode, are folded into the convolutions before them, and the
     weights of matrix products are converted once, not once a pass: autocast keeps no copy of
     weights without gradients. Norms of other kinds stay in fp32.
     """
-    trunk = copy.deepcopy(trunk).eval()
-    for module in trunk.modules():
+    backbone = copy.deepcopy(backbone).eval()
+    for module in backbone.modules():
         if isinstance(module, Conv2d) and isinstance(
             module.norm, nn.modules.batchnorm._BatchNorm | FrozenBatchNorm2d
         ):
@@ -250,4 +304,4 @@ def low_precision_copy(trunk: nn.Module, dtype: torch.dtype) -> nn.Module:
             module.weight.data = module.weight.to(dtype)
             if module.bias is not None:
                 module.bias.data = module.bias.to(dtype)
-    return trunk.to(memory_format=torch.channels_last)
+    return backbone.to(memory_format=torch.channels_last)

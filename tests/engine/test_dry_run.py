@@ -61,7 +61,7 @@ def test_table_tells_what_would_be_trained(capsys, configs, data, teacher, tmp_p
     assert any(line.startswith("train ") and line.endswith("8 8 16 0") for line in lines)
     assert any(line.startswith("test ") and line.endswith("3 3 6 0") for line in lines)
     assert "3 classes: disc, box, bar" in lines
-    assert "p3 8 8 p3 12 Conv2d" in lines
+    assert "p3 8 8 p3 8 12 Conv2d" in lines
     assert teacher.partition("=")[2] in section(text, "Teacher")
     assert "classes 3: disc, box, bar" in lines
     assert "tensors of the teacher (backbone.bottom_up.)" in section(text, "Weights")

@@ -1,39 +1,17 @@
 """A ViT detector for images of any size: padded as its levels need, or refused."""
 
 import pytest
-import torch
-from detectron2.config import LazyCall as L
-from detectron2.config import instantiate
 from detectron2.modeling import SimpleFeaturePyramid
-from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from detectron2.utils.events import EventStorage
-from toys import faster_rcnn_config, make_batch
+from toys import instantiate_seeded, make_batch, timm_vit_config
 
 from dfd import UserError
 from dfd.detectors import check_fits_square_padding
-from dfd.modeling import SimplePyramid, TimmViT, pixel_statistics
+from dfd.modeling import pixel_statistics
 
 
 def vit_detector(**settings):
-    """The toy Faster R-CNN over a tiny ViT."""
-    model = faster_rcnn_config()
-    channels = model.proposal_generator.head.in_channels
-    model.backbone = L(SimplePyramid)(
-        net=L(TimmViT)(
-            model_name="vit_tiny_patch16_224",
-            img_size=64,
-            window_size=2,
-            global_blocks=1,
-            model_args={"embed_dim": 32, "depth": 2, "num_heads": 2},
-        ),
-        out_channels=channels,
-        scale_factors=(4.0, 2.0, 1.0, 0.5),
-        top_block=L(LastLevelMaxPool)(),
-        norm="LN",
-        **settings,
-    )
-    torch.manual_seed(0)
-    return instantiate(model)
+    return instantiate_seeded(timm_vit_config(**settings))
 
 
 def test_detector_trains_on_images_of_different_sizes():

@@ -117,7 +117,12 @@ def collect(
     shown = {int((i + 0.5) * len(images) / count) for i in range(count)}
     examples = []
     for index, image in enumerate(images):
-        teacher = model.teacher([image.item], input_format=model.input_format, device=model.device)
+        teacher = model.teacher(
+            [image.item],
+            input_format=model.input_format,
+            device=model.device,
+            trunk=model.head.trunk,
+        )
         views = [(s.iteration, *_look(s, teacher, image, score, iou)) for s in snapshots]
         for tally, (_, maps, outcome) in zip(tallies, views, strict=True):
             add_image(tally, image, maps, outcome, last=views[-1][1], strides=strides)
@@ -137,7 +142,7 @@ def _look(
     iou: float,
 ) -> tuple[dict[str, np.ndarray], Outcome]:
     """The maps (H,W) by level and the outcome of one checkpoint on one image."""
-    with tap_backbone(snapshot.student) as pyramid:
+    with tap_backbone(snapshot.student, snapshot.head.trunk) as pyramid:
         instances = snapshot.student([image.item])[0]["instances"].to("cpu")
     size = tuple(image.item["image"].shape[-2:])
     found = snapshot.head.disparity_maps(pyramid, teacher, [size])

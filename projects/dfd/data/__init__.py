@@ -12,11 +12,13 @@ from .loaders import (
 )
 from .registered import class_names, dataset_dicts, dataset_report, registered_name
 from .shapes import generated_shapes
+from .two_sizes import TwoSizeMapper
 from .voc import voc_folder
 
 __all__ = [
     "SHAPE_CLASSES",
     "DatasetReport",
+    "TwoSizeMapper",
     "build_evaluator",
     "build_test_loader",
     "build_train_loader",

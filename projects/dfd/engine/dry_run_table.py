@@ -110,12 +110,13 @@ def _levels(model: DistilledDetector) -> str:
             pair.stride,
             pair.student_channels,
             pair.teacher_name,
+            pair.teacher_stride,
             pair.teacher_channels,
             _adapter(model.head.adapters[pair.name]),
         ]
         for pair in model.head.pairs
     ]
-    headers = ["student", "stride", "channels", "teacher", "channels", "adapter"]
+    headers = ["student", "stride", "channels", "teacher", "stride", "channels", "adapter"]
     return tabulate(rows, headers) + f"\ncriterion {type(model.head.criteria[rows[0][0]]).__name__}"
 
 

@@ -1,0 +1,63 @@
+"""Images in two sizes: the student's, and a larger or smaller one for its teacher."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import detectron2.data.transforms as T
+import numpy as np
+import torch
+from detectron2.data import DatasetMapper
+
+from ..errors import UserError
+
+
+class TwoSizeMapper(DatasetMapper):
+    """Detectron2's ``DatasetMapper``, which also gives the teacher's image of another size.
+
+    The augmentations make the teacher's image, ``teacher_image``. Resized once more it is the
+    student's ``image``, and everything else (boxes, masks) is the student's. Both show the same
+    crop, flip and jitter.
+    """
+
+    def __init__(self, *, teacher_scale: float, **kwargs: Any) -> None:
+        """
+        Args:
+            teacher_scale: sides of the teacher's image over the student's, as
+                ``model.teacher.scale``.
+            kwargs: Detectron2's.
+        """
+        super().__init__(**kwargs)
+        if not teacher_scale > 0:
+            raise UserError(f"mapper.teacher_scale is {teacher_scale}; it must be above 0")
+        self.augmentations = _ThenResize(self.augmentations, 1 / teacher_scale)
+
+    def __call__(self, dataset_dict: dict) -> dict:
+        result = super().__call__(dataset_dict)
+        image = self.augmentations.pop()
+        if result is not None:
+            result["teacher_image"] = torch.as_tensor(
+                np.ascontiguousarray(image.transpose(2, 0, 1))
+            )
+        return result
+
+
+class _ThenResize:
+    """Augmentations and then a resizing, before which the image is kept."""
+
+    def __init__(self, augmentations: T.AugmentationList, scale: float) -> None:
+        self.augmentations, self.scale = augmentations, scale
+        self._kept: np.ndarray | None = None
+
+    def __call__(self, inputs: T.AugInput) -> T.TransformList:
+        transforms = self.augmentations(inputs)
+        self._kept = inputs.image
+        height, width = inputs.image.shape[:2]
+        smaller = [max(1, round(side * self.scale)) for side in (height, width)]
+        resize = T.ResizeTransform(height, width, *smaller)
+        inputs.transform(resize)
+        return transforms + T.TransformList([resize])
+
+    def pop(self) -> np.ndarray:
+        image, self._kept = self._kept, None
+        return image
