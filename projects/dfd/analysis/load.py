@@ -21,7 +21,7 @@ from ..data import class_names, dataset_dicts, registered_name
 from ..detectors import guard_square_padding
 from ..distiller import DistilledDetector
 from ..engine.checks import check_classes, check_image_format
-from ..engine.config import load_config, resolve_config
+from ..engine.config import load_config, resolve_config, skip_pretrained
 from ..errors import UserError, first_line
 from ..head import DFDHead
 from ..weights import load_strict, read_weights
@@ -82,6 +82,7 @@ def load_run(folder: str, overrides: Sequence[str] = ()) -> DictConfig:
             f"--run: {folder} is a run without a teacher, so there is no disparity to analyse: "
             "give one of a distilled student"
         )
+    skip_pretrained(cfg.model)
     return resolve_config(cfg)
 
 

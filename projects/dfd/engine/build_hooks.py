@@ -39,6 +39,8 @@ from .settings import make
 from .wandb_writer import WandbWriter, plain_values
 
 logger = logging.getLogger("dfd")
+# Of a test item, what its pictures are made from.
+_PICTURED = ("image", "teacher_image", "file_name")
 
 SUMMARY = "summary.json"
 
@@ -206,7 +208,7 @@ def disparity_images(cfg: DictConfig, model: nn.Module) -> DisparityImages | Non
         return None
     batch: list[dict] = []
     for items in make(cfg.dataloader.test, "dataloader.test"):
-        batch += [{"image": item["image"]} for item in items]
+        batch += [{k: item[k] for k in _PICTURED if k in item} for item in items]
         if len(batch) >= settings.num_images:
             break
     return DisparityImages(

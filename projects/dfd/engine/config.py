@@ -170,7 +170,25 @@ def resolve_config(cfg: DictConfig) -> DictConfig:
             if node.num_classes == "auto":
                 node.num_classes = classes
     _resolve_pixels(cfg)
+    teacher = cfg.model.get("teacher")
+    if teacher is not None and teacher.get("checkpoint"):
+        skip_pretrained(teacher)
     return cfg
+
+
+def skip_pretrained(node: DictConfig) -> None:
+    """Have no timm model below a config node fetch weights that a checkpoint will replace."""
+    for trunk in _nodes_with(node, "pretrained"):
+        trunk.pretrained = False
+
+
+def pretrained_trunks(node: DictConfig) -> list[str]:
+    """Of the timm models below a config node, those that start from weights, in words."""
+    found = [trunk for trunk in _nodes_with(node, "pretrained") if trunk.pretrained]
+    return [
+        f"{trunk.model_name}: {'timm, by name' if trunk.pretrained is True else trunk.pretrained}"
+        for trunk in found
+    ]
 
 
 def _resolve_pixels(cfg: DictConfig) -> None:

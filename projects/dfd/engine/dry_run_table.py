@@ -18,6 +18,7 @@ from ..distiller import DistilledDetector
 from ..optim import describe_groups
 from ..teacher import resolve_precision
 from .build import Run, student_of
+from .config import pretrained_trunks
 from .machine import processor_name
 
 if TYPE_CHECKING:
@@ -127,7 +128,10 @@ def _adapter(module: nn.Module) -> str:
 def _weights(cfg: DictConfig, run: Run) -> str:
     if run.state is not None:
         return f"the run's last checkpoint: goes on at iteration {run.start}"
+    trunks = pretrained_trunks(cfg.model.get("student", cfg.model))
     lines = [cfg.train.init_checkpoint or "random (train.init_checkpoint is empty)"]
+    if trunks and not cfg.train.init_checkpoint:
+        lines = ["random, but for the backbone's", *(f"  {trunk}" for trunk in trunks)]
     report = getattr(run.model, "inherit_report", None)
     if report is not None:
         lines.append(

@@ -18,6 +18,7 @@ from ..distiller import DistilledDetector
 from ..errors import UserError
 from ..processes import share_buffers
 from ..weights import load_strict, read_weights
+from .config import skip_pretrained
 from .settings import make
 
 logger = logging.getLogger("dfd")
@@ -47,6 +48,7 @@ def evaluate_checkpoint(cfg: DictConfig) -> dict[str, Any]:
             "--eval-only needs train.init_checkpoint=<checkpoint>: there are no weights to evaluate"
         )
     node = cfg.model.student if "student" in cfg.model else cfg.model
+    skip_pretrained(node)
     student = make(node, "model").to(cfg.train.device)
     guard_square_padding(student, "student")
     weights = read_weights(cfg.train.init_checkpoint, "train.init_checkpoint")

@@ -37,7 +37,7 @@ from .build import (
 from .build_hooks import SUMMARY, build_hooks
 from .checkpoint import StudentCheckpointer, restore_random_state
 from .checks import check_output_dir, check_same_start
-from .config import load_config, pin_defaults, resolve_config, set_length
+from .config import load_config, pin_defaults, resolve_config, set_length, skip_pretrained
 from .dry_run import dry_run
 from .evaluate import evaluate_checkpoint, evaluate_teacher, teacher_results
 from .hooks import check_hooks
@@ -69,6 +69,7 @@ def main(args: argparse.Namespace) -> None:
         if args.dry_run:
             dry_run(cfg, prepare, resume=args.resume)
         elif args.eval_teacher:
+            skip_pretrained(cfg.model)
             evaluate_teacher(cfg, build_model(cfg))
         elif args.eval_only:
             evaluate_checkpoint(cfg)
