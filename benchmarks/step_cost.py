@@ -25,7 +25,7 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from dfd import UserError
-from dfd.engine.config import load_config
+from dfd.engine.config import load_config, resolve_pixels
 from dfd.engine.machine import peak_memory_mib
 
 NUM_CLASSES = 3
@@ -60,6 +60,7 @@ def build(args: argparse.Namespace) -> nn.Module:
         heads = detector.roi_heads if "roi_heads" in detector else detector
         if heads.num_classes == "auto":
             heads.num_classes = NUM_CLASSES
+    resolve_pixels(cfg)
     torch.manual_seed(0)
     return instantiate(cfg.model).to(args.device).train()
 

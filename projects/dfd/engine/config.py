@@ -169,7 +169,7 @@ def resolve_config(cfg: DictConfig) -> DictConfig:
         for node in _nodes_with(cfg.model, "num_classes"):
             if node.num_classes == "auto":
                 node.num_classes = classes
-    _resolve_pixels(cfg)
+    resolve_pixels(cfg)
     teacher = cfg.model.get("teacher")
     if teacher is not None and teacher.get("checkpoint"):
         skip_pretrained(teacher)
@@ -191,7 +191,8 @@ def pretrained_trunks(node: DictConfig) -> list[str]:
     ]
 
 
-def _resolve_pixels(cfg: DictConfig) -> None:
+def resolve_pixels(cfg: DictConfig) -> None:
+    """Fill in "auto" for what a detector's pixels are like, and for the order of the loaders."""
     for node in _nodes_with(cfg.model, "backbone"):
         if "auto" in (node.get(key) for key in _PIXELS):
             _take_from_timm(node)

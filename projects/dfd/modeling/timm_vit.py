@@ -200,12 +200,11 @@ class TimmViT(Backbone):
         return {self._out_features[0]: order.leave(x[:, prefix:]).permute(0, 3, 1, 2)}
 
     def _choose_attention(self, device_type: str) -> None:
-        """Fused attention (SDPA), but not where its kernels are slower than plain products.
+        """Fused attention (SDPA), but plain products in bf16 on a CPU.
 
-        That is in bf16 on a CPU without AMX: forward and backward take half as long again.
+        There SDPA's kernels take half as long again, forward and backward (AVX512-BF16).
         """
-        amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-        slow = device_type == "cpu" and torch.is_autocast_enabled("cpu") and not amx()
+        slow = device_type == "cpu" and torch.is_autocast_enabled("cpu")
         for block in self.vit.blocks:
             block.attn.fused_attn = use_fused_attn() and not slow
 
