@@ -8,14 +8,8 @@ import torch
 from detectron2.data import transforms as T
 from detectron2.utils.events import EventStorage
 from PIL import Image
-from toys import (
-    detectron2_vit_config,
-    faster_rcnn_config,
-    instantiate_seeded,
-    make_batch,
-    resnext_config,
-    timm_vit_config,
-)
+from toys import faster_rcnn_config, instantiate_seeded, make_batch, resnext_config
+from vit_toys import detectron2_vit_config, timm_vit_config
 
 from dfd import DFDHead, DistilledDetector, FrozenTeacher, UserError
 from dfd.data import TwoSizeMapper

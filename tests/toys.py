@@ -10,13 +10,10 @@ from detectron2 import model_zoo
 from detectron2.config import LazyCall as L
 from detectron2.config import instantiate
 from detectron2.layers import ShapeSpec
-from detectron2.modeling.backbone import ResNet, ViT
-from detectron2.modeling.backbone.fpn import LastLevelMaxPool
+from detectron2.modeling.backbone import ResNet
 from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock
 from detectron2.structures import BitMasks, Boxes, Instances
 from torch import nn
-
-from dfd.modeling import SimplePyramid, TimmViT
 
 NUM_CLASSES = 3
 MODELS = "common/models"
@@ -91,47 +88,6 @@ def resnext_config():
         )
         for i in range(4)
     ]
-    return model
-
-
-def simple_pyramid(net, channels=8, **settings):
-    return L(SimplePyramid)(
-        net=net,
-        out_channels=channels,
-        scale_factors=(4.0, 2.0, 1.0, 0.5),
-        top_block=L(LastLevelMaxPool)(),
-        norm="LN",
-        **settings,
-    )
-
-
-def timm_vit_config(model_name="vit_tiny_patch16_224", width=32, **settings):
-    """The toy Faster R-CNN over a tiny ViT of timm, one block in windows and one global."""
-    model = faster_rcnn_config()
-    net = L(TimmViT)(
-        model_name=model_name,
-        img_size=64,
-        window_size=2,
-        global_blocks=1,
-        model_args={"embed_dim": width, "depth": 2, "num_heads": 2},
-    )
-    model.backbone = simple_pyramid(net, **settings)
-    return model
-
-
-def detectron2_vit_config(**settings):
-    """The same over Detectron2's ViT."""
-    model = faster_rcnn_config()
-    net = L(ViT)(
-        img_size=64,
-        embed_dim=24,
-        depth=2,
-        num_heads=2,
-        window_size=2,
-        window_block_indexes=[0],
-        use_rel_pos=True,
-    )
-    model.backbone = simple_pyramid(net, **settings)
     return model
 
 

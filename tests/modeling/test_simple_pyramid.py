@@ -3,7 +3,8 @@
 import pytest
 from detectron2.modeling import SimpleFeaturePyramid
 from detectron2.utils.events import EventStorage
-from toys import instantiate_seeded, make_batch, timm_vit_config
+from toys import instantiate_seeded, make_batch
+from vit_toys import timm_vit_config
 
 from dfd import UserError
 from dfd.detectors import check_fits_square_padding

@@ -1,6 +1,6 @@
 """A ViT of timm under a CNN that sees images twice as large, tokens distilled too."""
 
-from toys import timm_vit_config
+from vit_toys import timm_vit_config
 
 from dfd.data import TwoSizeMapper
 
