@@ -22,6 +22,7 @@ setup(
         "pycocotools",
         "safetensors",
         "scipy",
+        "shapely",  # fvcore crops polygons with it.
         "tensorboard",
         "timm",
     ],

@@ -5,7 +5,9 @@ import copy
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from detectron2.data import transforms as T
+from detectron2.layers import ShapeSpec
 from detectron2.utils.events import EventStorage
 from PIL import Image
 from toys import faster_rcnn_config, instantiate_seeded, make_batch, resnext_config
@@ -13,7 +15,7 @@ from vit_toys import detectron2_vit_config, timm_vit_config
 
 from dfd import DFDHead, DistilledDetector, FrozenTeacher, UserError
 from dfd.data import TwoSizeMapper
-from dfd.losses import CWDLoss, DFDLoss
+from dfd.losses import CWDLoss, DFDLoss, MimicLoss
 from dfd.pyramid import resample
 
 PAIRS = {
@@ -25,6 +27,7 @@ PAIRS = {
         lambda: timm_vit_config("vit_small_patch16_dinov3"),
         detectron2_vit_config,
     ),
+    "ResNet to DINOv3": (faster_rcnn_config, lambda: timm_vit_config("vit_small_patch16_dinov3")),
 }
 
 
@@ -118,6 +121,13 @@ def test_tokens_of_a_backbone_without_a_trunk_are_refused():
         )
 
 
+def test_tokens_under_the_name_of_a_level_are_refused():
+    student = timm_vit_config()
+    student.backbone.net.out_feature = student.backbone.in_feature = "p4"
+    with pytest.raises(UserError, match="trunk and pyramid both call a level p4"):
+        pair(timm_vit_config(), student, trunk=True)
+
+
 # Two sizes.
 
 
@@ -200,6 +210,21 @@ def test_policy_that_pairs_nothing_is_refused_with_the_other():
         DFDHead(criterion=DFDLoss(), align="crop")
 
 
+@pytest.mark.parametrize("scale", [2.0, 0.5])
+def test_resampled_teacher_is_compared_cell_upon_cell(scale):
+    """A student that is the teacher's map at its own size has nothing left to learn."""
+    head = DFDHead(criterion=MimicLoss(), align="resize")
+    shapes = {"p3": ShapeSpec(channels=2, stride=8)}
+    head.attach(shapes, shapes, teacher_scale=scale)
+    cells = torch.arange(16 * 24.0).view(16, 24)
+    teacher = torch.stack([cells, -cells]).repeat_interleave(2, 1).repeat_interleave(2, 2)[None]
+    sizes = [(round(256 / scale), round(384 / scale))]
+    student = resample(teacher, scale, sizes, 8)
+    (loss,) = head({"p3": student}, {"p3": teacher}, sizes).values()
+    (moved,) = head({"p3": student.roll(1, 3)}, {"p3": teacher}, sizes).values()
+    assert loss == 0 and moved > 0.1
+
+
 @pytest.mark.parametrize("ratio", [2.0, 0.5, 1.5])
 def test_resampled_cells_keep_their_place(ratio):
     """A ramp stays a ramp: the value of a cell is that of the place of its centre."""
@@ -207,28 +232,33 @@ def test_resampled_cells_keep_their_place(ratio):
     rows = (torch.arange(height) + 0.5).view(1, 1, -1, 1).expand(1, 1, height, width)
     columns = (torch.arange(width) + 0.5).view(1, 1, 1, -1).expand(1, 1, height, width)
     for ramp, dim in ((rows, 2), (columns, 3)):
-        out = resample(ramp, ratio)
+        size = (round(8 * height / ratio), round(8 * width / ratio))
+        out = resample(ramp, ratio, [size], 8)
         expected = (torch.arange(out.shape[dim]) + 0.5) * ratio
         line = out.select(5 - dim, 3)[0, 0]
         # Away from the edge, beyond which there is nothing.
         torch.testing.assert_close(line[3:-3], expected[3:-3], atol=0.05, rtol=0)
 
 
-def test_resampled_map_is_cropped_to_the_image(tmp_path):
-    item = two_sizes(tmp_path, 2.0, size=(128, 192))
-    values = []
-    for square in (192, 256):
-        model = pair(
-            detectron2_vit_config(square_pad=square),
-            timm_vit_config(square_pad=128),
-            {"precision": "fp32", "scale": 2.0},
-            align="resize",
-        )
-        assert model.head.pairs
-        pyramid = model.teacher([item], input_format="BGR")
-        assert pyramid["p2"].shape[-1] == square // 4
-        values.append(model.disparity_maps([item])["p2"][0].shape)
-    assert values[0] == values[1] == (1, 16, 24)
+@pytest.mark.parametrize("scale", [2.0, 1.5, 0.5])
+def test_padding_of_a_resampled_teacher_is_never_distilled(scale):
+    """More padding of the teacher's batch, of any content, changes nothing."""
+    shapes = {"p2": ShapeSpec(channels=2, stride=4)}
+    sizes = [(50, 60), (64, 44)]
+    generator = torch.Generator().manual_seed(0)
+    own = [round(64 * scale / 4) + 1, round(60 * scale / 4) + 1]
+    teacher = torch.randn(2, 2, *own, generator=generator)
+    student = torch.randn(2, 2, 16, 16, generator=generator)
+    losses = []
+    for pad in (0, 8):
+        head = DFDHead(criterion=MimicLoss(), align="resize")
+        head.attach(shapes, shapes, teacher_scale=scale)
+        padded = F.pad(teacher, (0, pad, 0, pad))
+        for image, (height, width) in zip(padded, sizes, strict=True):
+            rows, columns = (-(-round(side * scale) // 4) for side in (height, width))
+            image[:, rows:] = image[:, :, columns:] = 100.0 * pad
+        losses.append(head({"p2": student}, {"p2": padded}, sizes)["loss_dfd_p2"])
+    torch.testing.assert_close(losses[0], losses[1])
 
 
 @pytest.mark.parametrize(

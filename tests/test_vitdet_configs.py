@@ -1,7 +1,9 @@
 """The ViTDet recipes: the zoo's teacher by key, one size, groups by name, a step at 128 pixels."""
 
+import copy
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from detectron2 import model_zoo
@@ -9,6 +11,7 @@ from detectron2.config import instantiate
 from detectron2.data import MetadataCatalog
 from detectron2.utils.events import EventStorage
 from omegaconf import OmegaConf
+from PIL import Image
 from test_configs import CONFIGS, load, names, plain, write_zoo_file
 from toys import make_batch
 
@@ -117,9 +120,43 @@ def test_high_resolution_teacher_has_sizes_of_its_own():
     for split in ("train", "test"):
         mapper = instantiate(cfg.dataloader[split].mapper)
         assert mapper.augmentations.scale == 0.5
+        sizes = {
+            key: value
+            for a in mapper.augmentations.augmentations.augs
+            for key, value in vars(a).items()
+        }
+        for key in ("target_height", "crop_size", "max_size"):
+            assert key not in sizes or set(np.atleast_1d(sizes[key])) == {1024}, key
     assert cfg.model.student.backbone.square_pad == 512
     assert cfg.model.teacher.model.backbone.square_pad == 1024
-    assert cfg.model.teacher.scale == 2
+    assert instantiate(cfg.model.teacher.scale) == 2
+    cfg = offline("vitdet/dfd_b1024_s_512.py", "vit.img_size=640", "model.head.align=resize")
+    assert instantiate(cfg.model.teacher.scale) == 1.6
+
+
+@pytest.mark.parametrize("name", ["student_s_100ep.py", "dfd_b1024_s_512.py"])
+def test_images_are_cropped_with_their_masks_to_the_size(name, tmp_path):
+    cfg = offline(f"vitdet/{name}", "vit.img_size=64")
+    if "1024" in name:
+        cfg.vit.teacher_size = 128
+    path = tmp_path / "image.png"
+    Image.fromarray(np.zeros((90, 120, 3), dtype=np.uint8)).save(path)
+    polygon = [[20.0, 20, 100, 20, 100, 80, 20, 80]]
+    annotation = {"bbox": [20, 20, 100, 80], "bbox_mode": 0, "category_id": 3, "iscrowd": 0}
+    annotation["segmentation"] = polygon
+    record = {"file_name": str(path), "height": 90, "width": 120, "annotations": [annotation]}
+    mapper = instantiate(cfg.dataloader.train.mapper)
+    np.random.seed(0)
+    items = [mapper(copy.deepcopy(record)) for _ in range(12)]
+    largest = max(max(item["image"].shape) for item in items)
+    assert largest == 64
+    if "1024" in name:
+        assert max(max(item["teacher_image"].shape) for item in items) == 128
+    found = [item["instances"] for item in items if len(item["instances"])]
+    assert found
+    for instances in found:
+        boxes = instances.gt_masks.get_bounding_boxes().tensor
+        torch.testing.assert_close(instances.gt_boxes.tensor, boxes)  # Of the cropped masks.
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -135,6 +172,18 @@ def test_pixels_and_loaders_follow_the_timm_model(name):
     prefix = "model" if "student" in name else "model.student"
     cfg = offline(name, f"{prefix}.backbone.net.model_name=deit3_small_patch16_224.fb_in1k")
     assert pixels(cfg) == pytest.approx([123.675, 116.28, 103.53])
+
+
+def test_model_without_position_embeddings_is_one_override():
+    cfg = offline(
+        "vitdet/student_t_100ep.py",
+        "model.backbone.net.model_name=vit_small_patch16_dinov3.lvd1689m",
+        "vit.img_size=128",
+        "+model.backbone.net.model_args={depth: 2}",
+    )
+    model = instantiate(cfg.model)
+    assert model.backbone.net.vit.pos_embed is None
+    build_optimizer(cfg, model)
 
 
 def test_pixels_that_no_timm_model_tells_are_refused():
@@ -212,7 +261,10 @@ def test_layer_scale_and_register_tokens_by_name():
 )
 def test_recipe_trains_a_step_and_evaluates_at_128_pixels(name):
     """In full width and depth: ViTDet-B teaches S and T."""
-    cfg = offline(f"vitdet/{name}", "vit.img_size=128")
+    # Otherwise all blocks would be global at this size.
+    net = "model.student.backbone.net"
+    windows = [f"{net}.window_size=4", f"{net}.act_checkpoint=True"]
+    cfg = offline(f"vitdet/{name}", "vit.img_size=128", *windows)
     # Less to look at, or most of the time goes into the heads.
     cfg.model.student.roi_heads.batch_size_per_image = 32
     cfg.model.student.proposal_generator.post_nms_topk = [50, 50]

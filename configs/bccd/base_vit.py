@@ -9,5 +9,5 @@ for _split in ("train", "test"):
     _mapper.augmentations[0].update(short_edge_length="${vit.img_size}", max_size="${vit.img_size}")
     _mapper.image_format = "auto"
 optimizer.params.weight_decay_1d = 0.0
-optimizer.params.overrides = {"*pos_embed": {"weight_decay": 0.0}}
+optimizer.params.weight_decay_pos_embed = 0.0
 train.amp.enabled = "auto"

@@ -35,7 +35,7 @@ optimizer.lr = 1e-4
 optimizer.weight_decay = 0.1
 optimizer.params.lr_decay = 0.7
 optimizer.params.weight_decay_1d = 0.0
-optimizer.params.overrides = {"*pos_embed": {"weight_decay": 0.0}}
+optimizer.params.weight_decay_pos_embed = 0.0
 
 # 100 epochs = 184375 iterations of 64 images; only the proportions count.
 lr_multiplier = L(WarmupParamScheduler)(

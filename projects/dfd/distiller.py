@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from detectron2.utils.events import get_event_storage, has_event_storage
+from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
 from .detectors import channel_order, check_fits_square_padding, tap, trunk_of
@@ -192,7 +193,7 @@ def batch_statistics(model: nn.Module) -> Iterator[None]:
     """Within the context: eval mode, but batch norms use the batch's statistics and keep none."""
     modes = {module: module.training for module in model.modules()}
     # Not their synchronised kin, which would wait for processes that draw no pictures.
-    norms = [m for m in modes if type(m) is nn.BatchNorm2d]
+    norms = [m for m in modes if type(m) in (nn.BatchNorm2d, BatchNormAct2d)]
     tracking = [norm.track_running_stats for norm in norms]
     model.eval()
     for norm in norms:

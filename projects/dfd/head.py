@@ -132,6 +132,13 @@ class DFDHead(nn.Module):
             )
         of_pyramid = of_trunk = self.levels
         if self.levels is not None:
+            known = [*student_shapes, *student_trunk]
+            unknown = [level for level in self.levels if level not in known]
+            if student_trunk and unknown:
+                raise UserError(
+                    f"model.head.levels asks for {unknown}, but the student has "
+                    f"{', '.join(student_shapes)}, and {', '.join(student_trunk)} in its trunk"
+                )
             of_trunk = [level for level in self.levels if level in student_trunk]
             of_pyramid = [level for level in self.levels if level not in student_trunk]
         if of_pyramid or not of_trunk:
@@ -176,7 +183,9 @@ class DFDHead(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Student (adapted) and teacher of one level in fp32, on the same cells, and the valid."""
         student = self.adapters[pair.name](student_pyramid[pair.name])
-        teacher = resample(teacher_pyramid[pair.teacher_name].detach(), self._resample)
+        teacher = resample(
+            teacher_pyramid[pair.teacher_name].detach(), self._resample, image_sizes, pair.stride
+        )
         student, teacher = crop_to_images(student, teacher, image_sizes, pair.stride)
         valid = valid_cells(image_sizes, pair.stride, *student.shape[-2:], device=student.device)
         # One memory format for both: arithmetic between two of them is several times slower.
@@ -216,7 +225,12 @@ class DFDHead(nn.Module):
             more = {}
             if self.needs_objectness:
                 rows, columns = student.shape[-2:]
-                scores = resample(objectness[pair.teacher_name].float()[:, None], self._resample)
+                scores = resample(
+                    objectness[pair.teacher_name].float()[:, None],
+                    self._resample,
+                    image_sizes,
+                    pair.stride,
+                )
                 more["objectness"] = scores[:, 0, :rows, :columns]
             # Squares and their sums overflow fp16 and lose digits in bf16.
             with torch.autocast(device_type, enabled=False):

@@ -38,6 +38,7 @@ def parameter_groups(
     weight_decay_norm: float = 0.0,
     weight_decay_bias: float | None = None,
     weight_decay_1d: float | None = None,
+    weight_decay_pos_embed: float | None = None,
     lr_decay: float | None = None,
     num_layers: int | None = None,
     head_lr_multiplier: float = 1.0,
@@ -48,7 +49,7 @@ def parameter_groups(
 
     Of the settings of weight decay that fit a parameter, the first of this order counts:
     ``overrides``, ``weight_decay_norm``, ``weight_decay_bias``, ``weight_decay_1d``,
-    ``weight_decay``.
+    ``weight_decay_pos_embed``, ``weight_decay``.
 
     Args:
         model: a detector, or a DistilledDetector, also in DistributedDataParallel. The head of the
@@ -58,6 +59,8 @@ def parameter_groups(
         weight_decay_bias: of parameters named ``bias``; None: no rule.
         weight_decay_1d: of every vector and scalar (biases, LayerScale); None: no rule. 0 is usual
             for ViTs.
+        weight_decay_pos_embed: of position embeddings, parameters named ``pos_embed``, if there
+            are any; None: no rule. 0 in ViTDet.
         lr_decay: in (0, 1]: the rate of a ViT's layer is that of the next one times this, see
             :func:`depth_of`. None: off.
         num_layers: blocks of the ViT; None: counted.
@@ -92,6 +95,8 @@ def parameter_groups(
             return weight_decay_bias
         if weight_decay_1d is not None and parameter.ndim <= 1:
             return weight_decay_1d
+        if weight_decay_pos_embed is not None and name.rpartition(".")[2] == "pos_embed":
+            return weight_decay_pos_embed
         return default
 
     def add(part: str, layer: int | None, scale: float, decay: float, default: float) -> dict:

@@ -108,16 +108,33 @@ def pair_levels(
     return [pair for pair in pairs if pair.name in levels]
 
 
-def resample(teacher: Tensor, ratio: float) -> Tensor:
+def resample(
+    teacher: Tensor, ratio: float, image_sizes: Sequence[tuple[int, int]], stride: int
+) -> Tensor:
     """Bring (N,C,H,W) of a network whose images are ``ratio`` times as large to the smaller grid.
 
     Bilinear, antialiased where it shrinks. Cells keep their place: cell i of the result covers what
-    cells i * ratio to (i + 1) * ratio did.
+    cells i * ratio to (i + 1) * ratio did. Cells of padding have no part in it.
+
+    Args:
+        image_sizes: (height, width) of each image on the smaller grid's side, in its pixels.
+        stride: of the level, in pixels of either side's own images.
     """
     if ratio == 1:
         return teacher
+    # Rounded, for the sides of the smaller images were.
+    sizes = [(round(height * ratio), round(width * ratio)) for height, width in image_sizes]
+    valid = valid_cells(sizes, stride, *teacher.shape[-2:], device=teacher.device)
+    if valid is None:
+        return _shrink(teacher.float(), ratio)
+    weights = valid[:, None].float()
+    # A cell of padding alone gets 0, and is no valid cell of the smaller grid either.
+    return _shrink(teacher.float() * weights, ratio) / _shrink(weights, ratio).clamp(min=1e-6)
+
+
+def _shrink(x: Tensor, ratio: float) -> Tensor:
     return F.interpolate(
-        teacher.float(),
+        x,
         scale_factor=1 / ratio,
         mode="bilinear",
         antialias=ratio > 1,

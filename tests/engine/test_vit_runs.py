@@ -47,6 +47,9 @@ def test_run_from_data_to_analysis(configs, data, weights, tmp_path, capsys):
 
     # What replaces the weights needs their file no more.
     weights.unlink()
+    run(configs["vit"], "--resume", *settings, "train.max_iter=3")
+    kept = LazyConfig.load(str(out / "config.yaml")).model.student.backbone.net
+    assert kept.pretrained == str(weights)
     final = f"train.init_checkpoint={out}/model_final.pth"
     run(configs["vit"], "--eval-only", *settings, final)
     run(configs["vit"], "--eval-teacher", *settings)

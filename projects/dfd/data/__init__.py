@@ -12,7 +12,7 @@ from .loaders import (
 )
 from .registered import class_names, dataset_dicts, dataset_report, registered_name
 from .shapes import generated_shapes
-from .two_sizes import TwoSizeMapper
+from .two_sizes import TwoSizeMapper, size_ratio
 from .voc import voc_folder
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "dataset_report",
     "generated_shapes",
     "registered_name",
+    "size_ratio",
     "skip_batches",
     "stream_seed",
     "voc_folder",

@@ -12,6 +12,11 @@ from detectron2.data import DatasetMapper
 from ..errors import UserError
 
 
+def size_ratio(*, teacher: float, student: float) -> float:
+    """The sides of the teacher's images over the student's, for configs that set both."""
+    return teacher / student
+
+
 class TwoSizeMapper(DatasetMapper):
     """Detectron2's ``DatasetMapper``, which also gives the teacher's image of another size.
 

@@ -178,17 +178,21 @@ def resolve_config(cfg: DictConfig) -> DictConfig:
 
 def skip_pretrained(node: DictConfig) -> None:
     """Have no timm model below a config node fetch weights that a checkpoint will replace."""
-    for trunk in _nodes_with(node, "pretrained"):
+    for trunk in _timm_trunks(node):
         trunk.pretrained = False
 
 
 def pretrained_trunks(node: DictConfig) -> list[str]:
     """Of the timm models below a config node, those that start from weights, in words."""
-    found = [trunk for trunk in _nodes_with(node, "pretrained") if trunk.pretrained]
     return [
         f"{trunk.model_name}: {'timm, by name' if trunk.pretrained is True else trunk.pretrained}"
-        for trunk in found
+        for trunk in _timm_trunks(node)
+        if trunk.pretrained
     ]
+
+
+def _timm_trunks(node: DictConfig) -> list[DictConfig]:
+    return [trunk for trunk in _nodes_with(node, "pretrained") if "model_name" in trunk]
 
 
 def resolve_pixels(cfg: DictConfig) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import logging
 import os
 from typing import Any
@@ -121,7 +122,7 @@ def set_seed(cfg: DictConfig) -> None:
 
 def prepare(cfg: DictConfig, *, resume: bool = False) -> Run:
     """Build and load all that the training of a config needs; nothing is written."""
-    model = build_model(cfg)
+    model = build_model(_resumed(cfg) if resume else cfg)
     student = student_of(model)
     logger.info("Student:\n%s", student)
     optimizer = build_optimizer(cfg, model)
@@ -132,6 +133,15 @@ def prepare(cfg: DictConfig, *, resume: bool = False) -> Run:
     checkpointer = build_checkpointer(cfg, model, trainer)
     state = load_weights(cfg, model, checkpointer, resume)
     return Run(model, optimizer, loader, num_images, trainer, checkpointer, state)
+
+
+def _resumed(cfg: DictConfig) -> DictConfig:
+    """The config from which a model is built whose weights the run's last checkpoint holds."""
+    if not os.path.isfile(os.path.join(cfg.train.output_dir, "last_checkpoint")):
+        return cfg
+    cfg = copy.deepcopy(cfg)  # What the run keeps of its config stays.
+    skip_pretrained(cfg.model)
+    return cfg
 
 
 def train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:

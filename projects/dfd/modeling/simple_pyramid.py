@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from detectron2.modeling import SimpleFeaturePyramid
+from collections.abc import Sequence
+
+from detectron2.modeling import Backbone, SimpleFeaturePyramid
+from torch import nn
 
 from ..errors import UserError
 
@@ -16,13 +19,25 @@ class SimplePyramid(SimpleFeaturePyramid):
     (Detectron2 crops it in silence when it is alone in its batch).
     """
 
-    def __init__(self, net, in_feature: str = "last_feat", **kwargs) -> None:
+    def __init__(
+        self,
+        net: Backbone,
+        out_channels: int,
+        scale_factors: Sequence[float],
+        in_feature: str = "last_feat",
+        top_block: nn.Module | None = None,
+        norm: str = "LN",
+        square_pad: int = 0,
+    ) -> None:
         """
         Args:
             net: a backbone of one feature map whose stride is a power of two.
-            in_feature: its name.
-            kwargs: as Detectron2's: ``out_channels``, ``scale_factors``, ``top_block``, ``norm``,
-                ``square_pad``.
+            out_channels: of every level.
+            scale_factors: of each level, its size over the map's: 4, 2, 1 or 0.5.
+            in_feature: the name of the map.
+            top_block: makes further levels of the last.
+            norm: of the pyramid's convolutions.
+            square_pad: side of the square that images are padded to, in pixels; 0: none.
 
         Raises:
             UserError: the stride is no power of two, or ``square_pad`` no multiple of what the
@@ -34,7 +49,15 @@ class SimplePyramid(SimpleFeaturePyramid):
                 f"SimplePyramid: the stride of {type(net).__name__} is {stride}, but that of a "
                 "level p<n> is 2**n: give the network patch_size=16"
             )
-        super().__init__(net=net, in_feature=in_feature, **kwargs)
+        super().__init__(
+            net=net,
+            in_feature=in_feature,
+            out_channels=out_channels,
+            scale_factors=scale_factors,
+            top_block=top_block,
+            norm=norm,
+            square_pad=square_pad,
+        )
         # The network's own patches must divide the image too.
         self._size_divisibility = max(self._size_divisibility, stride)
         if self._square_pad % self._size_divisibility:

@@ -22,10 +22,11 @@ _USUAL = ("c2", "c3", "c4", "c5")
 NORMS = ("", "FrozenBN", "SyncBN")
 # Not square, so that height and width are not mistaken for one another; windows of 7 do not fit.
 _PROBE = (96, 160)
-# Made for one size unless they are told otherwise.
+# Made for one size unless they are told otherwise, down to a last stage that is one window of its
+# size and shifts none.
 _ANY_SIZE = {
-    "timm.models.swin_transformer": {"strict_img_size": False},
-    "timm.models.swin_transformer_v2": {"strict_img_size": False},
+    f"timm.models.{name}": {"strict_img_size": False, "always_partition": True}
+    for name in ("swin_transformer", "swin_transformer_v2")
 }
 
 
@@ -75,7 +76,9 @@ class TimmPyramid(Backbone):
         if img_size is not None:
             arguments["img_size"] = img_size
         arguments.update(plain(model_args))
-        names = self._levels(self._create(model_name, False, **arguments))
+        with torch.device("meta"):  # Of which only the description is wanted.
+            description = self._create(model_name, False, **arguments).feature_info
+        names = self._levels(description.reduction())
         wanted = [n for n in _USUAL if n in names] if out_features is None else list(out_features)
         if not wanted or any(name not in names for name in wanted):
             raise UserError(
@@ -113,15 +116,15 @@ class TimmPyramid(Backbone):
             # timm raises what it meets: of arguments a TypeError, of weights a RuntimeError.
             raise UserError(f"{self._where}: it cannot be made: {first_line(error)}") from error
 
-    def _levels(self, model: nn.Module) -> dict[str, int]:
+    def _levels(self, strides: Sequence[int]) -> dict[str, int]:
         """Level name to timm's index of it."""
         names: dict[str, int] = {}
-        for index, stride in enumerate(model.feature_info.reduction()):
+        for index, stride in enumerate(strides):
             name = f"c{stride.bit_length() - 1}"
             if stride & (stride - 1) or name in names:
                 raise UserError(
-                    f"{self._where}: the strides of its features are "
-                    f"{model.feature_info.reduction()}, but levels need different powers of two"
+                    f"{self._where}: the strides of its features are {list(strides)}, but levels "
+                    "need different powers of two"
                     + ("; for a plain ViT take TimmViT" if name in names else "")
                 )
             names[name] = index
@@ -167,25 +170,30 @@ class TimmPyramid(Backbone):
             raise UserError(f"{self._where}: norm is {norm!r}; it must be one of {NORMS}")
         if norm and not any(isinstance(m, _BatchNorm) for m in self.body.modules()):
             raise UserError(f"{self._where}: norm is {norm!r}, but it has no batch norms")
-        frozen = [n for n in self._out_features if int(n[1:]) <= freeze_at]
-        if freeze_at and (not frozen or not 1 <= freeze_at <= 5):
+        level = f"c{freeze_at}"
+        if freeze_at and level not in levels:
             raise UserError(
                 f"{self._where}: freeze_at is {freeze_at}; it must be 0, or the number of one of "
-                f"{', '.join(self._out_features)}"
+                f"{', '.join(levels)}"
             )
         if norm == "FrozenBN":
             self.body = freeze_batch_norm_2d(self.body)
         elif norm == "SyncBN":
             self.body = convert_sync_batchnorm(self.body)
-        if frozen:
-            self._freeze_up_to(self.body.feature_info.module_name(levels[frozen[-1]]))
+        if freeze_at:
+            self._freeze_up_to(self.body.feature_info.module_name(levels[level]))
 
     def _freeze_up_to(self, module: str) -> None:
         """Freeze all that the model runs up to a module, which timm keeps in that order."""
         paths = [path for path, _ in self.body.named_modules()]
         # timm takes the model apart, and calls stages.0 of it stages_0, or wraps it as "model".
         names = (module, module.replace(".", "_"), f"model.{module}")
-        path = next(name for name in names if name in paths)
+        path = next((name for name in names if name in paths), None)
+        if path is None:
+            raise UserError(
+                f"{self._where}: freeze_at cannot be set, for timm does not tell where in it "
+                f"{module} is: freeze_at must be 0"
+            )
         last = max(i for i, p in enumerate(paths) if p == path or p.startswith(f"{path}."))
         for index, name in enumerate(paths[: last + 1]):
             owner = self.body.get_submodule(name)

@@ -123,6 +123,7 @@ class TimmViT(Backbone):
         self.vit = create_trunk(
             model_name,
             pretrained=pretrained,
+            final_norm=final_norm,
             kinds=(VisionTransformer, Eva),
             img_size=_pair(img_size),
             dynamic_img_size=True,

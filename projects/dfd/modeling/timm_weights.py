@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,7 @@ from ..weights import read_weights
 logger = logging.getLogger(__name__)
 
 # What checkpoints hold beside the trunk: classifiers, and what only pre-training needs.
-_NOT_OF_THE_TRUNK = ("head", "fc_norm", "norm.", "attn_pool", "decoder", "mask_token", "lm_head")
+_NOT_OF_THE_TRUNK = ("head", "fc_norm", "attn_pool", "decoder", "mask_token", "lm_head")
 
 
 def known_model(model_name: str) -> None:
@@ -29,7 +30,7 @@ def known_model(model_name: str) -> None:
     name = model_name.partition(".")[0]
     if timm.is_model(name):
         return
-    near = timm.list_models(f"*{name.partition('_patch')[0]}*")[:5]
+    near = difflib.get_close_matches(name, timm.list_models(), 5)
     raise UserError(
         f"timm {timm.__version__} has no model {model_name!r}"
         + (f"; near it: {', '.join(near)}" if near else "")
@@ -63,6 +64,7 @@ def create_trunk(
     model_name: str,
     *,
     pretrained: bool | str,
+    final_norm: bool = False,
     kinds: Sequence[type[nn.Module]] = (nn.Module,),
     **arguments: Any,
 ) -> nn.Module:
@@ -71,6 +73,7 @@ def create_trunk(
     Args:
         pretrained: True: timm's own, by download; a path: of a checkpoint that timm, MAE or DINOv2
             wrote, or safetensors, read without running code from it; False: random.
+        final_norm: whether the last norm is used; else a file need not hold it.
         kinds: the classes that will do.
         arguments: timm's.
 
@@ -84,22 +87,37 @@ def create_trunk(
         )
     except Exception as error:
         # timm raises what it meets: of arguments a TypeError, of sizes an AssertionError, of
-        # downloads whatever its client raises.
+        # downloads whatever its client raises. A model of another kind lacks arguments.
+        _check_kind(_plain_model(model_name), model_name, kinds)
         what = "its weights cannot be had or it" if pretrained is True else "it"
         raise UserError(
             f"timm model {model_name}: {what} cannot be made: {first_line(error)}"
         ) from error
-    if not isinstance(model, tuple(kinds)):
-        raise UserError(
-            f"timm model {model_name} is a {type(model).__name__}; it must be one of "
-            f"{', '.join(kind.__name__ for kind in kinds)}"
-        )
+    _check_kind(model, model_name, kinds)
     if isinstance(pretrained, str):
-        load_trunk(model, pretrained, model_name)
+        load_trunk(model, pretrained, model_name, final_norm)
     return model
 
 
-def load_trunk(model: nn.Module, path: str, model_name: str) -> None:
+def _plain_model(model_name: str) -> nn.Module | None:
+    """The model by its name alone, without memory; None if that cannot be had."""
+    try:
+        with torch.device("meta"):
+            return timm.create_model(model_name)
+    except Exception:
+        return None
+
+
+def _check_kind(model: nn.Module | None, model_name: str, kinds: Sequence[type[nn.Module]]) -> None:
+    if model is not None and not isinstance(model, tuple(kinds)):
+        raise UserError(
+            f"timm model {model_name} is a {type(model).__name__}; it must be one of "
+            f"{', '.join(kind.__name__ for kind in kinds)} (for hierarchical models take "
+            "TimmPyramid)"
+        )
+
+
+def load_trunk(model: nn.Module, path: str, model_name: str, final_norm: bool = False) -> None:
     """Load a file's weights; those of classifiers and of pre-training alone are left out.
 
     Position embeddings and patch kernels of another size are resampled, by timm's own filter.
@@ -118,7 +136,11 @@ def load_trunk(model: nn.Module, path: str, model_name: str) -> None:
     expected = model.state_dict()
     classifier = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or ()
     classifiers = (classifier,) if isinstance(classifier, str) else tuple(classifier)
-    optional = _NOT_OF_THE_TRUNK + tuple(f"{name}." for name in classifiers)
+    optional = (
+        _NOT_OF_THE_TRUNK
+        + (() if final_norm else ("norm.",))
+        + tuple(f"{name}." for name in classifiers)
+    )
     beside = [key for key in state if key not in expected and key.startswith(optional)]
     state = {key: value for key, value in state.items() if key not in beside}
     wrong = [
