@@ -120,13 +120,10 @@ def test_high_resolution_teacher_has_sizes_of_its_own():
     for split in ("train", "test"):
         mapper = instantiate(cfg.dataloader[split].mapper)
         assert mapper.augmentations.scale == 0.5
-        sizes = {
-            key: value
-            for a in mapper.augmentations.augmentations.augs
-            for key, value in vars(a).items()
-        }
-        for key in ("target_height", "crop_size", "max_size"):
-            assert key not in sizes or set(np.atleast_1d(sizes[key])) == {1024}, key
+        for augmentation in mapper.augmentations.augmentations.augs:
+            for key in ("target_height", "target_width", "crop_size", "max_size"):
+                size = getattr(augmentation, key, 1024)
+                assert set(np.atleast_1d(size)) == {1024}, key
     assert cfg.model.student.backbone.square_pad == 512
     assert cfg.model.teacher.model.backbone.square_pad == 1024
     assert instantiate(cfg.model.teacher.scale) == 2

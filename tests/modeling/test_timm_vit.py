@@ -277,6 +277,14 @@ class TestWeights:
         with pytest.raises(UserError, match="blocks.1.norm1.weight is missing"):
             small("vit_tiny_patch16_224", pretrained=str(tmp_path / "part.pth"))
 
+    def test_last_norm_may_be_missing_only_where_it_is_not_used(self, tmp_path):
+        state = self.source(img_size=64).state_dict()
+        path = str(tmp_path / "part.pth")
+        torch.save({k: v for k, v in state.items() if not k.startswith("norm.")}, path)
+        small("vit_tiny_patch16_224", pretrained=path)
+        with pytest.raises(UserError, match="norm.weight is missing"):
+            small("vit_tiny_patch16_224", pretrained=path, final_norm=True)
+
     def test_weights_of_another_model_are_refused(self, tmp_path):
         torch.save(self.source(img_size=64, depth=4).state_dict(), tmp_path / "deep.pth")
         with pytest.raises(UserError, match="blocks.3.* is unexpected"):
@@ -284,11 +292,7 @@ class TestWeights:
 
     def test_dinov2_file_of_facebook(self, tmp_path):
         model = timm.create_model("vit_small_patch14_dinov2", img_size=56, num_classes=0, **SMALL)
-        state = {
-            key.replace(".ls1.gamma", ".ls1.gamma"): value
-            for key, value in model.state_dict().items()
-        }
-        state["mask_token"] = torch.zeros(1, 32)
+        state = model.state_dict() | {"mask_token": torch.zeros(1, 32)}
         torch.save(state, tmp_path / "dinov2.pth")
         backbone = small("vit_small_patch14_dinov2", pretrained=str(tmp_path / "dinov2.pth"))
         key = "blocks.2.ls1.gamma"
