@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import UserError, first_line
-from .timm_weights import known_model, load_trunk, plain
+from .timm_weights import known_model, load_trunk, not_made, plain
 
 _USUAL = ("c2", "c3", "c4", "c5")
 NORMS = ("", "FrozenBN", "SyncBN")
@@ -114,7 +114,7 @@ class TimmPyramid(Backbone):
             raise
         except Exception as error:
             # timm raises what it meets: of arguments a TypeError, of weights a RuntimeError.
-            raise UserError(f"{self._where}: it cannot be made: {first_line(error)}") from error
+            raise not_made(self._where, error, pretrained) from error
 
     def _levels(self, strides: Sequence[int]) -> dict[str, int]:
         """Level name to timm's index of it."""

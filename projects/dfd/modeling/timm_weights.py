@@ -89,14 +89,19 @@ def create_trunk(
         # timm raises what it meets: of arguments a TypeError, of sizes an AssertionError, of
         # downloads whatever its client raises. A model of another kind lacks arguments.
         _check_kind(_plain_model(model_name), model_name, kinds)
-        what = "its weights cannot be had or it" if pretrained is True else "it"
-        raise UserError(
-            f"timm model {model_name}: {what} cannot be made: {first_line(error)}"
-        ) from error
+        raise not_made(f"timm model {model_name}", error, pretrained) from error
     _check_kind(model, model_name, kinds)
     if isinstance(pretrained, str):
         load_trunk(model, pretrained, model_name, final_norm)
     return model
+
+
+def not_made(what: str, error: Exception, pretrained: bool | str) -> UserError:
+    """The error for a model that timm could not make."""
+    fetch = " (if its weights cannot be fetched, name a file of them: pretrained=PATH)"
+    return UserError(
+        f"{what} cannot be made: {first_line(error)}{fetch if pretrained is True else ''}"
+    )
 
 
 def _plain_model(model_name: str) -> nn.Module | None:
