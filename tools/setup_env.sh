@@ -13,7 +13,7 @@ own_detectron2=$venv/.dfd-detectron2
 packages=(
     torch torchvision timm numpy setuptools opencv-python-headless omegaconf hydra-core iopath
     fvcore yacs pycocotools tabulate termcolor cloudpickle tqdm tensorboard matplotlib packaging
-    safetensors scipy submitit black pytest ruff
+    safetensors scipy shapely submitit black pytest ruff
 )
 export PIP_DISABLE_PIP_VERSION_CHECK=1
 volume=--quiet
