@@ -121,11 +121,14 @@ def test_tokens_of_a_backbone_without_a_trunk_are_refused():
         )
 
 
-def test_tokens_under_the_name_of_a_level_are_refused():
-    student = timm_vit_config()
-    student.backbone.net.out_feature = student.backbone.in_feature = "p4"
-    with pytest.raises(UserError, match="trunk and pyramid both call a level p4"):
-        pair(timm_vit_config(), student, trunk=True)
+@pytest.mark.parametrize("who", ["student", "teacher"])
+def test_tokens_under_the_name_of_a_level_are_refused(who):
+    """One of the two would take the other's place."""
+    models = {"student": timm_vit_config(), "teacher": timm_vit_config()}
+    backbone = models[who].backbone
+    backbone.net.out_feature = backbone.in_feature = "p4"
+    with pytest.raises(UserError, match=f"the {who}'s trunk and pyramid both call a level p4"):
+        pair(models["teacher"], models["student"], trunk=True)
 
 
 # Two sizes.

@@ -123,13 +123,16 @@ class DFDHead(nn.Module):
             raise RuntimeError("this DFDHead is attached already; a head serves one detector")
         by_stride = self.align == "stride"
         ratio, self._resample = (teacher_scale, 1.0) if by_stride else (1.0, teacher_scale)
-        student_trunk = student_trunk or {}
-        both = set(student_shapes) & set(student_trunk)
-        if both:
-            raise UserError(
-                f"the student's trunk and pyramid both call a level {min(both)}: give the trunk's "
-                "another name (out_feature)"
-            )
+        student_trunk, teacher_trunk = student_trunk or {}, teacher_trunk or {}
+        for who, shapes, trunk in (
+            ("student", student_shapes, student_trunk),
+            ("teacher", teacher_shapes, teacher_trunk),
+        ):
+            if both := set(shapes) & set(trunk):
+                raise UserError(
+                    f"the {who}'s trunk and pyramid both call a level {min(both)}: give the "
+                    "trunk's another name (out_feature)"
+                )
         of_pyramid = of_trunk = self.levels
         if self.levels is not None:
             known = [*student_shapes, *student_trunk]
@@ -144,7 +147,7 @@ class DFDHead(nn.Module):
         if of_pyramid or not of_trunk:
             self.pairs += pair_levels(student_shapes, teacher_shapes, of_pyramid, ratio)
         if student_trunk and (of_trunk or of_trunk is None):
-            self.pairs += pair_levels(student_trunk, teacher_trunk or {}, of_trunk, ratio)
+            self.pairs += pair_levels(student_trunk, teacher_trunk, of_trunk, ratio)
         if not isinstance(self.level_weights, str):
             names = {pair.name for pair in self.pairs}
             if set(self.level_weights) != names:
