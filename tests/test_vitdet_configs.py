@@ -94,10 +94,16 @@ def test_zoo_file_with_a_key_taken_out_is_refused(small_zoo, tmp_path):
         FrozenTeacher(model=instantiate(config), checkpoint=str(damaged))
 
 
-@pytest.mark.parametrize("name", [name for name in RECIPES if "1024" not in name])
-def test_one_size_sets_crop_padding_embeddings_and_windows(name):
-    # Of the first recipe another size too; all others take it from the same place.
-    sizes = {640: 10, 1024: 16} if name == RECIPES[1] else {640: 10}
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("vitdet/student_s_100ep.py", {640: 10, 1024: 16}),
+        ("vitdet/dfd_b_t_100ep.py", {640: 10}),
+        ("vitdet/pkd_b_s_512.py", {768: 16}),
+        ("vitdet/dfd_b_cascade_s_100ep.py", {512: 16}),
+    ],
+)
+def test_one_size_sets_crop_padding_embeddings_and_windows(name, sizes):
     for size, window in sizes.items():
         cfg = offline(name, f"vit.img_size={size}")
         train, test = (plain(cfg)["dataloader"][split]["mapper"] for split in ("train", "test"))
