@@ -126,13 +126,15 @@ def resample(
     sizes = [(round(height * ratio), round(width * ratio)) for height, width in image_sizes]
     valid = valid_cells(sizes, stride, *teacher.shape[-2:], device=teacher.device)
     if valid is None:
-        return _shrink(teacher.float(), ratio)
+        return _interpolate(teacher.float(), ratio)
     weights = valid[:, None].float()
     # A cell of padding alone gets 0, and is no valid cell of the smaller grid either.
-    return _shrink(teacher.float() * weights, ratio) / _shrink(weights, ratio).clamp(min=1e-6)
+    return _interpolate(teacher.float() * weights, ratio) / _interpolate(weights, ratio).clamp(
+        min=1e-6
+    )
 
 
-def _shrink(x: Tensor, ratio: float) -> Tensor:
+def _interpolate(x: Tensor, ratio: float) -> Tensor:
     return F.interpolate(
         x,
         scale_factor=1 / ratio,
