@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from detectron2.config import instantiate
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
@@ -48,6 +49,16 @@ def random_batch(num_images: int, height: int, width: int) -> list[dict]:
         image = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
         batch.append({"image": image, "instances": instances})
     return batch
+
+
+def with_teacher_images(batch: list[dict], scale: float) -> list[dict]:
+    """The batch with images of the teacher's size, where that is another."""
+    if scale == 1:
+        return batch
+    return [
+        item | {"teacher_image": F.interpolate(item["image"][None].float(), scale_factor=scale)[0]}
+        for item in batch
+    ]
 
 
 def build(args: argparse.Namespace) -> nn.Module:
@@ -130,6 +141,7 @@ def measure(calls: dict[str, Callable[[], None]], repeats: int, device: str) -> 
 def measure_memory(args: argparse.Namespace, batch: list[dict]) -> None:
     """Three steps of one kind, then this process's peak memory on the last line."""
     model = build(args)
+    batch = with_teacher_images(batch, model.teacher.scale)
     model = model.student if args.memory_of == "plain" else model
     step = make_step(model, batch)
     with EventStorage(0):
@@ -150,6 +162,7 @@ def run(args: argparse.Namespace, argv: list[str]) -> dict[str, float]:
         measure_memory(args, batch)
         return {}
     model = build(args)
+    batch = with_teacher_images(batch, model.teacher.scale)
     plain_pass, frozen_pass = make_teacher_passes(model, batch)
     calls = {
         "plain_step": make_step(model.student, batch),
