@@ -1,5 +1,5 @@
 VENV ?= .venv
-# Empty: the first Python 3.10 to 3.12 on PATH.
+# Empty: the first Python 3.10 to 3.14 on PATH.
 PYTHON ?=
 # Of the study: the folder of BCCD in Pascal VOC form.
 BCCD ?=

@@ -15,7 +15,7 @@ setup(
         "hydra-core",
         "iopath",
         "matplotlib",
-        "numpy",
+        "numpy>=1.26",
         "omegaconf",
         "opencv-python-headless",
         "pillow",
@@ -24,7 +24,7 @@ setup(
         "scipy",
         "shapely",  # fvcore crops polygons with it.
         "tensorboard",
-        "timm",
+        "timm>=1.0.20,<1.1",  # Private parts of it are used.
     ],
     extras_require={"cluster": ["submitit"], "dev": ["pytest", "ruff"]},
 )

@@ -11,7 +11,7 @@ made=$venv/.dfd-made             # this script made the environment, so it may r
 stamp=$venv/.dfd-stamp           # written last, removed first
 own_detectron2=$venv/.dfd-detectron2
 packages=(
-    torch torchvision timm numpy setuptools opencv-python-headless omegaconf hydra-core iopath
+    torch torchvision 'timm<1.1' 'numpy>=1.26' setuptools opencv-python-headless omegaconf hydra-core iopath
     fvcore yacs pycocotools tabulate termcolor cloudpickle tqdm tensorboard matplotlib packaging
     safetensors scipy shapely submitit black pytest ruff
 )
@@ -31,7 +31,7 @@ step() {
 # Prints the version; fails for one that is too old, too new, or a shim that does not run.
 supported() {
     "$1" -c 'import sys; v = sys.version_info[:2]; print("%d.%d" % v)
-sys.exit(not (3, 10) <= v <= (3, 12))' 2>/dev/null
+sys.exit(not (3, 10) <= v <= (3, 14))' 2>/dev/null
 }
 
 has_detectron2() {
@@ -51,7 +51,7 @@ makes_venvs() {
 
 find_python() {
     local candidate
-    for candidate in python3 python3.12 python3.11 python3.10; do
+    for candidate in python3 python3.14 python3.13 python3.12 python3.11 python3.10; do
         supported "$candidate" >/dev/null || continue
         [ -n "$python" ] || python=$candidate
         if makes_venvs "$candidate"; then
@@ -60,7 +60,7 @@ find_python() {
         fi
     done
     [ -n "$python" ] ||
-        die "no Python 3.10 to 3.12 on PATH; install one or name one: make setup PYTHON=/path/to/python3.11"
+        die "no Python 3.10 to 3.14 on PATH; install one or name one: make setup PYTHON=/path/to/python3.13"
 }
 
 make_venv() {
@@ -68,7 +68,7 @@ make_venv() {
     [ -n "$python" ] || find_python
     version=$(supported "$python")
     makes_venvs "$python" ||
-        die "$python has no venv module; install it (Debian, Ubuntu: apt install python$version-venv) or name another Python: make setup PYTHON=/path/to/python3.11"
+        die "$python has no venv module; install it (Debian, Ubuntu: apt install python$version-venv) or name another Python: make setup PYTHON=/path/to/python3.13"
     mkdir -p "$venv"
     touch "$made"
     if ! has_detectron2 "$python"; then
@@ -92,15 +92,24 @@ site_packages() {
     "$venv_python" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])'
 }
 
-# The packages that cannot be imported yet go to standard output, the constraints to the file $1:
-# what is there stays, torch, torchvision and numpy in exactly the version they have.
+# The packages that cannot be imported yet go to standard output, and those that have a bound, which
+# pip leaves alone if they keep to it. The constraints go to the file $1: what is there stays, torch,
+# torchvision and numpy in exactly the version they have.
 missing_packages() {
     "$venv_python" - "$1" "${packages[@]}" <<'PYTHON'
+import re
 import sys
 from importlib import metadata, util
 
 modules = {"opencv-python-headless": "cv2", "hydra-core": "hydra"}
-print(*(name for name in sys.argv[2:] if not util.find_spec(modules.get(name, name))))
+
+
+def wanted(package):
+    name = re.split("[<>=]", package)[0]
+    return name != package or not util.find_spec(modules.get(name, name))
+
+
+print(*filter(wanted, sys.argv[2:]))
 with open("constraints.txt") as pins, open(sys.argv[1], "w") as output:
     for pin in pins:
         name = pin.partition("==")[0]
@@ -120,7 +129,7 @@ wanted="$(pwd -P) $(cat constraints.txt requirements-detectron2.txt setup.py too
 python_version=
 if [ -n "$python" ]; then
     python_version=$(supported "$python") ||
-        die "$python is not a working Python 3.10 to 3.12; name another: make setup PYTHON=/path/to/python3.11"
+        die "$python is not a working Python 3.10 to 3.14; name another: make setup PYTHON=/path/to/python3.13"
 fi
 
 if [ -e "$made" ] && [ ! -e "$stamp" ]; then
@@ -134,7 +143,7 @@ if [ -z "$(ls -A "$venv" 2>/dev/null)" ]; then
     make_venv
 else
     version=$(supported "$venv_python") ||
-        die "$venv holds no working Python 3.10 to 3.12; remove it or choose another: make setup VENV=/path/to/venv"
+        die "$venv holds no working Python 3.10 to 3.14; remove it or choose another: make setup VENV=/path/to/venv"
     [ -z "$python" ] || [ "$version" = "$python_version" ] ||
         die "$venv has Python $version, $python is $python_version; remove $venv or choose another: make setup VENV=/path/to/venv"
     if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
