@@ -92,21 +92,24 @@ site_packages() {
     "$venv_python" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])'
 }
 
-# The packages that cannot be imported yet go to standard output, and those that have a bound, which
-# pip leaves alone if they keep to it. The constraints go to the file $1: what is there stays, torch,
-# torchvision and numpy in exactly the version they have.
+# The packages that cannot be imported yet, or are outside their bound, go to standard output, the
+# constraints to the file $1: what is there stays, torch, torchvision and numpy in exactly the
+# version they have.
 missing_packages() {
     "$venv_python" - "$1" "${packages[@]}" <<'PYTHON'
-import re
 import sys
 from importlib import metadata, util
+
+from pip._vendor.packaging.requirements import Requirement
 
 modules = {"opencv-python-headless": "cv2", "hydra-core": "hydra"}
 
 
 def wanted(package):
-    name = re.split("[<>=]", package)[0]
-    return name != package or not util.find_spec(modules.get(name, name))
+    asked = Requirement(package)
+    if not util.find_spec(modules.get(asked.name, asked.name)):
+        return True
+    return bool(asked.specifier) and metadata.version(asked.name) not in asked.specifier
 
 
 print(*filter(wanted, sys.argv[2:]))

@@ -102,7 +102,8 @@ def start(
         command,
         stdout=output,
         stderr=subprocess.STDOUT,
-        env=env,
+        # Or a line on stderr could come before one that was printed earlier.
+        env={**(os.environ if env is None else env), "PYTHONUNBUFFERED": "1"},
         text=True,
         encoding="utf-8",
         errors="replace",

@@ -7,6 +7,7 @@ from collections import defaultdict
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 from detectron2.utils.events import EventWriter, get_event_storage
 
 from ..errors import UserError, first_line
@@ -87,7 +88,8 @@ class WandbWriter(EventWriter):
         storage = get_event_storage()
         for name, (value, i) in storage.latest_with_smoothing_hint(_SMOOTHING_WINDOW).items():
             if i > self._last_write:
-                lines[i][name] = value
+                # A number of numpy's own would be shown as "np.float64(...)".
+                lines[i][name] = value.item() if isinstance(value, np.generic) else value
         for iteration in sorted(lines):
             self._run.log(lines[iteration], step=iteration)
             self._last_write = iteration
