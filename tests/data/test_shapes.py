@@ -41,6 +41,22 @@ def test_both_splits_load_with_all_classes_and_every_image_has_an_object(tmp_pat
     assert len(dataset_dicts(dataset=half)) == 3
 
 
+def test_some_of_the_classes(tmp_path):
+    root, chosen = str(tmp_path / "shapes"), ["star", "circle"]
+    name = generated_shapes(root=root, split="train", **SPEC, classes=chosen)
+    assert class_names(name) == chosen
+    found = {a["category_id"] for r in dataset_dicts(dataset=name) for a in r["annotations"]}
+    assert found == {0, 1}
+    with pytest.raises(UserError, match="was made with"):
+        generated_shapes(root=root, split="train", **SPEC)
+    for wrong in ([], ["star", "star"], ["hexagon"]):
+        with pytest.raises(UserError, match="must be different ones of circle, ring"):
+            generated_shapes(root=str(tmp_path / "new"), split="train", **SPEC, classes=wrong)
+    # All of them in their order is what a folder is that names none.
+    generated_shapes(root=str(tmp_path / "all"), split="train", **SPEC)
+    generated_shapes(root=str(tmp_path / "all"), split="val", **SPEC, classes=SHAPE_CLASSES)
+
+
 def test_boxes_and_areas_agree_with_the_polygons_and_lie_in_the_image():
     seen = set()
     for index in range(60):

@@ -18,6 +18,7 @@ dataloader.train.dataset = L(generated_shapes)(
     image_size=128,
     seed=0,
     clutter=1.0,
+    classes=None,
     num_images=None,
     subset_seed=0,
 )
@@ -29,6 +30,7 @@ dataloader.test.dataset = L(generated_shapes)(
     image_size="${...train.dataset.image_size}",
     seed="${...train.dataset.seed}",
     clutter="${...train.dataset.clutter}",
+    classes="${...train.dataset.classes}",
     num_images=None,
     subset_seed=0,
 )

@@ -9,6 +9,7 @@ partly over them.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 
 import cv2
@@ -26,13 +27,20 @@ _MIN_VISIBLE = 0.5
 
 
 def draw_image(
-    *, seed: int, split: str, index: int, size: int, clutter: float = 1.0
+    *,
+    seed: int,
+    split: str,
+    index: int,
+    size: int,
+    clutter: float = 1.0,
+    classes: Sequence[str] = SHAPE_CLASSES,
 ) -> tuple[np.ndarray, list[dict]]:
     """Draws one image of the dataset.
 
     Args:
         clutter: from 0 (hardly any distractors, no small objects, little overlap, calm backgrounds)
             to 1.
+        classes: of the objects, in the order of the class ids.
 
     Returns:
         The image, (size, size, 3) uint8 BGR, and its objects in COCO form without ids
@@ -56,9 +64,9 @@ def draw_image(
         if is_object and objects and len(objects) >= wanted:
             continue
         for _ in range(20 if objects else 500):
-            category = int(rng.integers(len(SHAPE_CLASSES)))
+            category = int(rng.integers(len(classes)))
             radius = size * math.exp(rng.uniform(smallest, math.log(0.27)))
-            outline = _outline(rng, SHAPE_CLASSES[category]) if is_object else _distractor(rng)
+            outline = _outline(rng, classes[category]) if is_object else _distractor(rng)
             points = _place(rng, outline, radius, size)
             mask = _mask(points, size)
             inside = mask > 127

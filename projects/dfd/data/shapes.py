@@ -11,6 +11,8 @@ import os
 import shutil
 import time
 import uuid
+from collections.abc import Sequence
+from typing import Any
 
 import cv2
 
@@ -33,6 +35,7 @@ def generated_shapes(
     image_size: int,
     seed: int,
     clutter: float = 1.0,
+    classes: Sequence[str] | None = None,
     num_images: int | None = None,
     subset_seed: int = 0,
 ) -> str:
@@ -54,6 +57,7 @@ def generated_shapes(
         seed: seed of the drawing, at least 0.
         clutter: how hard the images are, from 0 (few distractors, no small objects, little overlap,
             calm backgrounds) to 1.
+        classes: some of `SHAPE_CLASSES`, in the order of the class ids; None takes all of them.
         num_images, subset_seed: as for `coco_json`.
 
     Returns:
@@ -78,6 +82,15 @@ def generated_shapes(
             raise UserError(f"generated_shapes: {key}={spec[key]} must be at least {least}")
     if not 0 <= clutter <= 1:
         raise UserError(f"generated_shapes: clutter={clutter} must be at least 0 and at most 1")
+    names = list(SHAPE_CLASSES if classes is None else classes)
+    if not names or len(set(names)) < len(names) or not set(names) <= set(SHAPE_CLASSES):
+        raise UserError(
+            f"generated_shapes: classes={names} must be different ones of "
+            f"{', '.join(SHAPE_CLASSES)}"
+        )
+    if names != list(SHAPE_CLASSES):
+        # Folders with all of them may have been made before there was a choice.
+        spec["classes"] = names
     if not _exists(folder, spec):
         _write(folder, spec)
     return coco_json(
@@ -88,7 +101,7 @@ def generated_shapes(
     )
 
 
-def _exists(folder: str, spec: dict[str, float]) -> bool:
+def _exists(folder: str, spec: dict[str, Any]) -> bool:
     """Whether ``folder`` already holds this very dataset; anything else in its place is fatal."""
     if not os.path.lexists(folder) or (os.path.isdir(folder) and not os.listdir(folder)):
         return False
@@ -106,7 +119,7 @@ def _exists(folder: str, spec: dict[str, float]) -> bool:
     return True
 
 
-def _write(folder: str, spec: dict[str, float]) -> None:
+def _write(folder: str, spec: dict[str, Any]) -> None:
     partial = f"{folder}.partial-{uuid.uuid4().hex[:8]}"
     try:
         for split in SPLITS:
@@ -123,14 +136,20 @@ def _write(folder: str, spec: dict[str, float]) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _write_split(folder: str, split: str, spec: dict[str, float]) -> None:
+def _write_split(folder: str, split: str, spec: dict[str, Any]) -> None:
     os.makedirs(os.path.join(folder, split))
     size, number = spec["image_size"], spec[f"num_{split}"]
+    classes = spec.get("classes", SHAPE_CLASSES)
     images, annotations = [], []
     start = time.perf_counter()
     for index in range(number):
         image, objects = draw_image(
-            seed=spec["seed"], split=split, index=index, size=size, clutter=spec["clutter"]
+            seed=spec["seed"],
+            split=split,
+            index=index,
+            size=size,
+            clutter=spec["clutter"],
+            classes=classes,
         )
         file = f"{index:06d}.jpg"
         if not cv2.imwrite(os.path.join(folder, split, file), image, _JPEG):
@@ -142,7 +161,7 @@ def _write_split(folder: str, split: str, spec: dict[str, float]) -> None:
         if (index + 1) % 500 == 0 or index + 1 == number:
             rate = (index + 1) / (time.perf_counter() - start)
             logger.info("drew %d of %d %s images (%.0f/s)", index + 1, number, split, rate)
-    categories = [{"id": i, "name": name} for i, name in enumerate(SHAPE_CLASSES, start=1)]
+    categories = [{"id": i, "name": name} for i, name in enumerate(classes, start=1)]
     content = {"info": {}, "images": images, "annotations": annotations, "categories": categories}
     with open(os.path.join(folder, f"{split}.json"), "w", encoding="utf-8") as f:
         json.dump(content, f)
