@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from typing import Any
 
 from detectron2.config import instantiate
@@ -148,11 +149,7 @@ def _checked(dataset: str, records: list[dict]) -> list[dict]:
             f"to {len(classes) - 1}, e.g. {unknown.examples['class']}: correct its annotations or "
             "its metadata's thing_classes"
         )
-    # A path such as s3://... is for detectron2's file handlers alone to follow.
-    local = [r for r in checked if "://" not in r["file_name"]]
-    drop_missing_images(
-        local, policy="error", tally=tally, where=f"dataset {dataset}", remedy=REMEDY
-    )
+    checked = _found(dataset, checked, tally)
     if dataset not in _reports:
         source = MetadataCatalog.get(dataset).get("json_file")
         report = summarise(
@@ -167,6 +164,23 @@ def _checked(dataset: str, records: list[dict]) -> list[dict]:
         _reports[dataset] = report
         logger.info("%s", report)
     return checked
+
+
+def _found(dataset: str, records: list[dict], tally: Tally) -> list[dict]:
+    """The records with the names of their images as they are on disk."""
+    # A path such as s3://... is for detectron2's file handlers alone to follow.
+    local = ["://" not in os.fspath(r["file_name"]) for r in records]
+    found = iter(
+        drop_missing_images(
+            [r for r, is_local in zip(records, local, strict=True) if is_local],
+            policy="error",
+            tally=tally,
+            where=f"dataset {dataset}",
+            root=MetadataCatalog.get(dataset).get("image_root"),
+            remedy=REMEDY,
+        )
+    )
+    return [next(found) if is_local else r for r, is_local in zip(records, local, strict=True)]
 
 
 def _has_box(annotation: dict, record: dict, tally: Tally) -> bool:
