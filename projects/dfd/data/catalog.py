@@ -164,6 +164,7 @@ def drop_missing_images(
     tally: Tally,
     where: str,
     root: str | os.PathLike | None = None,
+    exact: bool = False,
     remedy: str = "correct the path, or set missing_images=drop",
 ) -> list[dict]:
     """The records whose image file exists, with its name as it is on disk.
@@ -172,6 +173,7 @@ def drop_missing_images(
         policy: with "error" a missing image is fatal, with "drop" it is counted.
         tally: also counts the images that are found under another spelling than the one given.
         root: the folder that names are relative to, if there is one.
+        exact: do not look for other spellings.
 
     Raises:
         UserError: see ``policy``; or a name may be one of several files.
@@ -184,7 +186,7 @@ def drop_missing_images(
         if files.exists(given):
             kept.append(record if given is record["file_name"] else {**record, "file_name": given})
             continue
-        found = files.find(given)
+        found = None if exact else files.find(given)
         if found is None:
             missing.append(given)
             continue
