@@ -96,7 +96,7 @@ class ImageFiles:
         """What may be left of a name below the root."""
         root = [spelling_key(p) for p in os.path.abspath(self._root).split(os.sep) if p]
         keys = [spelling_key(p) for p in parts]
-        if away and len(parts) > 1:
+        if away:
             yield parts  # Absolute, as seen from the root.
         for i, key in enumerate(keys[:-1], start=1):
             if not root or key != root[-1]:

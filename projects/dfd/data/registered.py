@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 from typing import Any
 
 from detectron2.config import instantiate
@@ -169,7 +170,7 @@ def _checked(dataset: str, records: list[dict]) -> list[dict]:
 def _found(dataset: str, records: list[dict], tally: Tally) -> list[dict]:
     """The records with the names of their images as they are on disk."""
     # A path such as s3://... is for detectron2's file handlers alone to follow.
-    local = ["://" not in os.fspath(r["file_name"]) for r in records]
+    local = [re.match(r"[A-Za-z][\w+.-]*://", os.fspath(r["file_name"])) is None for r in records]
     found = iter(
         drop_missing_images(
             [r for r, is_local in zip(records, local, strict=True) if is_local],
