@@ -26,6 +26,7 @@ from .catalog import (
     has_objects,
     summarise,
 )
+from .text import check_plain_json
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +77,7 @@ def dataset_dicts(*, dataset: str, filter_empty: bool = True) -> list[dict]:
     except FileNotFoundError as e:
         raise no_file(dataset, e.filename) from e
     except (AssertionError, KeyError, ValueError) as e:
+        check_plain_json(dataset, MetadataCatalog.get(dataset).get("json_file"))
         raise UserError(
             f"dataset {dataset} cannot be read ({first_line(e)}): correct its annotations"
         ) from e

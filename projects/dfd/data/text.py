@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import os
 import re
 import xml.etree.ElementTree as ElementTree
 from typing import Any
@@ -50,8 +51,10 @@ def read_json(path: str, tally: Tally) -> Any:
         raise ValueError("it is nested too deep") from e
 
 
-def check_plain_json(dataset: str, path: str) -> None:
+def check_plain_json(dataset: str, path: str | None) -> None:
     """Refuse a json that pycocotools, which decodes nothing but plain UTF-8, cannot read."""
+    if path is None or not os.path.isfile(path):
+        return
     with open(path, "rb") as f:
         encoding = unicode_encoding(f.read(4))
     if encoding is not None:

@@ -43,7 +43,8 @@ def compare_detections(runs: Sequence[Run], num_images: int) -> list[tuple[str, 
     """What every run finds on the same, evenly spaced test images.
 
     Returns:
-        For each image the name to read it by, and the ground truth and each run's detections by name.
+        For each image the name to read it by, and the ground truth and each run's detections by
+        name.
 
     Raises:
         UserError: the test data cannot be read, or a checkpoint does not fit its config.
