@@ -187,6 +187,7 @@ def test_relative_names_without_a_folder_of_images(forget, tmp_path, monkeypatch
 def test_link_to_an_image_is_one_and_a_link_to_nothing_is_missing(write, tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos/b.jpg").symlink_to(tmp_path / "photos/a.jpg")
+    (tmp_path / "photos/self.jpg").symlink_to(tmp_path / "photos/self.jpg")
     assert found(write(["a.jpg"], ["b.jpg"]), tmp_path / "photos") == ["b.jpg"]
     (tmp_path / "photos/a.jpg").unlink()
     with pytest.raises(UserError, match=r"missing on disk, e\.g\. .*b\.jpg"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import unicodedata
@@ -114,7 +115,7 @@ class ImageFiles:
             kind = here.files if last else here.folders
             names = [part]
             # The way may lead through a folder that may be entered and not listed.
-            if part != ".." and part not in kind and (last or not _is_folder(folder, part)):
+            if part != ".." and part not in kind and (last or not here.closed):
                 names = [n for n in here.by_key.get(spelling_key(part), ()) if n in kind]
             if not names:
                 return None
@@ -130,10 +131,11 @@ def list_folder(folder: str) -> Listing:
     try:
         with os.scandir(folder or ".") as entries:
             for entry in entries:
-                if entry.is_dir():
-                    listing.folders.add(entry.name)
-                elif not entry.is_symlink() or entry.is_file():
-                    listing.files.add(entry.name)
+                with contextlib.suppress(OSError):  # A link to itself.
+                    if entry.is_dir():
+                        listing.folders.add(entry.name)
+                    elif not entry.is_symlink() or entry.is_file():
+                        listing.files.add(entry.name)
     except PermissionError:
         return Listing(closed=True)
     except (OSError, ValueError):  # Not there, too long, or no name of a folder at all.
@@ -150,13 +152,6 @@ def ambiguous(name: str, files: set[str] | list[str]) -> UserError:
     return UserError(
         f"image {name} may be {' or '.join(sorted(files))}: write its name as it is on disk"
     )
-
-
-def _is_folder(folder: str, part: str) -> bool:
-    try:
-        return os.path.isdir(os.path.join(folder, part))
-    except ValueError:
-        return False
 
 
 def _spellings(name: str) -> Iterator[str]:
