@@ -45,6 +45,8 @@ class ImageFiles:
             root: the folder that names are relative to, if there is one.
         """
         self._root = None if root is None else os.fspath(root)
+        parts = "" if root is None else os.path.abspath(root)
+        self._root_keys = [spelling_key(p) for p in parts.split(os.sep) if p]
         self._listings: dict[str, Listing] = {}
 
     def exists(self, path: str) -> bool:
@@ -95,7 +97,7 @@ class ImageFiles:
 
     def _inner(self, parts: tuple[str, ...], away: bool) -> Iterator[tuple[str, ...]]:
         """What may be left of a name below the root."""
-        root = [spelling_key(p) for p in os.path.abspath(self._root).split(os.sep) if p]
+        root = self._root_keys
         keys = [spelling_key(p) for p in parts]
         if away:
             yield parts  # Absolute, as seen from the root.
