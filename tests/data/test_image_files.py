@@ -205,3 +205,24 @@ def test_one_listing_per_folder_and_no_header_is_read(write, monkeypatch):
     dataset_dicts(dataset=name)
     assert sorted(os.path.basename(p) for p in listed if "photos" in str(p)) == ["a", "b"]
     assert not opened
+
+
+@pytest.mark.parametrize("policy", ["error", "drop"])
+def test_folder_that_may_not_be_listed_is_named_and_nothing_is_dropped(
+    write, tmp_path, monkeypatch, policy
+):
+    write(["a.jpg"], ["a.jpg"], "records")
+    scandir = os.scandir
+
+    def closed(path):
+        if os.path.basename(path) == "photos":
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    with pytest.raises(UserError, match=r"photos/a\.jpg may not be listed: make it readable"):
+        coco_json(
+            json=str(tmp_path / "data.json"),
+            images=str(tmp_path / "photos"),
+            missing_images=policy,
+        )

@@ -241,6 +241,14 @@ def test_links_to_images_folders_and_in_a_circle(tmp_path):
     assert read(**given) == [("a.jpg", 1), ("b.jpg", 2)]
 
 
+def test_old_copies_in_a_subfolder_add_no_class(tmp_path):
+    given = write_voc(tmp_path, ["a.xml", "old/a.xml", "old/b.xml"], ["a.jpg"], train="a\n")
+    (tmp_path / "Annotations/old/b.xml").write_text(xml([("dog", (1, 1, 9, 9), False)]))
+    assert class_names(voc_folder(**given)) == ["cat"] and read(**given) == [("a.jpg", 1)]
+    given = write_voc(tmp_path / "more", ["x/a.xml"], ["x/a.jpg"], train="x/a\n")
+    assert class_names(voc_folder(**given)) == ["cat"]
+
+
 def test_missing_image_is_dropped_though_its_xml_has_no_size(tmp_path):
     given = write_voc(tmp_path, ["a.xml", "b.xml"], ["a.jpg"], train="a\nb\n")
     (tmp_path / "Annotations/b.xml").write_text(xml([("cat", (1, 1, 9, 9), False)], 0, 0))

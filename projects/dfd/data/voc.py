@@ -67,7 +67,8 @@ def voc_folder(
         root: the folder.
         split: name of a file in ``ImageSets/Main``, without ``.txt``.
         classes: class names in the order of the class ids. None takes the names found in all xml
-            files of the folder, sorted, so that every split gets the same ids.
+            files of the folder (of its subfolders if it has none itself), sorted, so that every
+            split gets the same ids.
         num_images: take only this many of the images that have objects; None takes all images.
         subset_seed: which images those are; subsets of one seed are nested.
         missing_images: "error", or "drop" to leave out images whose file does not exist.
@@ -140,7 +141,9 @@ def voc_folder(
 
 def _classes_found(annotations: Files) -> list[str]:
     counts: Counter[str] = Counter()
-    for file in sorted(annotations.names):
+    # Beside those in the folder itself, subfolders may hold old copies.
+    files = [f for f in annotations.names if "/" not in f] or annotations.names
+    for file in sorted(files):
         root = read_xml(annotations.path(file), Tally())
         counts.update(_text(o, "name") for o in root.iter("object"))
     if not counts:
