@@ -87,12 +87,21 @@ def make_data(folder: Path) -> dict[str, str]:
     }.items():
         (folder / f"{name}.json").write_text(json.dumps(good | change))
     (folder / "list.json").write_text("[]")
-    for name in ("damaged", "larger", "voc/Annotations", "voc/JPEGImages", "voc/ImageSets/Main"):
-        (folder / name).mkdir(parents=True)
+    (folder / "gbk.json").write_bytes(json.dumps(good).replace("disc", "盘").encode("gbk"))
+    for name in ("damaged", "deep", "larger", "spelt"):
+        (folder / name).mkdir()
+    for name in ("Annotations", "JPEGImages", "ImageSets/Main"):
+        (folder / "voc" / name).mkdir(parents=True)
     (folder / "voc/ImageSets/Main/test.txt").touch()
+    (folder / "voc/ImageSets/Main/flags.txt").write_text("a 1\n")
+    for name in ("a", "a 1"):
+        (folder / f"voc/Annotations/{name}.xml").touch()
+    for ending in ("PNG", "Png"):
+        (folder / f"spelt/0.{ending}").touch()
     for i in range(4):
         (folder / f"damaged/{i}.png").write_bytes(b"no image")
         cv2.imwrite(str(folder / f"larger/{i}.png"), np.zeros((70, 90, 3), np.uint8))
+        cv2.imwrite(str(folder / f"deep/{i}.png"), np.full((64, 80), 3000, np.uint16))
     return names
 
 

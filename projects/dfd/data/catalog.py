@@ -22,6 +22,7 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..errors import UserError
+from .image_files import ImageFiles
 
 logger = logging.getLogger(__name__)
 
@@ -162,26 +163,60 @@ def drop_missing_images(
     policy: str,
     tally: Tally,
     where: str,
+    root: str | os.PathLike | None = None,
+    exact: bool = False,
     remedy: str = "correct the path, or set missing_images=drop",
 ) -> list[dict]:
-    """The records whose image file exists; with ``policy="error"`` a missing one is fatal."""
-    # One listing per folder: asking for each of 100 000 files is slow on a network disk.
-    listings: dict[str, set[str]] = {}
+    """The records whose image file exists, with its name as it is on disk.
+
+    Args:
+        policy: with "error" a missing image is fatal, with "drop" it is counted.
+        tally: also counts the images that are found under another spelling than the one given.
+        root: the folder that names are relative to, if there is one.
+        exact: do not look for other spellings.
+
+    Raises:
+        UserError: see ``policy``; or a name may be one of several files.
+    """
+    files = ImageFiles(root)
     kept, missing = [], []
+    respelt: dict[str, str] = {}
     for record in records:
-        folder, file = os.path.split(record["file_name"])
-        if folder not in listings:
-            here = folder or "."
-            listings[folder] = set(os.listdir(here)) if os.path.isdir(here) else set()
-        (kept if file in listings[folder] else missing).append(record)
+        given = os.fspath(record["file_name"])
+        if files.exists(given):
+            kept.append(record if given is record["file_name"] else {**record, "file_name": given})
+            continue
+        found = None if exact else files.find(given)
+        if found is None:
+            missing.append(given)
+            continue
+        file_name, kind = found
+        _check_one_name(respelt.setdefault(file_name, given), given, file_name, where)
+        tally.add(kind, f"{given} as {file_name}")
+        kept.append({**record, "file_name": file_name})
+    for record in records if respelt else ():
+        given = os.fspath(record["file_name"])
+        file_name = os.path.normpath(given)
+        if file_name in respelt and files.exists(given):
+            _check_one_name(respelt[file_name], given, file_name, where)
+    for given in missing:
+        if files.listing(os.path.dirname(given)).closed:
+            raise UserError(f"the folder of image {given} may not be listed: make it readable")
     if missing and policy == "error":
         raise UserError(
             f"{len(missing)} of {len(records)} images listed in {where} are missing on disk, e.g. "
-            f"{missing[0]['file_name']}: {remedy}"
+            f"{missing[0]}: {remedy}"
         )
-    for record in missing:
-        tally.add("images dropped, missing on disk", record["file_name"])
+    for given in missing:
+        tally.add("images dropped, missing on disk", given)
     return kept
+
+
+def _check_one_name(first: str, second: str, file_name: str, where: str) -> None:
+    if first != second:
+        raise UserError(
+            f"{where}: images {first} and {second} would both be {file_name}: correct their names"
+        )
 
 
 def has_objects(record: dict) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as jsonlib
 import os
 from typing import Any
 
@@ -22,6 +21,7 @@ from .catalog import (
     register,
     subset,
 )
+from .text import read_json
 
 UNKNOWN = "annotations dropped, unknown category_id"
 
@@ -76,11 +76,13 @@ def coco_json(
         return name
     if not os.path.isdir(root):
         raise UserError(f"image folder {root} does not exist: correct `images` of {path}")
-    data = _load(path)
-    category_ids, classes = _categories(data, path)
     tally = Tally()
+    data = _load(path, tally)
+    category_ids, classes = _categories(data, path)
     everything, evaluable = _records(data, path, root, category_ids, unknown_classes, tally)
-    records = drop_missing_images(everything, policy=missing_images, tally=tally, where=path)
+    records = drop_missing_images(
+        everything, policy=missing_images, tally=tally, where=path, root=root
+    )
     records = subset(records, num_images=num_images, subset_seed=subset_seed, where=path)
     unchanged = evaluable and not tally.counts and len(records) == len(everything)
     return register(
@@ -95,12 +97,13 @@ def coco_json(
     )
 
 
-def _load(path: str) -> dict[str, Any]:
+def _load(path: str, tally: Tally) -> dict[str, Any]:
     if not os.path.isfile(path):
         raise UserError(f"COCO json {path} does not exist: correct the path")
     try:
-        with open(path, encoding="utf-8") as f:
-            data = jsonlib.load(f)
+        data = read_json(path, tally)
+    except UserError:
+        raise
     except ValueError as e:
         raise UserError(f"{path} is not JSON ({e}): give a COCO instances file") from e
     for key in ("images", "annotations", "categories"):

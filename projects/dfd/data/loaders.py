@@ -26,7 +26,6 @@ from detectron2.data import (
     build_detection_test_loader,
 )
 from detectron2.data.build import trivial_batch_collator
-from detectron2.data.detection_utils import SizeMismatchError
 from detectron2.data.samplers import TrainingSampler
 from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import BoxMode, PolygonMasks
@@ -34,7 +33,9 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..errors import UserError
+from .images import ReadableMapper
 from .registered import class_names, dataset_dicts, no_file
+from .text import check_plain_json
 
 logger = logging.getLogger(__name__)
 
@@ -140,7 +141,7 @@ def build_test_loader(
         UserError: the dataset is unknown or empty, or (when iterating) an image cannot be read.
     """
     records = dataset_dicts(dataset=dataset, filter_empty=False)
-    images = MapDataset(DatasetFromList(records, copy=False), _Readable(mapper))
+    images = MapDataset(DatasetFromList(records, copy=False), ReadableMapper(mapper))
     return build_detection_test_loader(images, mapper=None, num_workers=num_workers)
 
 
@@ -166,6 +167,7 @@ def build_evaluator(*, dataset: str, output_dir: str | None = None) -> COCOEvalu
     if original is not None and report is None:
         if not os.path.isfile(original):
             raise no_file(dataset, original)
+        check_plain_json(dataset, original)
         return COCOEvaluator(dataset, output_dir=output_dir)
 
     records = dataset_dicts(dataset=dataset, filter_empty=False)
@@ -231,22 +233,6 @@ def _coco_dict(records: list[dict], classes: list[str], category_ids: dict[int, 
     return {"info": {}, "images": images, "annotations": annotations, "categories": categories}
 
 
-class _Readable:
-    """A mapper whose failures to read an image name the file in one line."""
-
-    def __init__(self, mapper: Callable[[dict], Any]) -> None:
-        self.mapper = mapper
-
-    def __call__(self, record: dict) -> Any:
-        try:
-            return self.mapper(record)
-        except (OSError, SizeMismatchError) as e:
-            reason = " ".join(str(e).split())
-            raise UserError(
-                f"cannot load image {record['file_name']} ({reason}): repair or leave out the file"
-            ) from e
-
-
 class _BatchSampler(Sampler):
     """Endless batches of ``(position, index)``: an image's place in the stream of all processes.
 
@@ -282,7 +268,7 @@ class _SeededMap(Dataset):
     """Maps the record at ``(position, index)`` with randomness of ``(seed, position)`` alone."""
 
     def __init__(self, records: DatasetFromList, mapper: Callable, seed: int) -> None:
-        self.records, self.mapper, self.seed = records, _Readable(mapper), seed
+        self.records, self.mapper, self.seed = records, ReadableMapper(mapper), seed
 
     def __len__(self) -> int:
         return len(self.records)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import math
+import os
+import re
 from typing import Any
 
 from detectron2.config import instantiate
@@ -24,6 +26,7 @@ from .catalog import (
     has_objects,
     summarise,
 )
+from .text import check_plain_json
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +77,7 @@ def dataset_dicts(*, dataset: str, filter_empty: bool = True) -> list[dict]:
     except FileNotFoundError as e:
         raise no_file(dataset, e.filename) from e
     except (AssertionError, KeyError, ValueError) as e:
+        check_plain_json(dataset, MetadataCatalog.get(dataset).get("json_file"))
         raise UserError(
             f"dataset {dataset} cannot be read ({first_line(e)}): correct its annotations"
         ) from e
@@ -148,11 +152,7 @@ def _checked(dataset: str, records: list[dict]) -> list[dict]:
             f"to {len(classes) - 1}, e.g. {unknown.examples['class']}: correct its annotations or "
             "its metadata's thing_classes"
         )
-    # A path such as s3://... is for detectron2's file handlers alone to follow.
-    local = [r for r in checked if "://" not in r["file_name"]]
-    drop_missing_images(
-        local, policy="error", tally=tally, where=f"dataset {dataset}", remedy=REMEDY
-    )
+    checked = _found(dataset, checked, tally)
     if dataset not in _reports:
         source = MetadataCatalog.get(dataset).get("json_file")
         report = summarise(
@@ -167,6 +167,23 @@ def _checked(dataset: str, records: list[dict]) -> list[dict]:
         _reports[dataset] = report
         logger.info("%s", report)
     return checked
+
+
+def _found(dataset: str, records: list[dict], tally: Tally) -> list[dict]:
+    """The records with the names of their images as they are on disk."""
+    # A path such as s3://... is for detectron2's file handlers alone to follow.
+    local = [re.match(r"[A-Za-z][\w+.-]*://", os.fspath(r["file_name"])) is None for r in records]
+    found = iter(
+        drop_missing_images(
+            [r for r, is_local in zip(records, local, strict=True) if is_local],
+            policy="error",
+            tally=tally,
+            where=f"dataset {dataset}",
+            root=MetadataCatalog.get(dataset).get("image_root"),
+            remedy=REMEDY,
+        )
+    )
+    return [next(found) if is_local else r for r, is_local in zip(records, local, strict=True)]
 
 
 def _has_box(annotation: dict, record: dict, tally: Tally) -> bool:

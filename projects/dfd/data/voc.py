@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 from detectron2.data import DatasetCatalog
 from detectron2.structures import BoxMode
-from PIL import Image
 
 from ..errors import UserError
 from .catalog import (
@@ -23,6 +22,17 @@ from .catalog import (
     drop_missing_images,
     register,
     subset,
+)
+from .images import image_size
+from .text import read_xml
+from .voc_files import (
+    Files,
+    annotation_files,
+    annotation_path,
+    image_files,
+    image_of,
+    listed_stems,
+    split_file,
 )
 
 logger = logging.getLogger(__name__)
@@ -43,20 +53,22 @@ def voc_folder(
     """Registers one split of a VOC folder as a detectron2 dataset; a second call only names it.
 
     The folder holds ``Annotations/<id>.xml``, ``ImageSets/Main/<split>.txt`` and
-    ``JPEGImages/<id>.jpg`` (or another extension). Boxes are inclusive pixel indices that start
+    ``JPEGImages/<id>.jpg`` (or another extension of images), the xml and the images also in
+    subfolders. Boxes are inclusive pixel indices that start
     at 1, as in VOC: 1 is subtracted from ``xmin`` and ``ymin``. A box with ``xmax <= xmin`` or
     ``ymax <= ymin`` is dropped as one without area, a box partly outside the image is clipped,
     and both are counted in the report (``MetadataCatalog.get(name).dfd_report``).
 
     Objects marked ``difficult`` are ordinary objects here, in training and in the COCO metrics,
     as in detectron2's own VOC reader; the report says how many there are. The image id is the
-    1-based line number in the split file. The files are read once per process.
+    1-based number of the name in the split file. The files are read once per process.
 
     Args:
         root: the folder.
         split: name of a file in ``ImageSets/Main``, without ``.txt``.
         classes: class names in the order of the class ids. None takes the names found in all xml
-            files of the folder, sorted, so that every split gets the same ids.
+            files of the folder (of its subfolders if it has none itself), sorted, so that every
+            split gets the same ids.
         num_images: take only this many of the images that have objects; None takes all images.
         subset_seed: which images those are; subsets of one seed are nested.
         missing_images: "error", or "drop" to leave out images whose file does not exist.
@@ -67,7 +79,8 @@ def voc_folder(
 
     Raises:
         UserError: the folder, the split or an xml file is missing or unreadable, an image is
-            listed twice, or one of the cases above is not set to "drop".
+            listed twice or may be one of several files, or one of the cases above is not set to
+            "drop".
     """
     folder = checked_path("voc_folder", "root", root, "the folder that holds Annotations/")
     check_choice("voc_folder", "missing_images", missing_images, ("error", "drop"))
@@ -85,27 +98,34 @@ def voc_folder(
     )
     if name in DatasetCatalog:
         return name
-    stems = _split(folder, split)
+    tally = Tally()
+    source = split_file(folder, split)
+    annotations = annotation_files(folder)
+    stems = listed_stems(source, annotations, tally)
     if names is None:
-        names = _classes_found(folder)
+        names = _classes_found(annotations)
     if not names or len(set(names)) < len(names):
         raise UserError(f"voc_folder: classes={names} for {folder}: give distinct class names")
 
-    source = os.path.join(folder, "ImageSets", "Main", f"{split}.txt")
-    images = {os.path.splitext(f)[0]: f for f in sorted(_listing(folder, "JPEGImages"))}
-    tally = Tally()
+    images = image_files(folder)
     difficult: dict[int, int] = {}
     everything = []
     for image_id, stem in enumerate(stems, start=1):
-        image = os.path.join(folder, "JPEGImages", images.get(stem, f"{stem}.jpg"))
-        record, difficult[image_id] = _record(folder, stem, image, names, tally)
+        path = annotation_path(stem, annotations)
+        xml = read_xml(path, tally)
+        image = image_of(stem, _text(xml, "filename"), images, annotations, tally)
+        record = {"file_name": images.path(f"{stem}.jpg")}  # Which is missing, and may be dropped.
+        if image is not None:
+            record, difficult[image_id] = _record(xml, path, image, names, tally)
         everything.append({**record, "image_id": image_id})
     if unknown_classes == "error" and UNKNOWN in tally.counts:
         raise UserError(
             f"{source}: {tally.counts[UNKNOWN]} objects have a name that is not in classes="
             f"{names}, e.g. {tally.examples[UNKNOWN]}: add it, or set unknown_classes=drop"
         )
-    records = drop_missing_images(everything, policy=missing_images, tally=tally, where=source)
+    records = drop_missing_images(
+        everything, policy=missing_images, tally=tally, where=source, exact=True
+    )
     records = subset(records, num_images=num_images, subset_seed=subset_seed, where=source)
     return register(
         name,
@@ -119,53 +139,17 @@ def voc_folder(
     )
 
 
-def _listing(folder: str, sub: str) -> list[str]:
-    path = os.path.join(folder, sub)
-    if not os.path.isdir(path):
-        raise UserError(
-            f"{path} does not exist: `root` must hold Annotations, ImageSets/Main and JPEGImages"
-        )
-    return os.listdir(path)
-
-
-def _split(folder: str, split: str) -> list[str]:
-    """The image names of a split file: the first word of every line."""
-    splits = sorted(f[:-4] for f in _listing(folder, "ImageSets/Main") if f.endswith(".txt"))
-    if split not in splits:
-        raise UserError(
-            f"split {split!r} does not exist in {os.path.join(folder, 'ImageSets', 'Main')}: "
-            f"choose one of {', '.join(splits) or '(none found)'}"
-        )
-    path = os.path.join(folder, "ImageSets", "Main", f"{split}.txt")
-    with open(path, encoding="utf-8") as f:
-        stems = [line.split()[0] for line in f if line.strip()]
-    for stem, count in Counter(stems).items():
-        if count > 1:
-            raise UserError(f"{path}: image {stem} is listed {count} times: list it once")
-    return stems
-
-
-def _parse(path: str) -> ElementTree.Element:
-    try:
-        return ElementTree.parse(path).getroot()
-    except FileNotFoundError as e:
-        raise UserError(
-            f"annotation file {path} does not exist: add it or correct the split"
-        ) from e
-    except ElementTree.ParseError as e:
-        raise UserError(f"{path} is not valid XML ({e}): repair it or correct the split") from e
-
-
-def _classes_found(folder: str) -> list[str]:
+def _classes_found(annotations: Files) -> list[str]:
     counts: Counter[str] = Counter()
-    for file in _listing(folder, "Annotations"):
-        if file.endswith(".xml"):
-            root = _parse(os.path.join(folder, "Annotations", file))
-            counts.update(_text(o, "name") for o in root.iter("object"))
+    # Beside those in the folder itself, subfolders may hold old copies.
+    files = [f for f in annotations.names if "/" not in f] or annotations.names
+    for file in sorted(files):
+        root = read_xml(annotations.path(file), Tally())
+        counts.update(_text(o, "name") for o in root.iter("object"))
     if not counts:
-        raise UserError(f"no objects in the xml files of {folder}/Annotations: correct `root`")
+        raise UserError(f"no objects in the xml files of {annotations.folder}: correct `root`")
     found = ", ".join(f"{name} {counts[name]}" for name in sorted(counts))
-    logger.info("classes found in all annotations of %s: %s", folder, found)
+    logger.info("classes found in all annotations of %s: %s", annotations.folder, found)
     return sorted(counts)
 
 
@@ -173,11 +157,11 @@ def _text(element: ElementTree.Element, path: str) -> str:
     return (element.findtext(path) or "").strip()
 
 
-def _record(folder: str, stem: str, image: str, names: list[str], tally: Tally) -> tuple[dict, int]:
+def _record(
+    root: ElementTree.Element, path: str, image: str, names: list[str], tally: Tally
+) -> tuple[dict, int]:
     """The dataset dict of one image, without its id, and its number of difficult objects."""
-    path = os.path.join(folder, "Annotations", f"{stem}.xml")
-    root = _parse(path)
-    width, height = _size(root, path, image)
+    width, height = _size(root, image)
     annotations = []
     difficult = 0
     for item in root.iter("object"):
@@ -216,15 +200,10 @@ def _record(folder: str, stem: str, image: str, names: list[str], tally: Tally) 
     }, difficult
 
 
-def _size(root: ElementTree.Element, path: str, image: str) -> tuple[int, int]:
+def _size(root: ElementTree.Element, image: str) -> tuple[int, int]:
     """Width and height in pixels; labelling tools often leave them 0, then the image is asked."""
     try:
         width, height = int(_text(root, "size/width")), int(_text(root, "size/height"))
     except ValueError:
         width = height = 0
-    if width > 0 and height > 0:
-        return width, height
-    if not os.path.isfile(image):
-        raise UserError(f"{path} has no image size and {image} is missing: repair one of them")
-    with Image.open(image) as opened:
-        return opened.size
+    return (width, height) if width > 0 and height > 0 else image_size(image)

@@ -18,6 +18,7 @@ from detectron2.structures import BoxMode
 from PIL import Image, ImageDraw, ImageFont
 
 from ..data import dataset_dicts
+from ..data.images import upright_name
 from ..errors import UserError
 from ..weights import load_strict, read_weights
 from .runs import Run
@@ -42,7 +43,8 @@ def compare_detections(runs: Sequence[Run], num_images: int) -> list[tuple[str, 
     """What every run finds on the same, evenly spaced test images.
 
     Returns:
-        For each image its file, and the ground truth and each run's detections by name.
+        For each image the name to read it by, and the ground truth and each run's detections by
+        name.
 
     Raises:
         UserError: the test data cannot be read, or a checkpoint does not fit its config.
@@ -58,7 +60,7 @@ def compare_detections(runs: Sequence[Run], num_images: int) -> list[tuple[str, 
     columns = {"ground truth": [_ground_truth(record) for record in chosen]}
     columns |= {run.name: _detect(run, indices) for run in runs}
     return [
-        (record["file_name"], {name: boxes[i] for name, boxes in columns.items()})
+        (upright_name(record), {name: boxes[i] for name, boxes in columns.items()})
         for i, record in enumerate(chosen)
     ]
 
