@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 ROUNDING = 0.1
 
 CLIPPED = "boxes clipped to the image"
+NO_AREA = "boxes dropped, without area"
+OUTSIDE = "boxes dropped, outside the image"
 NO_BOX = "annotations dropped, without four box numbers"
 
 
@@ -63,8 +65,8 @@ class DatasetReport:
         examples: one example of each kind in ``dropped``.
         ground_truth: the COCO json to evaluate with, or None if there is none that pycocotools can
             use for what the dataset holds, and one must be written.
-        masks: annotations with a mask, crowds not counted.
-        keypoints: the numbers of keypoints that annotations have, without those that have none.
+        masks: annotations with a mask.
+        keypoints: annotations with keypoints, by how many keypoints those are.
     """
 
     name: str
@@ -79,7 +81,7 @@ class DatasetReport:
     examples: dict[str, str]
     ground_truth: str | None
     masks: int = 0
-    keypoints: tuple[int, ...] = ()
+    keypoints: dict[int, int] = field(default_factory=dict)
 
     @property
     def annotations(self) -> int:
@@ -159,11 +161,11 @@ def clean_box(
         tally.add("boxes dropped, not finite", example)
         return None
     if x1 <= x0 or y1 <= y0:
-        tally.add("boxes dropped, without area", example)
+        tally.add(NO_AREA, example)
         return None
     clipped = [max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height))]
     if clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
-        tally.add("boxes dropped, outside the image", example)
+        tally.add(OUTSIDE, example)
         return None
     if max(abs(a - b) for a, b in zip(clipped, box, strict=True)) > ROUNDING:
         tally.add(CLIPPED, example)
@@ -244,16 +246,17 @@ def summarise(
     """The report of a dataset; the arguments are those of `register`."""
     counts = [0] * len(classes)
     crowds = masks = 0
-    keypoints = set()
+    keypoints: dict[int, int] = {}
     for record in records:
         for annotation in record.get("annotations", ()):
             if annotation.get("iscrowd", 0):
                 crowds += 1
             else:
                 counts[annotation["category_id"]] += 1
-                masks += "segmentation" in annotation
+            masks += "segmentation" in annotation
             if "keypoints" in annotation:
-                keypoints.add(len(annotation["keypoints"]) // 3)
+                number = len(annotation["keypoints"]) // 3
+                keypoints[number] = keypoints.get(number, 0) + 1
     return DatasetReport(
         name=name,
         source=source,
@@ -267,7 +270,7 @@ def summarise(
         examples=dict(tally.examples),
         ground_truth=ground_truth,
         masks=masks,
-        keypoints=tuple(sorted(keypoints)),
+        keypoints=keypoints,
     )
 
 

@@ -133,7 +133,9 @@ def _load(path: str) -> dict[str, Any]:
     return data
 
 
-def read_registered(path: str, root: str, tally: Tally) -> tuple[list[dict], dict[int, str], bool]:
+def read_registered(
+    path: str, root: str, tally: Tally, *, sizes: bool = True
+) -> tuple[list[dict], dict[int, str], bool]:
     """What Detectron2's ``load_coco_json`` makes of a json, with its values read as ours are.
 
     Boxes stay as they are in the json, and images are not looked for, but for their size where the
@@ -148,7 +150,8 @@ def read_registered(path: str, root: str, tally: Tally) -> tuple[list[dict], dic
     data = _load(path)
     category_ids, classes = _categories(data, path, tally)
     records = _images(data, path, root, tally)
-    complete_sizes(records, tally)
+    if sizes:
+        complete_sizes(records, tally)
     finder = Classes(category_ids, classes)
     evaluable = _annotate(data, records, records, path, finder, tally, clip=False)
     _refuse_unknown(path, tally, "add it")
