@@ -99,9 +99,13 @@ def coco_json(
     category_ids, classes = _categories(data, path, tally)
     everything = _images(data, path, root, tally)
     if missing_images == "error":
-        _complete_sizes(everything, path, tally)
+        unsized = [record for record in everything if "width" not in record]
+        found = drop_missing_images(unsized, policy="drop", tally=Tally(), where=path)
+        found_ids = {record["image_id"] for record in found}
+        _refuse_unsized([r for r in unsized if r["image_id"] not in found_ids], path)
     records = drop_missing_images(everything, policy=missing_images, tally=tally, where=path)
-    _complete_sizes(records, path, tally)
+    complete_sizes(records, tally)
+    _refuse_unsized([record for record in records if "width" not in record], path)
     evaluable = _annotate(data, everything, records, path, Classes(category_ids, classes), tally)
     if unknown_classes == "error":
         _refuse_unknown(path, tally, "add it, or set unknown_classes=drop")
@@ -158,16 +162,12 @@ def read_registered(
     return records, dict(zip(category_ids, classes, strict=True)), evaluable
 
 
-def _complete_sizes(records: list[dict], path: str, tally: Tally) -> None:
-    """Gives every image a size; one that neither the json nor a file tells is refused."""
-    unsized = [record for record in records if "width" not in record]
-    complete_sizes(drop_missing_images(unsized, policy="drop", tally=Tally(), where=path), tally)
-    for record in unsized:
-        if "width" not in record:
-            raise UserError(
-                f"{path}: every image needs a `width` and a `height`, or a file to take them from, "
-                f"which {record['file_name']} is not: add them, or repair the file"
-            )
+def _refuse_unsized(records: list[dict], path: str) -> None:
+    if records:
+        raise UserError(
+            f"{path}: every image needs a `width` and a `height`, or a file to take them from, "
+            f"which {records[0]['file_name']} is not: add them, or repair the file"
+        )
 
 
 def _refuse_unknown(path: str, tally: Tally, remedy: str) -> None:
@@ -236,7 +236,7 @@ def _annotate(
     Returns:
         Whether pycocotools can use the annotations of the json as they are.
     """
-    index, wanted = ImageIndex(images), {id(record) for record in records}
+    index, wanted = ImageIndex(images), {record["image_id"]: record for record in records}
     evaluable = True
     ids: set[int] = set()
     for annotation in data["annotations"]:
@@ -257,7 +257,9 @@ def _annotate(
         record = index.find(annotation.get("image_id"), tally, where)
         if record is None:
             tally.add(UNLISTED, where)
-        elif id(record) in wanted:
+            continue
+        record = wanted.get(record["image_id"])
+        if record is not None:
             instance = _instance(annotation, record, path, classes, tally, where, clip)
             if instance is not None:
                 record["annotations"].append(instance)

@@ -28,7 +28,7 @@ def as_number(value: Any) -> float | None:
     except ValueError:
         return None
     except OverflowError:
-        return math.copysign(math.inf, value)
+        return math.inf if value > 0 else -math.inf
 
 
 def as_whole(value: Any) -> int | None:

@@ -61,7 +61,7 @@ def clean_records(
         if size is not None:
             clean["width"], clean["height"] = size
         result.append(clean)
-    complete_sizes([r for r in result if "://" not in r["file_name"]], tally)
+    complete_sizes(result, tally)
     finder, unknown = Classes(range(len(classes)), classes), Tally()
     for record in result:
         record["annotations"] = _annotations(record, source, finder, tally, unknown)
@@ -111,7 +111,7 @@ def _annotations(
         if clean is None:
             continue
         change = {}
-        if type(given) is not list or not NUMBERS.issuperset(map(type, given)):
+        if type(given) is not list or not NUMBERS.issuperset(map(type, given)) or given != box:
             change["bbox"] = box
         if annotation["bbox_mode"] is not mode:
             change["bbox_mode"] = mode

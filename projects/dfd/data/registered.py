@@ -35,7 +35,7 @@ from .catalog import (
 )
 from .coco import UNLISTED, read_registered
 from .records import clean_records, name_of
-from .validation import class_labels
+from .validation import class_labels, complete_sizes
 
 logger = logging.getLogger(__name__)
 
@@ -146,16 +146,13 @@ def _checked(dataset: str) -> list[dict]:
     tally = Tally()
     records, ground_truth = _read(dataset, tally)
     classes = _classes(dataset)
+    found = _found(dataset, records, tally)
+    complete_sizes(found, tally)
     checked = []
-    for record in records:
+    for record in found:
         annotations = record["annotations"]
         kept = [a for a in annotations if _has_box(a, record, tally)]
         checked.append({**record, "annotations": kept} if len(kept) < len(annotations) else record)
-    # A path such as s3://... is for detectron2's file handlers alone to follow.
-    local = [r for r in checked if "://" not in r["file_name"]]
-    drop_missing_images(
-        local, policy="error", tally=tally, where=f"dataset {dataset}", remedy=REMEDY
-    )
     if not _is_reported(dataset):
         source = MetadataCatalog.get(dataset).get("json_file")
         report = summarise(
@@ -170,6 +167,15 @@ def _checked(dataset: str) -> list[dict]:
         _reports[dataset], _functions[dataset] = report, DatasetCatalog[dataset]
         logger.info("%s", report)
     return checked
+
+
+def _found(dataset: str, records: list[dict], tally: Tally) -> list[dict]:
+    # A path such as s3://... is for detectron2's file handlers alone to follow.
+    local = [r for r in records if "://" not in r["file_name"]]
+    drop_missing_images(
+        local, policy="error", tally=tally, where=f"dataset {dataset}", remedy=REMEDY
+    )
+    return records
 
 
 def _read(dataset: str, tally: Tally) -> tuple[list[dict], str | None]:

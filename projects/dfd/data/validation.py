@@ -7,6 +7,7 @@ read in two ways, or not at all, is a `UserError` that names it.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -59,7 +60,7 @@ def as_size(width: Any, height: Any, tally: Tally, where: str) -> tuple[int, int
 def complete_sizes(records: list[dict], tally: Tally) -> None:
     """Gives records without width and height those of their image file, where it can be read."""
     for record in records:
-        if "width" not in record:
+        if "width" not in record and "://" not in record["file_name"]:
             try:
                 with Image.open(record["file_name"]) as image:
                     size = image.size
@@ -83,7 +84,7 @@ def as_box(value: Any, tally: Tally, where: Callable[[], str], count: int = 4) -
     if len(numbers) != count or None in numbers:
         tally.add(NO_BOX if count == 4 else NO_BOX.replace("four", "five"), where)
         return None
-    if any(isinstance(v, str) for v in value):
+    if any(isinstance(v, str) for v in value) and all(map(math.isfinite, numbers)):
         tally.add(TEXT_BOX, where)
     return numbers
 
@@ -138,14 +139,14 @@ def clean_values(
         except Unusable as e:
             tally.add(str(e), where)
             return None
-        if segmentation is not given:
+        if segmentation is None or segmentation is not given:
             change["segmentation"] = segmentation
         if note:
             tally.add(note, where)
     given = annotation.get("keypoints", _MISSING)
     if given is not _MISSING:
         keypoints = plain_keypoints(given)
-        if keypoints is not given:
+        if keypoints is None or keypoints is not given:
             change["keypoints"] = keypoints
         if keypoints is None and plain(given) not in (None, "", []):
             tally.add(NO_KEYPOINTS, where)

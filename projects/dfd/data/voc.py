@@ -24,6 +24,8 @@ from .catalog import (
     register,
     subset,
 )
+from .numbers import as_number
+from .validation import class_labels
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +74,9 @@ def voc_folder(
     folder = checked_path("voc_folder", "root", root, "the folder that holds Annotations/")
     check_choice("voc_folder", "missing_images", missing_images, ("error", "drop"))
     check_choice("voc_folder", "unknown_classes", unknown_classes, ("error", "drop"))
-    names = None if classes is None else [str(c) for c in classes]
+    names = (
+        None if classes is None else class_labels(classes, f"voc_folder: classes={list(classes)}")
+    )
     name = dataset_name(
         f"{os.path.basename(folder)}_{split}",
         num_images=num_images,
@@ -161,7 +165,7 @@ def _classes_found(folder: str) -> list[str]:
     for file in _listing(folder, "Annotations"):
         if file.endswith(".xml"):
             root = _parse(os.path.join(folder, "Annotations", file))
-            counts.update(_text(o, "name") for o in root.iter("object"))
+            counts.update(filter(None, (_text(o, "name") for o in root.iter("object"))))
     if not counts:
         raise UserError(f"no objects in the xml files of {folder}/Annotations: correct `root`")
     found = ", ".join(f"{name} {counts[name]}" for name in sorted(counts))
@@ -186,9 +190,8 @@ def _record(folder: str, stem: str, image: str, names: list[str], tally: Tally) 
             tally.add(UNKNOWN, f"{label!r} in {path}")
             continue
         where = f"{label} in {path}"
-        try:
-            box = [float(_text(item, f"bndbox/{k}")) for k in ("xmin", "ymin", "xmax", "ymax")]
-        except ValueError:
+        box = [as_number(_text(item, f"bndbox/{k}")) for k in ("xmin", "ymin", "xmax", "ymax")]
+        if None in box:
             tally.add(NO_BOX, where)
             continue
         if box[2] <= box[0] or box[3] <= box[1]:
