@@ -72,6 +72,17 @@ def faster_rcnn_config(channels=8, masks=False, **kwargs):
     return model
 
 
+def keypoint_rcnn_config(num_keypoints=5):
+    model, heads = faster_rcnn_config(), zoo_model("keypoint_rcnn_fpn").roi_heads
+    for key in ("keypoint_in_features", "keypoint_pooler", "keypoint_head"):
+        model.roi_heads[key] = heads[key]
+    head = model.roi_heads.keypoint_head
+    head.input_shape.channels = 8
+    head.conv_dims = [8]
+    head.num_keypoints = num_keypoints
+    return model
+
+
 def resnext_config():
     """Faster R-CNN over bottleneck blocks of grouped convolutions."""
     model = faster_rcnn_config()

@@ -23,6 +23,7 @@ dataloader.train = L(build_train_loader)(
         ],
         image_format="BGR",
         use_instance_mask=False,
+        instance_mask_format="polygon",
     ),
     total_batch_size=16,
     num_workers=4,
@@ -39,4 +40,6 @@ dataloader.test = L(build_test_loader)(
     num_workers=4,
 )
 
-dataloader.evaluator = L(build_evaluator)(dataset="${..test.dataset}", output_dir=None)
+dataloader.evaluator = L(build_evaluator)(
+    dataset="${..test.dataset}", output_dir=None, kpt_oks_sigmas=None
+)

@@ -14,7 +14,7 @@ import math
 import os
 import pickle
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 ROUNDING = 0.1
 
 CLIPPED = "boxes clipped to the image"
+NO_AREA = "boxes dropped, without area"
+OUTSIDE = "boxes dropped, outside the image"
 NO_BOX = "annotations dropped, without four box numbers"
 
 
@@ -40,9 +42,11 @@ class Tally:
     counts: dict[str, int] = field(default_factory=dict)
     examples: dict[str, str] = field(default_factory=dict)
 
-    def add(self, kind: str, example: str) -> None:
+    def add(self, kind: str, example: str | Callable[[], str]) -> None:
+        """Counts one; a function gives the example only where it is the first."""
         self.counts[kind] = self.counts.get(kind, 0) + 1
-        self.examples.setdefault(kind, example)
+        if kind not in self.examples:
+            self.examples[kind] = example() if callable(example) else example
 
 
 @dataclass(frozen=True)
@@ -58,10 +62,12 @@ class DatasetReport:
         instances: instances per class name, crowds not counted, in the order of the class ids.
         crowds: annotations with ``iscrowd=1``.
         difficult: annotations that a VOC file marks as difficult (they are kept as ordinary ones).
-        dropped: count of each kind of thing dropped or clipped.
+        dropped: count of each kind of thing dropped, clipped or converted.
         examples: one example of each kind in ``dropped``.
-        ground_truth: the COCO json that says exactly what the dataset holds, or None if there is
-            none and one must be written for an evaluation.
+        ground_truth: the COCO json to evaluate with, or None if there is none that pycocotools can
+            use for what the dataset holds, and one must be written.
+        masks: annotations with a mask.
+        keypoints: annotations with keypoints, by how many keypoints those are.
     """
 
     name: str
@@ -75,6 +81,8 @@ class DatasetReport:
     dropped: dict[str, int]
     examples: dict[str, str]
     ground_truth: str | None
+    masks: int = 0
+    keypoints: dict[int, int] = field(default_factory=dict)
 
     @property
     def annotations(self) -> int:
@@ -123,7 +131,12 @@ def check_choice(reader: str, argument: str, value: str, choices: Sequence[str])
 
 
 def clean_box(
-    box: Sequence[float], *, width: int, height: int, tally: Tally, where: str
+    box: Sequence[float],
+    *,
+    width: float,
+    height: float,
+    tally: Tally,
+    where: str | Callable[[], str],
 ) -> list[float] | None:
     """Clips a box to its image, or drops it if nothing of it is left, and counts either.
 
@@ -136,17 +149,24 @@ def clean_box(
     Returns:
         x0, y0, x1, y1 within [0, width] and [0, height], or None.
     """
-    example = f"{where}, box {_brief(box)} in a {width}x{height} image"
+    x0, y0, x1, y1 = box
+    # What follows would find the same, but COCO has 860 000 boxes.
+    if 0 <= x0 < x1 <= width < math.inf and 0 <= y0 < y1 <= height < math.inf:
+        return [x0, y0, x1, y1]
+
+    def example() -> str:
+        named = where() if callable(where) else where
+        return f"{named}, box {_brief(box)} in a {width}x{height} image"
+
     if not all(math.isfinite(v) for v in box):
         tally.add("boxes dropped, not finite", example)
         return None
-    x0, y0, x1, y1 = box
     if x1 <= x0 or y1 <= y0:
-        tally.add("boxes dropped, without area", example)
+        tally.add(NO_AREA, example)
         return None
     clipped = [max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height))]
     if clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
-        tally.add("boxes dropped, outside the image", example)
+        tally.add(OUTSIDE, example)
         return None
     if max(abs(a - b) for a, b in zip(clipped, box, strict=True)) > ROUNDING:
         tally.add(CLIPPED, example)
@@ -260,13 +280,18 @@ def summarise(
 ) -> DatasetReport:
     """The report of a dataset; the arguments are those of `register`."""
     counts = [0] * len(classes)
-    crowds = 0
+    crowds = masks = 0
+    keypoints: dict[int, int] = {}
     for record in records:
         for annotation in record.get("annotations", ()):
             if annotation.get("iscrowd", 0):
                 crowds += 1
             else:
                 counts[annotation["category_id"]] += 1
+            masks += "segmentation" in annotation
+            if "keypoints" in annotation:
+                number = len(annotation["keypoints"]) // 3
+                keypoints[number] = keypoints.get(number, 0) + 1
     return DatasetReport(
         name=name,
         source=source,
@@ -279,6 +304,8 @@ def summarise(
         dropped=dict(tally.counts),
         examples=dict(tally.examples),
         ground_truth=ground_truth,
+        masks=masks,
+        keypoints=keypoints,
     )
 
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Callable
 from typing import Any
 
-import pycocotools.mask as mask_util
 from detectron2.data import DatasetCatalog
 from detectron2.structures import BoxMode
 
 from ..errors import UserError
 from .catalog import (
-    NO_BOX,
     Tally,
     check_choice,
     checked_path,
@@ -21,9 +21,27 @@ from .catalog import (
     register,
     subset,
 )
-from .text import read_json
+from .numbers import as_whole
+from .text import is_plain_json, read_json
+from .validation import (
+    Classes,
+    ImageIndex,
+    as_box,
+    as_flag,
+    as_size,
+    brief,
+    class_labels,
+    clean_values,
+    complete_sizes,
+    file_name,
+    image_ids,
+)
 
+UNLISTED = "annotations dropped, of an image that is not listed"
 UNKNOWN = "annotations dropped, unknown category_id"
+
+# The official small, medium and large APs go by the area of the json, not by that of the box.
+_KEPT = ("area", "segmentation", "keypoints")
 
 
 def coco_json(
@@ -37,7 +55,7 @@ def coco_json(
 ) -> str:
     """Registers a COCO json as a detectron2 dataset; a second call only returns the name.
 
-    Boxes, polygons, RLE masks and crowds are read; keypoints are not. Class ids are the
+    Boxes, polygons, RLE masks, crowds and keypoints are read. Class ids are the
     positions of the category ids in ascending order, and evaluation maps them back. Boxes
     without area, not finite or outside the image are dropped, boxes partly outside it are
     clipped; both are counted in the report (``MetadataCatalog.get(name).dfd_report``). The files
@@ -78,11 +96,21 @@ def coco_json(
         raise UserError(f"image folder {root} does not exist: correct `images` of {path}")
     tally = Tally()
     data = _load(path, tally)
-    category_ids, classes = _categories(data, path)
-    everything, evaluable = _records(data, path, root, category_ids, unknown_classes, tally)
+    category_ids, classes = _categories(data, path, tally)
+    everything = _images(data, path, root, tally)
+    if missing_images == "error":
+        unsized = [record for record in everything if "width" not in record]
+        found = drop_missing_images(unsized, policy="drop", tally=Tally(), where=path, root=root)
+        found_ids = {record["image_id"] for record in found}
+        _refuse_unsized([r for r in unsized if r["image_id"] not in found_ids], path)
     records = drop_missing_images(
         everything, policy=missing_images, tally=tally, where=path, root=root
     )
+    complete_sizes(records, tally)
+    _refuse_unsized([record for record in records if "width" not in record], path)
+    evaluable = _annotate(data, everything, records, path, Classes(category_ids, classes), tally)
+    if unknown_classes == "error":
+        _refuse_unknown(path, tally, "add it, or set unknown_classes=drop")
     records = subset(records, num_images=num_images, subset_seed=subset_seed, where=path)
     unchanged = evaluable and not tally.counts and len(records) == len(everything)
     return register(
@@ -112,118 +140,180 @@ def _load(path: str, tally: Tally) -> dict[str, Any]:
     return data
 
 
-def _categories(data: dict[str, Any], path: str) -> tuple[list[int], list[str]]:
-    try:
-        names = {int(c["id"]): str(c["name"]) for c in data["categories"]}
-    except (KeyError, TypeError, ValueError) as e:
-        raise UserError(f"{path}: every category needs an integer `id` and a `name`") from e
-    if not names:
-        raise UserError(f"{path}: `categories` is empty: list every class there")
-    if len(names) < len(data["categories"]):
-        raise UserError(f"{path}: two categories have the same id: make the ids unique")
-    if len(set(names.values())) < len(names):
-        raise UserError(f"{path}: two categories have the same name: make the names unique")
-    ids = sorted(names)
-    return ids, [names[i] for i in ids]
+def read_registered(
+    path: str, root: str, tally: Tally, *, sizes: bool = True
+) -> tuple[list[dict], dict[int, str], bool]:
+    """What Detectron2's ``load_coco_json`` makes of a json, with its values read as ours are.
+
+    Boxes stay as they are in the json, and images are not looked for, but for their size where the
+    json does not tell it.
+
+    Returns:
+        The records; the classes by category id; and whether pycocotools can use the json as it is.
+
+    Raises:
+        UserError: the json is no valid COCO json, or a category id is unknown.
+    """
+    data = _load(path, tally)
+    category_ids, classes = _categories(data, path, tally)
+    records = _images(data, path, root, tally)
+    if sizes:
+        complete_sizes(records, tally)
+    finder = Classes(category_ids, classes)
+    evaluable = _annotate(data, records, records, path, finder, tally, clip=False)
+    evaluable &= is_plain_json(path)
+    _refuse_unknown(path, tally, "add it")
+    return records, dict(zip(category_ids, classes, strict=True)), evaluable
 
 
-def _records(
-    data: dict[str, Any],
-    path: str,
-    root: str,
-    category_ids: list[int],
-    unknown_classes: str,
-    tally: Tally,
-) -> tuple[list[dict], bool]:
-    """The dataset dicts, in order of image id, and whether pycocotools can use the json as is."""
-    records: dict[Any, dict] = {}
-    for image in data["images"]:
-        try:
-            record = {
-                "file_name": os.path.join(root, image["file_name"]),
-                "height": int(image["height"]),
-                "width": int(image["width"]),
-                "image_id": image["id"],
-                "annotations": [],
-            }
-        except (KeyError, TypeError, ValueError) as e:
-            raise UserError(
-                f"{path}: every image needs `id`, `file_name`, `height`, `width`, not {image!r}"
-            ) from e
-        if record["image_id"] in records:
-            raise UserError(f"{path}: image id {record['image_id']!r} occurs twice: make it unique")
-        records[record["image_id"]] = record
+def _refuse_unsized(records: list[dict], path: str) -> None:
+    if records:
+        raise UserError(
+            f"{path}: every image needs a `width` and a `height`, or a file to take them from, "
+            f"which {records[0]['file_name']} is not: add them, or repair the file"
+        )
 
-    contiguous = {c: i for i, c in enumerate(category_ids)}
-    evaluable = True
-    ids = set()
-    for annotation in data["annotations"]:
-        if not isinstance(annotation, dict):
-            raise UserError(f"{path}: every annotation must be an object, not {annotation!r}")
-        where = f"annotation {annotation.get('id')} of image {annotation.get('image_id')}"
-        record = records.get(annotation.get("image_id"))
-        # pycocotools takes id 0 for "not matched" and overwrites annotations with equal ids.
-        evaluable &= bool(annotation.get("id")) and annotation["id"] not in ids
-        evaluable &= "area" in annotation and "iscrowd" in annotation
-        ids.add(annotation.get("id"))
-        if record is None:
-            tally.add("annotations dropped, of an image that is not listed", where)
-        elif annotation.get("category_id") not in contiguous:
-            tally.add(UNKNOWN, f"{where}, category_id {annotation.get('category_id')!r}")
-        elif annotation.get("ignore", 0):
-            tally.add("annotations dropped, marked as ignore", where)
-        else:
-            instance = _instance(annotation, record, where, tally)
-            if instance is not None:
-                instance["category_id"] = contiguous[annotation["category_id"]]
-                record["annotations"].append(instance)
-    if unknown_classes == "error" and UNKNOWN in tally.counts:
+
+def _refuse_unknown(path: str, tally: Tally, remedy: str) -> None:
+    if UNKNOWN in tally.counts:
         raise UserError(
             f"{path}: {tally.counts[UNKNOWN]} annotations have a category_id that is not in "
-            f"`categories`, e.g. {tally.examples[UNKNOWN]}: add it, or set unknown_classes=drop"
+            f"`categories`, e.g. {tally.examples[UNKNOWN]}: {remedy}"
         )
-    numeric = all(isinstance(i, int) for i in records)
-    return sorted(
-        records.values(), key=lambda r: r["image_id"] if numeric else str(r["image_id"])
-    ), evaluable
 
 
-def _instance(annotation: dict, record: dict, where: str, tally: Tally) -> dict | None:
-    try:
-        x, y, w, h = (float(v) for v in annotation["bbox"])
-    except (KeyError, TypeError, ValueError):
-        tally.add(NO_BOX, where)
+def _categories(data: dict[str, Any], path: str, tally: Tally) -> tuple[list[int], list[str]]:
+    ids = []
+    for category in data["categories"]:
+        known = isinstance(category, dict) and "name" in category
+        number = as_whole(category.get("id")) if known else None
+        if number is None or abs(number) >= 2**63:
+            raise UserError(
+                f"{path}: every category needs an integer `id` and a `name`, not {brief(category)}"
+            )
+        if isinstance(category["id"], str):
+            tally.add("category ids converted, given as text", repr(category["id"]))
+        ids.append(number)
+    if not ids:
+        raise UserError(f"{path}: `categories` is empty: list every class there")
+    if len(set(ids)) < len(ids):
+        raise UserError(f"{path}: two categories have the same id: make the ids unique")
+    names = class_labels([c["name"] for c in data["categories"]], path, tally)
+    order = sorted(range(len(ids)), key=ids.__getitem__)
+    return [ids[i] for i in order], [names[i] for i in order]
+
+
+def _images(data: dict[str, Any], path: str, root: str, tally: Tally) -> list[dict]:
+    """The dataset dicts in order of image id, still without annotations, and some without size."""
+    for image in data["images"]:
+        if not isinstance(image, dict) or "id" not in image:
+            raise UserError(f"{path}: every image needs an `id`, not {brief(image)}")
+    ids = image_ids([image["id"] for image in data["images"]], path, tally)
+    records = []
+    for image_id, image in zip(ids, data["images"], strict=True):
+        name = os.path.join(root, file_name(image.get("file_name"), path, image))
+        record = {"file_name": name, "image_id": image_id, "annotations": []}
+        size = as_size(image.get("width"), image.get("height"), tally, name)
+        if size is not None:
+            record["width"], record["height"] = size
+        records.append(record)
+    return sorted(records, key=lambda record: record["image_id"])
+
+
+def _annotate(
+    data: dict[str, Any],
+    images: list[dict],
+    records: list[dict],
+    path: str,
+    classes: Classes,
+    tally: Tally,
+    *,
+    clip: bool = True,
+) -> bool:
+    """Adds the annotations to the records.
+
+    Args:
+        images: the records of all images of the json.
+        records: those that are to have annotations.
+        clip: whether boxes are clipped, or dropped, by their image.
+
+    Returns:
+        Whether pycocotools can use the annotations of the json as they are.
+    """
+    index, wanted = ImageIndex(images), {record["image_id"]: record for record in records}
+    evaluable = True
+    ids: set[int] = set()
+    for annotation in data["annotations"]:
+        if not isinstance(annotation, dict):
+            raise UserError(f"{path}: every annotation must be an object, not {brief(annotation)}")
+
+        def where(annotation: dict = annotation) -> str:
+            return f"annotation {annotation.get('id')} of image {annotation.get('image_id')}"
+
+        number = annotation.get("id")
+        # pycocotools takes id 0 for "not matched", overwrites annotations with equal ids, and
+        # keeps ids as floats.
+        evaluable &= type(number) is int and 0 < number < 2**53 and number not in ids
+        evaluable &= "area" in annotation and "iscrowd" in annotation
+        evaluable &= "keypoints" not in annotation or "num_keypoints" in annotation
+        if evaluable:
+            ids.add(number)
+        record = index.find(annotation.get("image_id"), tally, where)
+        if record is None:
+            tally.add(UNLISTED, where)
+            continue
+        record = wanted.get(record["image_id"])
+        if record is not None:
+            instance = _instance(annotation, record, path, classes, tally, where, clip)
+            if instance is not None:
+                record["annotations"].append(instance)
+    return evaluable
+
+
+def _instance(
+    annotation: dict,
+    record: dict,
+    path: str,
+    classes: Classes,
+    tally: Tally,
+    where: Callable[[], str],
+    clip: bool,
+) -> dict | None:
+    """Detectron2's form of an annotation, None if it is dropped."""
+    category = classes.find(annotation.get("category_id"), tally, where)
+    if category is None:
+        tally.add(UNKNOWN, lambda: f"{where()}, category_id={brief(annotation.get('category_id'))}")
         return None
-    box = clean_box(
-        [x, y, x + w, y + h],
-        width=record["width"],
-        height=record["height"],
-        tally=tally,
-        where=f"{where} ({record['file_name']})",
-    )
+    if annotation.get("ignore", 0) and as_flag(annotation["ignore"]) != 0:
+        tally.add("annotations dropped, marked as ignore", where)
+        return None
+    box = as_box(annotation.get("bbox"), tally, where)
     if box is None:
         return None
-    instance: dict[str, Any] = {
-        "bbox": box,
-        "bbox_mode": BoxMode.XYXY_ABS,
-        "iscrowd": int(annotation.get("iscrowd", 0)),
-    }
-    if "area" in annotation:
-        # The official small, medium and large APs go by this area and not by that of the box.
-        instance["area"] = float(annotation["area"])
-    segmentation = annotation.get("segmentation")
-    if isinstance(segmentation, dict):
-        instance["segmentation"] = _compressed(segmentation)
-    elif segmentation:
-        polygons = [p for p in segmentation if len(p) >= 6 and len(p) % 2 == 0]
-        if not polygons:
-            tally.add("annotations dropped, polygon with less than 3 points", where)
+    size = {key: record.get(key, math.inf) for key in ("width", "height")}
+    mode = BoxMode.XYWH_ABS
+    if clip:
+        mode, (x, y, w, h) = BoxMode.XYXY_ABS, box
+        box = clean_box(
+            [x, y, x + w, y + h],
+            **size,
+            tally=tally,
+            where=lambda: f"{where()} ({record['file_name']})",
+        )
+        if box is None:
             return None
-        instance["segmentation"] = polygons
+    annotation = clean_values(annotation, **size, tally=tally, where=where, source=path)
+    if annotation is None:
+        return None
+    instance = {
+        "bbox": box,
+        "bbox_mode": mode,
+        "iscrowd": annotation.get("iscrowd", 0),
+        "category_id": category,
+    }
+    instance.update((key, annotation[key]) for key in _KEPT if annotation.get(key))
+    if "keypoints" in instance:
+        # Indices of pixels in the json, positions in the image here, as detectron2 has them.
+        points = instance["keypoints"]
+        instance["keypoints"] = [v + 0.5 if i % 3 < 2 else v for i, v in enumerate(points)]
     return instance
-
-
-def _compressed(rle: dict) -> dict:
-    if not isinstance(rle["counts"], list):
-        return rle
-    return mask_util.frPyObjects(rle, *rle["size"])

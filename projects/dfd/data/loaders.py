@@ -7,7 +7,6 @@ this package or by detectron2 itself ("coco_2017_val").
 from __future__ import annotations
 
 import itertools
-import json
 import logging
 import os
 import random
@@ -17,7 +16,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import pycocotools.mask as mask_util
 import torch
 from detectron2.data import (
     DatasetFromList,
@@ -28,14 +26,14 @@ from detectron2.data import (
 from detectron2.data.build import trivial_batch_collator
 from detectron2.data.samplers import TrainingSampler
 from detectron2.evaluation import COCOEvaluator
-from detectron2.structures import BoxMode, PolygonMasks
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..errors import UserError
+from .fit import fit_to_mapper
+from .ground_truth import Evaluator, write_ground_truth
 from .images import ReadableMapper
-from .registered import class_names, dataset_dicts, no_file
-from .text import check_plain_json
+from .registered import class_names, dataset_dicts, dataset_report
 
 logger = logging.getLogger(__name__)
 
@@ -73,8 +71,8 @@ def build_train_loader(
         An iterable of lists of ``total_batch_size / number of processes`` mapped records.
 
     Raises:
-        UserError: the dataset is unknown or empty, the batch size cannot be dealt out, or (when
-            iterating) an image cannot be read.
+        UserError: the dataset is unknown or empty, the mapper cannot make its masks or keypoints,
+            the batch size cannot be dealt out, or (when iterating) an image cannot be read.
     """
     world = comm.get_world_size()
     if total_batch_size < 1 or total_batch_size % world:
@@ -86,6 +84,7 @@ def build_train_loader(
         seed = comm.shared_random_seed()
         logger.info("training loader drew the seed %d", seed)
     records = dataset_dicts(dataset=dataset, filter_empty=filter_empty)
+    records = fit_to_mapper(records, mapper, dataset, filter_empty=filter_empty)
     kinds = None
     if aspect_ratio_grouping:
         if not all("width" in record and "height" in record for record in records):
@@ -141,53 +140,55 @@ def build_test_loader(
         UserError: the dataset is unknown or empty, or (when iterating) an image cannot be read.
     """
     records = dataset_dicts(dataset=dataset, filter_empty=False)
+    if getattr(mapper, "is_train", False):  # Labels are wanted, for a loss on test data.
+        records = fit_to_mapper(records, mapper, dataset, filter_empty=False)
     images = MapDataset(DatasetFromList(records, copy=False), ReadableMapper(mapper))
     return build_detection_test_loader(images, mapper=None, num_workers=num_workers)
 
 
-def build_evaluator(*, dataset: str, output_dir: str | None = None) -> COCOEvaluator:
+def build_evaluator(
+    *,
+    dataset: str,
+    output_dir: str | None = None,
+    kpt_oks_sigmas: Sequence[float] | None = None,
+) -> COCOEvaluator:
     """A COCO evaluator whose ground truth is exactly what ``build_test_loader`` loads.
 
     That is the original json if the dataset holds all of it unchanged. Otherwise the records are
     written as a COCO json each time: to ``<output_dir>/<dataset>_ground_truth.json``, or to a
-    temporary file that is removed at once. Masks are evaluated only if every annotation has one.
+    temporary file that is removed at once. A json that detectron2 registered is the ground truth
+    whatever its boxes are, if pycocotools can use its values. Masks are evaluated only if every
+    annotation has one, keypoints if any has. A detector that finds nothing has an AP of 0.
 
     Args:
         dataset: a registered name.
         output_dir: where the ground truth and, by detectron2, the predictions are written; None
             writes nothing.
+        kpt_oks_sigmas: of each keypoint, how much it may be off, for the similarity of keypoints;
+            None for those of COCO's 17.
 
     Raises:
-        UserError: the dataset is unknown or empty, or its file does not exist.
+        UserError: the dataset is unknown or empty, or its file does not exist; when evaluating,
+            predicted keypoints are not as many as those of the data and the sigmas.
     """
     classes = class_names(dataset)
     metadata = MetadataCatalog.get(dataset)
-    report = metadata.get("dfd_report")
-    original = report.ground_truth if report else metadata.get("json_file")
-    if original is not None and report is None:
-        if not os.path.isfile(original):
-            raise no_file(dataset, original)
-        check_plain_json(dataset, original)
-        return COCOEvaluator(dataset, output_dir=output_dir)
-
-    records = dataset_dicts(dataset=dataset, filter_empty=False)
-    masks = all("segmentation" in a for r in records for a in r["annotations"])
-    tasks = None if masks else ("bbox",)
-    if original is not None:
-        return COCOEvaluator(dataset, tasks=tasks, output_dir=output_dir)
+    report = dataset_report(dataset)
     ids = metadata.get("thing_dataset_id_to_contiguous_id")
     ids = ids or {i + 1: i for i in range(len(classes))}
-    truth = _coco_dict(records, classes, {v: k for k, v in ids.items()})
+    # pycocotools wants keypoints of every annotation or of none.
+    alike = sum(report.keypoints.values()) in (0, report.annotations)
+    original = report.ground_truth if alike else None
     with tempfile.TemporaryDirectory() as scratch:
         path = os.path.join(scratch, "ground_truth.json")
-        if output_dir is not None:
+        if original is not None:
+            path = original
+        elif output_dir is not None:
             os.makedirs(output_dir, exist_ok=True)
             path = os.path.join(output_dir, f"{dataset}_ground_truth.json")
-        # Several processes may write the same file, so each one renames a complete copy.
-        partial = f"{path}.{uuid.uuid4().hex}"
-        with open(partial, "w", encoding="utf-8") as f:
-            json.dump(truth, f)
-        os.replace(partial, path)
+        if original is None:
+            records = dataset_dicts(dataset=dataset, filter_empty=False)
+            write_ground_truth(path, records, classes, {v: k for k, v in ids.items()})
         # detectron2 takes the file from the metadata and never lets an entry change, hence a
         # short-lived entry of its own; the evaluator keeps a reference to it.
         entry = f"{dataset}-{uuid.uuid4().hex}"
@@ -195,42 +196,18 @@ def build_evaluator(*, dataset: str, output_dir: str | None = None) -> COCOEvalu
             thing_classes=classes, thing_dataset_id_to_contiguous_id=ids, json_file=path
         )
         try:
-            return COCOEvaluator(entry, tasks=tasks, output_dir=output_dir)
+            return Evaluator(
+                entry,
+                output_dir=output_dir,
+                kpt_oks_sigmas=tuple(kpt_oks_sigmas or ()),
+                dataset=dataset,
+                masks=report.masks == report.annotations,
+                keypoints=tuple(sorted(report.keypoints)),
+            )
         finally:
             MetadataCatalog.pop(entry)
 
 
-def _coco_dict(records: list[dict], classes: list[str], category_ids: dict[int, int]) -> dict:
-    """Records as the content of a COCO json; ids of annotations start with 1."""
-    images, annotations = [], []
-    for record in records:
-        images.append({k: record[k] for k in ("file_name", "height", "width")})
-        images[-1]["id"] = record["image_id"]
-        for instance in record["annotations"]:
-            mode = BoxMode(instance["bbox_mode"])
-            x, y, w, h = BoxMode.convert(list(instance["bbox"]), mode, BoxMode.XYWH_ABS)
-            segmentation = instance.get("segmentation")
-            area = instance.get("area")
-            if area is None and isinstance(segmentation, list):
-                area = float(PolygonMasks([segmentation]).area()[0])
-            elif area is None and segmentation is not None:
-                area = float(mask_util.area(segmentation))
-            annotation = {
-                "id": len(annotations) + 1,
-                "image_id": record["image_id"],
-                "category_id": category_ids[instance["category_id"]],
-                "bbox": [float(v) for v in (x, y, w, h)],
-                "area": float(w * h) if area is None else area,
-                "iscrowd": int(instance.get("iscrowd", 0)),
-            }
-            if isinstance(segmentation, dict) and isinstance(segmentation["counts"], bytes):
-                segmentation = {**segmentation, "counts": segmentation["counts"].decode("ascii")}
-            if segmentation is not None:
-                annotation["segmentation"] = segmentation
-            annotations.append(annotation)
-    categories = [{"id": category_ids[i], "name": name} for i, name in enumerate(classes)]
-    # loadRes of older pycocotools copies `info` and fails without it.
-    return {"info": {}, "images": images, "annotations": annotations, "categories": categories}
 
 
 class _BatchSampler(Sampler):

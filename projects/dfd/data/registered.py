@@ -6,19 +6,26 @@ or other code registers ("coco_2017_train") is checked and reported here, when i
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import logging
 import math
 import os
 import re
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import coco as detectron2_coco
 from detectron2.structures import BoxMode
+from detectron2.utils.file_io import PathManager
 
 from ..errors import UserError, first_line
 from .catalog import (
-    NO_BOX,
+    CLIPPED,
+    NO_AREA,
+    OUTSIDE,
     DatasetReport,
     Tally,
     clean_box,
@@ -26,13 +33,20 @@ from .catalog import (
     has_objects,
     summarise,
 )
-from .text import check_plain_json
+from .coco import UNLISTED, read_registered
+from .records import clean_records, name_of
+from .validation import class_labels, complete_sizes
 
 logger = logging.getLogger(__name__)
 
 REMEDY = "set DETECTRON2_DATASETS to the folder that holds detectron2's datasets"
 
+# What may be wrong with boxes of a json against which is evaluated nevertheless: its numbers stay
+# the official ones.
+_GEOMETRY = {CLIPPED, NO_AREA, OUTSIDE, UNLISTED}
+
 _reports: dict[str, DatasetReport] = {}
+_functions: dict[str, Callable] = {}
 
 
 def registered_name(node: Any) -> str:
@@ -70,19 +84,10 @@ def dataset_dicts(*, dataset: str, filter_empty: bool = True) -> list[dict]:
             f"dataset {dataset!r} is not registered: use one of dfd.data's readers or "
             "a name that detectron2 registers, such as coco_2017_train"
         )
-    try:
-        records = DatasetCatalog.get(dataset)
-    except UserError:
-        raise
-    except FileNotFoundError as e:
-        raise no_file(dataset, e.filename) from e
-    except (AssertionError, KeyError, ValueError) as e:
-        check_plain_json(dataset, MetadataCatalog.get(dataset).get("json_file"))
-        raise UserError(
-            f"dataset {dataset} cannot be read ({first_line(e)}): correct its annotations"
-        ) from e
     if MetadataCatalog.get(dataset).get("dfd_report") is None:
-        records = _checked(dataset, records)
+        records = _checked(dataset)
+    else:
+        records = DatasetCatalog.get(dataset)
     kept = [r for r in records if has_objects(r)] if filter_empty else records
     if not kept:
         raise UserError(
@@ -114,16 +119,21 @@ def dataset_report(dataset: str) -> DatasetReport:
     own = MetadataCatalog.get(dataset).get("dfd_report")
     if own is not None:
         return own
-    if dataset not in _reports:
+    if not _is_reported(dataset):
         dataset_dicts(dataset=dataset, filter_empty=False)
     return _reports[dataset]
 
 
-def _classes(dataset: str) -> list[str]:
+def _is_reported(dataset: str) -> bool:
+    """Whether there is a report of what is now registered under a name."""
+    return dataset in _reports and _functions.get(dataset) is DatasetCatalog.data.get(dataset)
+
+
+def _classes(dataset: str, tally: Tally | None = None) -> list[str]:
     names = MetadataCatalog.get(dataset).get("thing_classes")
-    if not names:
+    if names is None or not len(names):
         raise UserError(f"dataset {dataset} has no class names: set its metadata's thing_classes")
-    return list(names)
+    return class_labels(list(names), f"dataset {dataset}", tally)
 
 
 def no_file(dataset: str, path: str) -> UserError:
@@ -131,40 +141,30 @@ def no_file(dataset: str, path: str) -> UserError:
     return UserError(f"dataset {dataset}: {path} does not exist: {REMEDY}")
 
 
-def _checked(dataset: str, records: list[dict]) -> list[dict]:
-    """The records without degenerate boxes; those given stay as they are."""
+def _checked(dataset: str) -> list[dict]:
+    """The records with values that are what they should be and without degenerate boxes."""
+    tally = Tally()
+    records, ground_truth = _read(dataset, tally)
     classes = _classes(dataset)
-    tally, unknown = Tally(), Tally()
+    found = _found(dataset, records, tally)
+    complete_sizes(found, tally)
     checked = []
-    for record in records:
-        annotations = record.get("annotations", [])
+    for record in found:
+        annotations = record["annotations"]
         kept = [a for a in annotations if _has_box(a, record, tally)]
-        for annotation in kept:
-            category = annotation.get("category_id", -1)
-            if not 0 <= category < len(classes):
-                unknown.add("class", f"category_id {category} in {_where(record)}")
-        if len(kept) < len(annotations):
-            record = {**record, "annotations": kept}
-        checked.append(record)
-    if unknown.counts:
-        raise UserError(
-            f"dataset {dataset}: {unknown.counts['class']} annotations have a class id outside 0 "
-            f"to {len(classes) - 1}, e.g. {unknown.examples['class']}: correct its annotations or "
-            "its metadata's thing_classes"
-        )
-    checked = _found(dataset, checked, tally)
-    if dataset not in _reports:
+        checked.append({**record, "annotations": kept} if len(kept) < len(annotations) else record)
+    if not _is_reported(dataset):
         source = MetadataCatalog.get(dataset).get("json_file")
         report = summarise(
             dataset,
             checked,
             classes=classes,
-            source=source or "registered by other code",
+            source=os.fspath(source) if source else "registered by other code",
             images_in_source=len(records),
             tally=tally,
-            ground_truth=source,
+            ground_truth=ground_truth if _GEOMETRY.issuperset(tally.counts) else None,
         )
-        _reports[dataset] = report
+        _reports[dataset], _functions[dataset] = report, DatasetCatalog[dataset]
         logger.info("%s", report)
     return checked
 
@@ -186,25 +186,91 @@ def _found(dataset: str, records: list[dict], tally: Tally) -> list[dict]:
     return [next(found) if is_local else r for r, is_local in zip(records, local, strict=True)]
 
 
+def _read(dataset: str, tally: Tally) -> tuple[list[dict], str | None]:
+    """The records of a dataset, and a json that pycocotools can use for it, if there is one."""
+    path = MetadataCatalog.get(dataset).get("json_file")
+    function = DatasetCatalog[dataset]
+    if path is not None and getattr(function, "__module__", None) == detectron2_coco.__name__:
+        return _read_coco(dataset, path, tally)  # It is register_coco_instances'.
+    with _one_line(dataset), _count_lost(tally):
+        records = DatasetCatalog.get(dataset)
+    records = clean_records(records, f"dataset {dataset}", _classes(dataset, tally), tally)
+    return records, path if path is not None and _describes(path, records) else None
+
+
+def _read_coco(dataset: str, json_file: Any, tally: Tally) -> tuple[list[dict], str | None]:
+    """Reads what ``register_coco_instances`` names; Detectron2's own reader loses what it cannot
+    tell, such as the annotations of images whose id is text on one side.
+    """
+    metadata = MetadataCatalog.get(dataset)
+    with _one_line(dataset):
+        path = PathManager.get_local_path(os.fspath(json_file))
+        root = os.fspath(metadata.get("image_root", ""))
+        if not os.path.isfile(path):
+            raise FileNotFoundError(errno.ENOENT, "no such file", path)
+        try:
+            records, classes, evaluable = read_registered(path, root, tally)
+        except UserError as e:
+            raise UserError(f"dataset {dataset} cannot be read ({e})") from e
+        metadata.thing_classes = list(classes.values())
+        metadata.thing_dataset_id_to_contiguous_id = {c: i for i, c in enumerate(classes)}
+    return records, path if evaluable else None
+
+
+@contextlib.contextmanager
+def _one_line(dataset: str) -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        raise
+    except FileNotFoundError as e:
+        raise no_file(dataset, e.filename) from e
+    except (AssertionError, AttributeError, LookupError, OSError, TypeError, ValueError) as e:
+        raise UserError(
+            f"dataset {dataset} cannot be read ({type(e).__name__}: {first_line(e)}): correct its "
+            "annotations"
+        ) from e
+
+
+def _describes(path: str, records: list[dict]) -> bool:
+    """Whether a json that other code names is one of these images that pycocotools can use."""
+    tally = Tally()
+    try:
+        path = PathManager.get_local_path(os.fspath(path))
+        images, _, evaluable = read_registered(path, "", tally, sizes=False)
+    except (UserError, OSError):
+        return False
+    ids = {r["image_id"] for r in images}
+    return evaluable and ids == {r["image_id"] for r in records} and _GEOMETRY >= set(tally.counts)
+
+
+@contextlib.contextmanager
+def _count_lost(tally: Tally) -> Iterator[None]:
+    """Counts the annotations that ``load_coco_json`` leaves out, of which it only warns."""
+
+    def count(record: logging.LogRecord) -> bool:
+        found = re.search(r"contains (\d+) annotations, but only (\d+)", record.getMessage())
+        if found:
+            for _ in range(int(found[1]) - int(found[2])):
+                tally.add(UNLISTED, "see Detectron2's warning")
+        return True
+
+    source = logging.getLogger(detectron2_coco.__name__)
+    source.addFilter(count)
+    try:
+        yield
+    finally:
+        source.removeFilter(count)
+
+
 def _has_box(annotation: dict, record: dict, tally: Tally) -> bool:
     """Whether a box is not degenerate; counts it if it is, or if it leaves the image."""
-    mode = annotation.get("bbox_mode")
+    mode, box = annotation["bbox_mode"], annotation["bbox"]
     if mode != BoxMode.XYWH_ABS and mode != BoxMode.XYXY_ABS:
         return True
-    try:
-        x0, y0, x1, y1 = map(float, annotation["bbox"])
-    except (KeyError, TypeError, ValueError):
-        tally.add(NO_BOX, _where(record))
-        return False
+    x0, y0, x1, y1 = box
     if mode == BoxMode.XYWH_ABS:
         x1, y1 = x0 + x1, y0 + y1
-    width, height = record.get("width", math.inf), record.get("height", math.inf)
-    # What `clean_box` would find too, but it takes ten times as long, and COCO has 860 000 boxes.
-    if 0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height:
-        return True
-    box, where = [x0, y0, x1, y1], _where(record)
-    return clean_box(box, width=width, height=height, tally=tally, where=where) is not None
-
-
-def _where(record: dict) -> str:
-    return f"image {record.get('image_id')} ({record['file_name']})"
+    size = {key: record.get(key, math.inf) for key in ("width", "height")}
+    box = clean_box([x0, y0, x1, y1], **size, tally=tally, where=lambda: name_of(record))
+    return box is not None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import json
-import os
 import re
 import xml.etree.ElementTree as ElementTree
 from typing import Any
@@ -51,17 +50,10 @@ def read_json(path: str, tally: Tally) -> Any:
         raise ValueError("it is nested too deep") from e
 
 
-def check_plain_json(dataset: str, path: str | None) -> None:
-    """Refuse a json that pycocotools, which decodes nothing but plain UTF-8, cannot read."""
-    if path is None or not os.path.isfile(path):
-        return
+def is_plain_json(path: str) -> bool:
+    """Whether pycocotools, which decodes nothing but plain UTF-8, can read a json file."""
     with open(path, "rb") as f:
-        encoding = unicode_encoding(f.read(4))
-    if encoding is not None:
-        raise UserError(
-            f"dataset {dataset}: {path} is in {encoding}, which detectron2 cannot read: save it "
-            "as UTF-8 without a byte-order mark, or name it to dfd.data.coco_json"
-        )
+        return unicode_encoding(f.read(4)) is None
 
 
 def read_xml(path: str, tally: Tally) -> ElementTree.Element:

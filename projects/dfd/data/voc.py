@@ -24,7 +24,9 @@ from .catalog import (
     subset,
 )
 from .images import image_size
+from .numbers import as_number
 from .text import read_xml
+from .validation import class_labels
 from .voc_files import (
     Files,
     annotation_files,
@@ -85,7 +87,9 @@ def voc_folder(
     folder = checked_path("voc_folder", "root", root, "the folder that holds Annotations/")
     check_choice("voc_folder", "missing_images", missing_images, ("error", "drop"))
     check_choice("voc_folder", "unknown_classes", unknown_classes, ("error", "drop"))
-    names = None if classes is None else [str(c) for c in classes]
+    names = (
+        None if classes is None else class_labels(classes, f"voc_folder: classes={list(classes)}")
+    )
     name = dataset_name(
         f"{os.path.basename(folder)}_{split}",
         num_images=num_images,
@@ -145,7 +149,7 @@ def _classes_found(annotations: Files) -> list[str]:
     files = [f for f in annotations.names if "/" not in f] or annotations.names
     for file in sorted(files):
         root = read_xml(annotations.path(file), Tally())
-        counts.update(_text(o, "name") for o in root.iter("object"))
+        counts.update(filter(None, (_text(o, "name") for o in root.iter("object"))))
     if not counts:
         raise UserError(f"no objects in the xml files of {annotations.folder}: correct `root`")
     found = ", ".join(f"{name} {counts[name]}" for name in sorted(counts))
@@ -170,9 +174,8 @@ def _record(
             tally.add(UNKNOWN, f"{label!r} in {path}")
             continue
         where = f"{label} in {path}"
-        try:
-            box = [float(_text(item, f"bndbox/{k}")) for k in ("xmin", "ymin", "xmax", "ymax")]
-        except ValueError:
+        box = [as_number(_text(item, f"bndbox/{k}")) for k in ("xmin", "ymin", "xmax", "ymax")]
+        if None in box:
             tally.add(NO_BOX, where)
             continue
         if box[2] <= box[0] or box[3] <= box[1]:

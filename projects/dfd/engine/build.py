@@ -17,7 +17,14 @@ from ..detectors import guard_square_padding
 from ..distiller import DistilledDetector
 from ..errors import UserError
 from .checkpoint import StudentCheckpointer
-from .checks import check_classes, check_image_format, check_mixed_precision, check_optimizer
+from .checks import (
+    check_classes,
+    check_evaluated_labels,
+    check_image_format,
+    check_labels,
+    check_mixed_precision,
+    check_optimizer,
+)
 from .hooks import Best, StudentEMA
 from .kept_settings import run_settings
 from .settings import make
@@ -66,6 +73,8 @@ def build_model(cfg: DictConfig) -> nn.Module:
         class_names(registered_name(cfg.dataloader.train.dataset)),
         class_names(registered_name(cfg.dataloader.test.dataset)),
     )
+    check_labels(student_of(model), cfg.dataloader)
+    check_evaluated_labels(student_of(model), cfg.dataloader)
     return model
 
 

@@ -6,12 +6,16 @@ import glob
 import os
 from collections.abc import Sequence
 
+from detectron2.data import DatasetMapper
 from detectron2.modeling.meta_arch import FCOS
 from detectron2.utils import comm
+from detectron2.utils.registry import locate
 from omegaconf import DictConfig
 from torch import nn
 from torch.optim import Optimizer
 
+from ..data import build_evaluator, dataset_report, registered_name
+from ..data.ground_truth import check_keypoints
 from ..detectors import channel_order, num_classes
 from ..distiller import DistilledDetector
 from ..errors import UserError
@@ -102,6 +106,68 @@ def check_image_format(model: nn.Module, dataloader: DictConfig) -> None:
                 f"dataloader.{split}.mapper.image_format is {given}, but the student takes "
                 f"{wanted}: set both to the same"
             )
+
+
+def check_labels(student: nn.Module, dataloader: DictConfig) -> None:
+    """Compare the masks and keypoints that a detector learns with those of mapper and data.
+
+    Raises:
+        UserError: the training mapper does not make them, or the training data have none.
+    """
+    heads, node = getattr(student, "roi_heads", None), dataloader.train.dataset
+    for part, learns, setting in (
+        ("masks", getattr(heads, "mask_on", False), "use_instance_mask"),
+        ("keypoints", getattr(heads, "keypoint_on", False), "use_keypoint"),
+    ):
+        if not learns:
+            continue
+        mapper = dataloader.train.get("mapper")
+        target = locate_class(mapper)
+        if issubclass(target, DatasetMapper) and not mapper.get(setting, False):
+            raise UserError(
+                f"the student learns {part}, but dataloader.train.mapper makes none: set "
+                f"dataloader.train.mapper.{setting}=True"
+            )
+        report = dataset_report(registered_name(node))
+        found = getattr(report, part)
+        if not found:
+            raise UserError(
+                f"the student learns {part}, but no annotation of dataset {report.name} has any: "
+                f"add them, or take a student without {part}"
+            )
+        number = getattr(getattr(heads, "keypoint_head", None), "num_keypoints", None)
+        if part == "keypoints" and number is not None and set(found) != {number}:
+            raise UserError(
+                f"the student learns {number} keypoints, but dataset {report.name} has annotations "
+                f"of {' and of '.join(map(str, sorted(found)))}: set num_keypoints of its keypoint "
+                "head to the number of the data"
+            )
+
+
+def locate_class(node: DictConfig | None) -> type:
+    """The class of a lazy call; ``object`` where there is none."""
+    target = node.get("_target_") if node is not None else None
+    target = locate(target) if isinstance(target, str) else target
+    return target if isinstance(target, type) else object
+
+
+def check_evaluated_labels(student: nn.Module, dataloader: DictConfig) -> None:
+    """Compare the keypoints that a detector finds with those of the test data and the sigmas.
+
+    Raises:
+        UserError: they are not equally many.
+    """
+    heads, evaluator = getattr(student, "roi_heads", None), dataloader.get("evaluator")
+    number = getattr(getattr(heads, "keypoint_head", None), "num_keypoints", None)
+    if number is None or not getattr(heads, "keypoint_on", False) or evaluator is None:
+        return
+    target = evaluator.get("_target_")
+    report = dataset_report(registered_name(dataloader.test.dataset))
+    if report.keypoints and (locate(target) if isinstance(target, str) else target) is (
+        build_evaluator
+    ):
+        sigmas = tuple(evaluator.get("kpt_oks_sigmas") or ())
+        check_keypoints(number, tuple(sorted(report.keypoints)), sigmas, report.name)
 
 
 def check_mixed_precision(student: nn.Module) -> None:

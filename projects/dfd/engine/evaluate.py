@@ -18,6 +18,7 @@ from ..distiller import DistilledDetector
 from ..errors import UserError
 from ..processes import share_buffers
 from ..weights import load_strict, read_weights
+from .checks import check_evaluated_labels
 from .config import skip_pretrained
 from .settings import make
 
@@ -60,6 +61,7 @@ def evaluate_checkpoint(cfg: DictConfig) -> dict[str, Any]:
                 f"train.init_checkpoint was trained on {weights.class_names}, but the test data's "
                 f"classes are {data_classes}"
             )
+    check_evaluated_labels(student, cfg.dataloader)
     return test(cfg, student)
 
 
