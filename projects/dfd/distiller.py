@@ -15,6 +15,7 @@ from .detectors import channel_order, check_fits_square_padding, tap, trunk_of
 from .errors import UserError
 from .head import DFDHead
 from .inherit import InheritReport, inherit_weights
+from .real_pixels import image_area
 from .teacher import FrozenTeacher
 
 logger = logging.getLogger(__name__)
@@ -134,10 +135,10 @@ class DistilledDetector(nn.Module):
         distillation = self.head(
             student_pyramid,
             teacher_pyramid,
-            image_sizes=[tuple(item["image"].shape[-2:]) for item in batched_inputs],
-            boxes=labelled_boxes(batched_inputs, self.device),
+            boxes=labelled_boxes(batched_inputs),
             iteration=iteration,
             objectness=objectness,
+            **image_area(batched_inputs),
         )
         self._record(losses, distillation)
         losses.update(distillation)
@@ -184,8 +185,7 @@ class DistilledDetector(nn.Module):
             device=self.device,
             trunk=self.head.trunk,
         )
-        sizes = [tuple(item["image"].shape[-2:]) for item in batched_inputs]
-        return self.head.disparity_maps(tapped, teacher_pyramid, sizes)
+        return self.head.disparity_maps(tapped, teacher_pyramid, **image_area(batched_inputs))
 
 
 @contextlib.contextmanager
@@ -219,8 +219,8 @@ def tap_backbone(
     return tap([backbone, trunk_of(backbone, "student")] if trunk else [backbone])
 
 
-def labelled_boxes(batched_inputs: Sequence[dict], device: torch.device) -> list[Tensor] | None:
-    """The labelled boxes of a batch, (M,4) XYXY pixels each; None if it has no labels."""
+def labelled_boxes(batched_inputs: Sequence[dict]) -> list[Tensor] | None:
+    """The labelled boxes of a batch, (M,4) XYXY pixels each, where they are; None if unlabelled."""
     if not all("instances" in item for item in batched_inputs):
         return None
-    return [item["instances"].gt_boxes.tensor.to(device) for item in batched_inputs]
+    return [item["instances"].gt_boxes.tensor for item in batched_inputs]

@@ -186,9 +186,9 @@ class SumOfSquares(nn.Module):
 
 
 @pytest.mark.parametrize("adapter", ["auto", "conv1x1", "conv3x3", SumOfSquares])
-@pytest.mark.parametrize("scale", [1.0, 2.0, 1.5, 0.5])
+@pytest.mark.parametrize("scale", [1.0, 1.5, 0.5])
 @pytest.mark.parametrize("criterion", [DFDLoss, G2SDLoss, FGDLoss], ids=lambda c: c.__name__)
-@pytest.mark.parametrize("outside", [math.inf, math.nan, 1e18])
+@pytest.mark.parametrize("outside", [math.inf, 1e18])
 def test_head_passes_nothing_of_the_padding_on(adapter, scale, criterion, outside):
     """Through adapters, whose kernels reach over the border, and through resampling."""
     sizes = [(40, 24), (24, 40)]
