@@ -143,6 +143,23 @@ def test_criterion_is_given_what_its_signature_says():
     assert not teacher.requires_grad
 
 
+@pytest.mark.parametrize("wanted", [True, False])
+def test_boxes_go_to_the_device_if_the_criterion_looks_at_them(wanted):
+    """To one without memory, torch's meta device."""
+    criterion = Counting()
+    criterion.needs_boxes = wanted
+    boxes = [torch.tensor([[0.0, 0, 8, 8]]), torch.zeros(0, 4)]
+    # Autocast, and so a whole forward, does not know that device.
+    given = make_head(criterion=criterion)._wanted_boxes(boxes, torch.device("meta"))
+    assert [b.shape for b in given] == [(1, 4), (0, 4)]
+    assert all(b.is_meta == wanted for b in given)
+
+
+def test_adapter_that_makes_another_map_is_refused():
+    with pytest.raises(UserError, match="model.head.adapter makes .* cells of .* on p3"):
+        make_head(adapter=lambda i, o: nn.Conv2d(i, o, 3))(*pyramids(), SIZES)
+
+
 @pytest.mark.parametrize(
     "settings",
     [

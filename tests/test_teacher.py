@@ -247,6 +247,61 @@ def test_fp16_needs_cuda():
     assert resolve_precision("fp32", torch.device("cpu")) == torch.float32
 
 
+def without_argument(answer):
+    """``torch.cuda.is_bf16_supported`` of an older torch."""
+    return lambda: answer
+
+
+def with_argument(answer):
+    """A newer one, which counts emulation unless it is told not to."""
+    return lambda including_emulation=True: True if including_emulation else answer
+
+
+@pytest.mark.parametrize(
+    ("supported", "capability", "expected"),
+    [
+        (with_argument(True), (8, 0), torch.bfloat16),
+        (with_argument(False), (7, 5), torch.float32),
+        (without_argument(True), (8, 6), torch.bfloat16),
+        (without_argument(True), (7, 5), torch.float32),  # By emulation.
+        (without_argument(False), (6, 1), torch.float32),
+    ],
+)
+def test_auto_is_bf16_only_where_cuda_has_units_and_never_fp16(
+    monkeypatch, supported, capability, expected
+):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+    assert resolve_precision("auto", torch.device("cuda")) == expected
+
+
+def test_modes_are_not_set_in_every_pass(monkeypatch):
+    teacher = teacher_of()
+    batch = make_batch()
+    teacher(batch, input_format="BGR")
+    set_modes = []
+    monkeypatch.setattr(nn.Module, "train", lambda self, mode=True: set_modes.append(mode) or self)
+    teacher(batch, input_format="BGR")
+    assert not set_modes
+    teacher.model.backbone.bottom_up.res3[0].conv1.norm.training = True
+    teacher(batch, input_format="BGR")
+    assert set_modes == [False]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_only_what_a_pass_needs_is_on_its_device(precision):
+    """On a device without memory: torch's meta device."""
+    model = build()
+    teacher = teacher_of(model, precision=precision)
+    teacher._make_backbone(torch.device("meta"))
+    there = {name for name, p in model.named_parameters() if p.is_meta}
+    backbone = {name for name, _ in model.named_parameters() if name.startswith("backbone.")}
+    assert there == (backbone if precision == "fp32" else set())
+    assert all(p.is_meta for p in teacher._backbone.parameters())
+    assert teacher.device.type == model.pixel_std.device.type == "meta"
+
+
 def test_checkpoint_of_this_project_brings_its_class_names(tmp_path):
     path = tmp_path / "model.pth"
     torch.save({"model": build().state_dict(), "class_names": ["a", "b", "c"]}, path)

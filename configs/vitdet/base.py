@@ -47,4 +47,4 @@ lr_multiplier = L(WarmupParamScheduler)(
     warmup_factor=0.001,
 )
 train.max_iter = 184375
-train.amp.enabled = True
+train.amp.enabled = "auto"  # bf16 where the GPU has units for it, else fp32.

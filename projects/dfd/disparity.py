@@ -24,10 +24,22 @@ SPLITS = ("mean", "quantile")
 _EPS = 1e-6
 
 
+def zero_outside(features: Tensor, valid: Tensor | None) -> Tensor:
+    """(N,C,H,W) features with zeros in place of what is not valid, whatever stood there.
+
+    Before anything is computed, not after: a ``where()`` behind a square or a product chooses in
+    the forward pass alone, and gives NaN for a gradient where the part not chosen is infinite.
+    """
+    return features if valid is None else features.masked_fill(~valid.unsqueeze(1), 0)
+
+
 def _moments(
     x: Tensor, valid: Tensor | None, per_channel: bool, sync: bool
 ) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation (biased) over the valid cells, keeping x's dimensions."""
+    """Mean and variance (biased) over the valid cells, keeping x's dimensions.
+
+    ``x`` is zero outside of them.
+    """
     dims = (0, 2, 3) if per_channel else (0, 1, 2, 3)
     if valid is None:
         count = x.new_full((), x.numel() / (x.shape[1] if per_channel else 1))
@@ -38,12 +50,11 @@ def _moments(
         mask = valid.unsqueeze(1).to(x.dtype)
         count = mask.sum() * (1 if per_channel else x.shape[1])
         divisor = count.clamp(min=1)
-        mean = (x * mask).sum(dim=dims, keepdim=True) / divisor
+        mean = x.sum(dim=dims, keepdim=True) / divisor
         variance = (((x - mean) * mask) ** 2).sum(dim=dims, keepdim=True) / divisor
     if sync:
         mean, variance = _pool(mean, variance, count)
-    # The square root of an exact zero has an infinite gradient.
-    return mean, variance.clamp(min=_EPS**2).sqrt()
+    return mean, variance
 
 
 def _pool(mean: Tensor, variance: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,8 +72,17 @@ def _standardise(x: Tensor, valid: Tensor | None, sync: bool) -> Tensor:
     if valid is None and not sync and x[:, 0].numel() > 1:
         # The same in one pass each way; it refuses a single value per channel.
         return F.batch_norm(x, None, None, training=True, eps=_EPS**2)
-    mean, std = _moments(x, valid, True, sync)
-    return (x - mean) / std
+    mean, variance = _moments(x, valid, True, sync)
+    # The square root of an exact zero has an infinite gradient.
+    return (x - mean) / variance.clamp(min=_EPS**2).sqrt()
+
+
+def _spread(x: Tensor, valid: Tensor | None, sync: bool) -> Tensor:
+    """The standard deviation over all channels and valid cells; 1 if that is but rounding."""
+    mean, variance = _moments(x, valid, False, sync)
+    # A constant has no scale. Divided by a small number instead, it would make a loss of 1e12.
+    varies = variance > _EPS**2 * (1 + mean.square())
+    return torch.where(varies, variance, 1).sqrt()
 
 
 def scale_features(
@@ -75,20 +95,22 @@ def scale_features(
         scale: "channel": each channel of each side gets zero mean and unit variance over the
             valid cells of the batch, so scale and offset say nothing.
             "level": both sides are divided by one number, the standard deviation of the teacher
-            on this level, so offsets and the energy of channels count.
+            on this level, so offsets and the energy of channels count. A level on which the
+            teacher is constant is left as it is.
             "none": as they are.
         sync: take the statistics over the batches of all processes, all of which must call this;
             False: over this process's own batch.
 
     Returns:
-        s, t: (N,C,H,W). Gradients flow through the student's own statistics, with ``sync`` also
-        those of the other processes' losses.
+        s, t: (N,C,H,W), finite where not valid whatever was there. Gradients flow through the
+        student's own statistics, with ``sync`` also those of the other processes' losses.
     """
     sync = sync and comm.get_world_size() > 1
+    student, teacher = zero_outside(student, valid), zero_outside(teacher, valid)
     if scale == "none":
         return student, teacher
     if scale == "level":
-        _, std = _moments(teacher, valid, False, sync)
+        std = _spread(teacher, valid, sync)
         return student / std, teacher / std
     if scale == "channel":
         return _standardise(student, valid, sync), _standardise(teacher, valid, sync)
@@ -128,7 +150,10 @@ def split_regions(
     flat = disparity.flatten(1)
     if valid is not None:
         flat = flat.masked_fill(~valid.flatten(1), float("nan"))
-    levels = torch.as_tensor(list(thresholds), dtype=flat.dtype, device=flat.device)
+    # Filled on the device: a list copied to it would have to wait for it.
+    levels = flat.new_empty(len(thresholds))
+    for level, threshold in zip(levels, thresholds, strict=True):
+        level.fill_(threshold)
     if split == "mean":
         bounds = flat.nanmean(dim=1)[None, :] * levels[:, None]
     elif split == "quantile":

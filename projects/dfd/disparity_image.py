@@ -24,17 +24,17 @@ def draw_disparity(
 
     Args:
         batched_inputs: Detectron2's; ``image`` is (3,H,W), [0, 255], in ``input_format`` order.
+            Only what lies around its ``valid`` pixels, where it has them, is shown.
         maps: level name to ((N,h,w) disparity, (N,h,w) bool valid).
         max_disparity: the disparity that gets the last colour.
 
     Returns:
         (rows, columns, 3) uint8, RGB.
     """
-    height = max(item["image"].shape[-2] for item in batched_inputs)
-    width = max(item["image"].shape[-1] for item in batched_inputs)
+    images = [_without_padding(item) for item in batched_inputs]
+    height, width = (max(image.shape[i] for image in images) for i in (0, 1))
     rows = []
-    for index, item in enumerate(batched_inputs):
-        image = item["image"].cpu().numpy().transpose(1, 2, 0)
+    for index, image in enumerate(images):
         if input_format == "BGR":
             image = image[:, :, ::-1]
         image = np.ascontiguousarray(image.clip(0, 255).astype(np.uint8))
@@ -48,12 +48,22 @@ def draw_disparity(
     return np.concatenate(rows, axis=0)
 
 
+def _without_padding(item: dict) -> np.ndarray:
+    """The part (h,w,3) of an image in which something is to be seen."""
+    image = item["image"].cpu().numpy().transpose(1, 2, 0)
+    return image if item.get("valid") is None else image[_bounds(item["valid"])]
+
+
+def _bounds(mask: Tensor) -> tuple[slice, slice]:
+    """The smallest rows and columns that hold all that is True of an (H,W) mask."""
+    places = [mask.any(dim=dim).nonzero().flatten().tolist() or [0, -1] for dim in (1, 0)]
+    return tuple(slice(along[0], along[-1] + 1) for along in places)
+
+
 def _overlay(image: np.ndarray, disparity: Tensor, valid: Tensor, maximum: float) -> np.ndarray:
-    rows = int(valid.any(dim=1).sum())
-    columns = int(valid.any(dim=0).sum())
-    if rows == 0 or columns == 0:
+    cells = disparity[_bounds(valid)].float().cpu().numpy() / maximum
+    if cells.size == 0:
         return image
-    cells = disparity[:rows, :columns].float().cpu().numpy() / maximum
     heat = (cells.clip(0, 1) * 255).astype(np.uint8)
     heat = cv2.resize(heat, image.shape[1::-1], interpolation=cv2.INTER_NEAREST)
     heat = cv2.applyColorMap(heat, cv2.COLORMAP_VIRIDIS)[:, :, ::-1]

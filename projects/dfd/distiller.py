@@ -15,6 +15,7 @@ from .detectors import channel_order, check_fits_square_padding, tap, trunk_of
 from .errors import UserError
 from .head import DFDHead
 from .inherit import InheritReport, inherit_weights
+from .real_pixels import image_area
 from .teacher import FrozenTeacher
 
 logger = logging.getLogger(__name__)
@@ -91,6 +92,9 @@ class DistilledDetector(nn.Module):
                 ", ".join(sorted(unpaired)),
             )
         self._zero_steps = 0
+        # Whether to wait for log_pending() with what is worth logging, and what waits.
+        self.log_later = False
+        self._pending: list[tuple[list[str], Tensor]] = []
 
     @property
     def device(self) -> torch.device:
@@ -134,17 +138,21 @@ class DistilledDetector(nn.Module):
         distillation = self.head(
             student_pyramid,
             teacher_pyramid,
-            image_sizes=[tuple(item["image"].shape[-2:]) for item in batched_inputs],
-            boxes=labelled_boxes(batched_inputs, self.device),
+            boxes=labelled_boxes(batched_inputs),
             iteration=iteration,
             objectness=objectness,
+            **image_area(batched_inputs),
         )
         self._record(losses, distillation)
         losses.update(distillation)
         return losses
 
     def _record(self, task: dict[str, Tensor], distillation: dict[str, Tensor]) -> None:
-        """Log the head's numbers and the ratio of the distillation loss to the task loss."""
+        """Log the head's numbers and the ratio of the distillation loss to the task loss.
+
+        With ``log_later`` set, once :meth:`log_pending` is called: reading a number from the device
+        waits for all that it has to do, and would leave it idle before the backward pass.
+        """
         task_loss = sum(loss.detach().float() for loss in task.values())
         stats = dict(self.head.stats)
         for key, loss in distillation.items():
@@ -152,19 +160,33 @@ class DistilledDetector(nn.Module):
             stats[f"dfd/{level}/ratio"] = loss.detach() / task_loss
         total = sum(loss.detach() for loss in distillation.values())
         stats["dfd/ratio"] = total / task_loss
-        # One transfer for all of them: each .item() would wait for the device.
-        values = torch.stack([value.float() for value in stats.values()] + [total]).tolist()
-        self._zero_steps = self._zero_steps + 1 if values.pop() == 0 else 0
-        if self._zero_steps > _MAX_ZERO_STEPS:
-            raise UserError(
-                f"the distillation loss was exactly 0 for {self._zero_steps} iterations: the "
-                "student's pyramid equals the teacher's, or the weights of all levels or regions "
-                "are 0"
-            )
-        if has_event_storage():
-            get_event_storage().put_scalars(
-                smoothing_hint=True, **dict(zip(stats, values, strict=True))
-            )
+        values = torch.stack([value.float() for value in stats.values()] + [total.float()])
+        self._pending.append((list(stats), values))
+        if not self.log_later:
+            self.log_pending()
+
+    def log_pending(self) -> None:
+        """Log what waits, read in one transfer for all of it.
+
+        Raises:
+            UserError: the distillation loss has been 0 for too long.
+        """
+        pending, self._pending = self._pending, []
+        if not pending:
+            return
+        numbers = iter(torch.cat([values for _, values in pending]).tolist())
+        for names, _ in pending:
+            # In this order: the total is the last of its forward.
+            scalars = {name: next(numbers) for name in names}
+            self._zero_steps = self._zero_steps + 1 if next(numbers) == 0 else 0
+            if self._zero_steps > _MAX_ZERO_STEPS:
+                raise UserError(
+                    f"the distillation loss was exactly 0 for {self._zero_steps} iterations: the "
+                    "student's pyramid equals the teacher's, or the weights of all levels or "
+                    "regions are 0"
+                )
+            if has_event_storage():
+                get_event_storage().put_scalars(smoothing_hint=True, **scalars)
 
     @torch.no_grad()
     def disparity_maps(self, batched_inputs: Sequence[dict]) -> dict[str, tuple[Tensor, Tensor]]:
@@ -184,8 +206,7 @@ class DistilledDetector(nn.Module):
             device=self.device,
             trunk=self.head.trunk,
         )
-        sizes = [tuple(item["image"].shape[-2:]) for item in batched_inputs]
-        return self.head.disparity_maps(tapped, teacher_pyramid, sizes)
+        return self.head.disparity_maps(tapped, teacher_pyramid, **image_area(batched_inputs))
 
 
 @contextlib.contextmanager
@@ -219,8 +240,8 @@ def tap_backbone(
     return tap([backbone, trunk_of(backbone, "student")] if trunk else [backbone])
 
 
-def labelled_boxes(batched_inputs: Sequence[dict], device: torch.device) -> list[Tensor] | None:
-    """The labelled boxes of a batch, (M,4) XYXY pixels each; None if it has no labels."""
+def labelled_boxes(batched_inputs: Sequence[dict]) -> list[Tensor] | None:
+    """The labelled boxes of a batch, (M,4) XYXY pixels each, where they are; None if unlabelled."""
     if not all("instances" in item for item in batched_inputs):
         return None
-    return [item["instances"].gt_boxes.tensor.to(device) for item in batched_inputs]
+    return [item["instances"].gt_boxes.tensor for item in batched_inputs]

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
-from .disparity import disparity_map, scale_features
+from .disparity import disparity_map, scale_features, zero_outside
 from .errors import UserError
 from .losses.base import FeatureCriterion
 from .pyramid import (
@@ -21,11 +22,18 @@ from .pyramid import (
     crop_to_images,
     make_adapter,
     pair_levels,
-    resample,
-    valid_cells,
+    resample_with_cover,
 )
+from .real_pixels import Masks, RealPixels, to_device
 
 LEVEL_WEIGHTS = ("equal", "cells")
+
+
+class _Pixels(NamedTuple):
+    """The real pixels of the student's images, and of the teacher's."""
+
+    own: RealPixels
+    of_teacher: RealPixels
 
 
 class DFDHead(nn.Module):
@@ -86,7 +94,7 @@ class DFDHead(nn.Module):
         self.weight = weight
         self.trunk = trunk
         self.align = align
-        self._resample = 1.0
+        self._resample = self._teacher_scale = 1.0
         self.levels = None if levels is None else list(levels)
         self.level_weights = level_weights
         self.adapter = adapter
@@ -123,6 +131,7 @@ class DFDHead(nn.Module):
             raise RuntimeError("this DFDHead is attached already; a head serves one detector")
         by_stride = self.align == "stride"
         ratio, self._resample = (teacher_scale, 1.0) if by_stride else (1.0, teacher_scale)
+        self._teacher_scale = teacher_scale
         student_trunk, teacher_trunk = student_trunk or {}, teacher_trunk or {}
         for who, shapes, trunk in (
             ("student", student_shapes, student_trunk),
@@ -177,20 +186,61 @@ class DFDHead(nn.Module):
             return {}
         return {"loss_dfd_idle": 0.0 * sum(p.sum() for p in parameters)}
 
+    def _pixels(
+        self,
+        image_sizes: Sequence[tuple[int, int]],
+        masks: Masks | None,
+        teacher_masks: Masks | None,
+        device: torch.device,
+    ) -> _Pixels:
+        own = RealPixels(image_sizes, masks, device)
+        if self._teacher_scale == 1:
+            return _Pixels(own, own)
+        return _Pixels(own, own.resized(self._teacher_scale, teacher_masks))
+
+    def _resampled(
+        self, teacher: Tensor, pair: LevelPair, pixels: _Pixels
+    ) -> tuple[Tensor, Tensor | None]:
+        """(N,C,H,W) of the teacher on the student's grid, and which cells of it are known."""
+        sizes = pixels.own.sizes
+        return resample_with_cover(teacher, self._resample, sizes, pair.stride, pixels.of_teacher)
+
+    def _wanted_boxes(
+        self, boxes: Sequence[Tensor] | None, device: torch.device
+    ) -> Sequence[Tensor] | None:
+        """The boxes on the device, copied in one go; those that nothing looks at stay."""
+        wanted = getattr(self._criterion[0], "needs_boxes", True)
+        if not wanted or not boxes or all(b.device == device for b in boxes):
+            return boxes
+        return to_device(torch.cat(list(boxes)), device).split([len(b) for b in boxes])
+
     def _paired_features(
         self,
         pair: LevelPair,
         student_pyramid: Mapping[str, Tensor],
         teacher_pyramid: Mapping[str, Tensor],
-        image_sizes: Sequence[tuple[int, int]],
+        pixels: _Pixels,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Student (adapted) and teacher of one level in fp32, on the same cells, and the valid."""
-        student = self.adapters[pair.name](student_pyramid[pair.name])
-        teacher = resample(
-            teacher_pyramid[pair.teacher_name].detach(), self._resample, image_sizes, pair.stride
-        )
-        student, teacher = crop_to_images(student, teacher, image_sizes, pair.stride)
-        valid = valid_cells(image_sizes, pair.stride, *student.shape[-2:], device=student.device)
+        student = student_pyramid[pair.name]
+        teacher, cover = self._resampled(teacher_pyramid[pair.teacher_name].detach(), pair, pixels)
+        student, teacher = crop_to_images(student, teacher, pixels.own.sizes, pair.stride)
+        cells = student.shape[-2:]
+        valid = pixels.own.cells(pair.stride, *cells)
+        if pixels.own.masked:
+            # A border that the student's smaller image has lost may be in the teacher's cell.
+            if cover is None:
+                cover = pixels.of_teacher.cells(pair.teacher_stride, *cells)
+            valid = valid & cover[:, : cells[0], : cells[1]]
+        adapter = self.adapters[pair.name]
+        if not isinstance(adapter, nn.Identity):
+            # Padding is hidden from its kernels, as what lies beyond the map is.
+            student = adapter(zero_outside(student, valid))
+            if student.shape[-2:] != cells:
+                raise UserError(
+                    f"model.head.adapter makes {tuple(student.shape[-2:])} cells of "
+                    f"{tuple(cells)} on {pair.name}: it must keep their number"
+                )
         # One memory format for both: arithmetic between two of them is several times slower.
         layout = torch.contiguous_format
         student = student.float().contiguous(memory_format=layout)
@@ -204,39 +254,44 @@ class DFDHead(nn.Module):
         boxes: Sequence[Tensor] | None = None,
         iteration: int = 0,
         objectness: Mapping[str, Tensor] | None = None,
+        masks: Masks | None = None,
+        teacher_masks: Masks | None = None,
     ) -> dict[str, Tensor]:
         """
         Args:
             student_pyramid, teacher_pyramid: level name to (N,C,H,W), in any float precision.
-            image_sizes: (height, width) in pixels of each image before padding.
-            boxes: N tensors (M,4), labelled boxes as XYXY in pixels of the input; or None.
+            image_sizes: (height, width) in pixels of each image before the batch is padded.
+            boxes: N tensors (M,4), labelled boxes as XYXY in pixels of the input; or None. On any
+                device: they are copied only if the criterion wants them.
             iteration: counts from 0; decides warm-up and end.
             objectness: the teacher's level name to (N,H,W), from 0 to 1, where
                 ``needs_objectness``.
+            masks: of each image (height, width) bool, False where an augmentation filled it up;
+                None where nothing was. Such pixels are padding too.
+            teacher_masks: the same of the teacher's images, where these are of another size; None
+                to take ``masks``, resized.
 
         Returns:
             ``{"loss_dfd_<level>": scalar}``. Also leaves detached scalars in ``stats``, keyed
             ``dfd/<level>/<what>``.
         """
         losses, stats, cells = {}, {}, {}
-        device_type = next(iter(student_pyramid.values())).device.type
+        device = next(iter(student_pyramid.values())).device
+        pixels = self._pixels(image_sizes, masks, teacher_masks, device)
+        boxes = self._wanted_boxes(boxes, device)
         for pair in self.pairs:
             student, teacher, valid = self._paired_features(
-                pair, student_pyramid, teacher_pyramid, image_sizes
+                pair, student_pyramid, teacher_pyramid, pixels
             )
             criterion = self.criteria[pair.name]
             more = {}
             if self.needs_objectness:
                 rows, columns = student.shape[-2:]
-                scores = resample(
-                    objectness[pair.teacher_name].float()[:, None],
-                    self._resample,
-                    image_sizes,
-                    pair.stride,
-                )
+                scores = objectness[pair.teacher_name].float()[:, None]
+                scores, _ = self._resampled(scores, pair, pixels)
                 more["objectness"] = scores[:, 0, :rows, :columns]
             # Squares and their sums overflow fp16 and lose digits in bf16.
-            with torch.autocast(device_type, enabled=False):
+            with torch.autocast(device.type, enabled=False):
                 losses[pair.name] = criterion(student, teacher, valid, boxes, pair.stride, **more)
             cells[pair.name] = student[:, 0].numel() if valid is None else valid.sum()
             for key, value in criterion.stats.items():
@@ -264,16 +319,20 @@ class DFDHead(nn.Module):
         student_pyramid: Mapping[str, Tensor],
         teacher_pyramid: Mapping[str, Tensor],
         image_sizes: Sequence[tuple[int, int]],
+        masks: Masks | None = None,
+        teacher_masks: Masks | None = None,
     ) -> dict[str, tuple[Tensor, Tensor]]:
-        """The disparity of each level, for pictures and analysis.
+        """The disparity of each level, for pictures and analysis. Arguments as of a forward.
 
         By the criterion's scale and measure; "level" and "squared" if it has none. Returns level
         name to ((N,H,W) disparity, (N,H,W) bool valid).
         """
         maps = {}
+        device = next(iter(student_pyramid.values())).device
+        pixels = self._pixels(image_sizes, masks, teacher_masks, device)
         for pair in self.pairs:
             student, teacher, valid = self._paired_features(
-                pair, student_pyramid, teacher_pyramid, image_sizes
+                pair, student_pyramid, teacher_pyramid, pixels
             )
             criterion = self.criteria[pair.name]
             scale = getattr(criterion, "scale", "level")

@@ -1,7 +1,7 @@
 """Pairing two feature pyramids: levels by stride, cells by place, channels by an adapter.
 
-Shape shorthand: N images, C channels, H x W cells of one level. A cell at row i, column j of a
-level of stride s covers the pixels [i*s, (i+1)*s) x [j*s, (j+1)*s) of the network's input.
+Shape shorthand: N images, C channels, H x W cells of one level, which cover the pixels that
+``real_pixels`` tells.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
+from .disparity import zero_outside
 from .errors import UserError
+from .real_pixels import RealPixels
+from .real_pixels import valid_cells as valid_cells
 
 ADAPTERS = ("auto", "conv1x1", "conv3x3", "none")
 ALIGN = ("stride", "resize")
@@ -109,29 +111,44 @@ def pair_levels(
 
 
 def resample(
-    teacher: Tensor, ratio: float, image_sizes: Sequence[tuple[int, int]], stride: int
+    teacher: Tensor,
+    ratio: float,
+    image_sizes: Sequence[tuple[int, int]],
+    stride: int,
+    pixels: RealPixels | None = None,
 ) -> Tensor:
     """Bring (N,C,H,W) of a network whose images are ``ratio`` times as large to the smaller grid.
 
     Bilinear, antialiased where it shrinks. Cells keep their place: cell i of the result covers what
-    cells i * ratio to (i + 1) * ratio did. Cells of padding have no part in it.
+    cells i * ratio to (i + 1) * ratio did. Cells of padding have no part in it; a cell that is made
+    of them alone is 0.
 
     Args:
         image_sizes: (height, width) of each image on the smaller grid's side, in its pixels.
         stride: of the level, in pixels of either side's own images.
+        pixels: of the images on the larger grid's side; None: those of ``image_sizes``, resized.
     """
+    return resample_with_cover(teacher, ratio, image_sizes, stride, pixels)[0]
+
+
+def resample_with_cover(
+    teacher: Tensor,
+    ratio: float,
+    image_sizes: Sequence[tuple[int, int]],
+    stride: int,
+    pixels: RealPixels | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """As ``resample``, and which cells (N,H,W) are made of more than padding; None: all."""
     if ratio == 1:
-        return teacher
-    # Rounded, for the sides of the smaller images were.
-    sizes = [(round(height * ratio), round(width * ratio)) for height, width in image_sizes]
-    valid = valid_cells(sizes, stride, *teacher.shape[-2:], device=teacher.device)
+        return teacher, None
+    if pixels is None:
+        pixels = RealPixels(image_sizes, device=teacher.device).resized(ratio)
+    valid = pixels.cells(stride, *teacher.shape[-2:])
     if valid is None:
-        return _interpolate(teacher.float(), ratio)
-    weights = valid[:, None].float()
-    # A cell of padding alone gets 0, and is no valid cell of the smaller grid either.
-    return _interpolate(teacher.float() * weights, ratio) / _interpolate(weights, ratio).clamp(
-        min=1e-6
-    )
+        return _interpolate(teacher.float(), ratio), None
+    weights = _interpolate(valid[:, None].float(), ratio)
+    inside = _interpolate(zero_outside(teacher.float(), valid), ratio)
+    return inside / weights.clamp(min=1e-6), weights[:, 0] > 1e-6
 
 
 def _interpolate(x: Tensor, ratio: float) -> Tensor:
@@ -160,35 +177,6 @@ def crop_to_images(
     rows = min(rows, student.shape[-2], teacher.shape[-2])
     columns = min(columns, student.shape[-1], teacher.shape[-1])
     return student[..., :rows, :columns], teacher[..., :rows, :columns]
-
-
-def valid_cells(
-    image_sizes: Sequence[tuple[int, int]],
-    stride: int,
-    height: int,
-    width: int,
-    device: torch.device | str = "cpu",
-) -> Tensor | None:
-    """Mark the cells that lie on real pixels.
-
-    Args:
-        image_sizes: (height, width) in pixels of each image before padding.
-        stride: pixels per cell.
-        height, width: cells of the level.
-
-    Returns:
-        (N, height, width) bool, or None if every cell is valid. A cell counts as valid if any of
-        its pixels belongs to the image, so an image without padding is valid everywhere.
-    """
-    last_row, last_column = (height - 1) * stride, (width - 1) * stride
-    if all(h > last_row and w > last_column for h, w in image_sizes):
-        return None
-    sizes = torch.as_tensor(image_sizes, device=device)
-    rows = torch.arange(height, device=device) * stride
-    columns = torch.arange(width, device=device) * stride
-    inside_rows = rows[None, :] < sizes[:, 0, None]
-    inside_columns = columns[None, :] < sizes[:, 1, None]
-    return inside_rows[:, :, None] & inside_columns[:, None, :]
 
 
 def make_adapter(

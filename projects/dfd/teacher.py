@@ -46,7 +46,8 @@ class FrozenTeacher:
                 checkpoint that this project wrote. Every key must fit.
             allow_random: take a teacher without weights, for tests and benchmarks.
             precision: of the teacher's pass: "fp32", "bf16", "fp16" (CUDA only), or "auto": bf16
-                where the device computes faster in it, else fp32.
+                where the device has units for it, else fp32. Never fp16, in which a feature above
+                65504, as ViTs have some, is inf.
             input_format: "BGR" or "RGB", the channel order that the teacher was trained with; None
                 to take the model's own ``input_format`` (BGR where it has none).
             scale: sides of its images over those of the student's. Other than 1, it is given
@@ -94,8 +95,11 @@ class FrozenTeacher:
             logger.warning("Teacher: RANDOM WEIGHTS, as model.teacher.allow_random=True permits")
         self.input_format = channel_order(model, input_format, "teacher")
         self._backbone: nn.Module | None = None
+        self._modules: list[nn.Module] = []
         self._device: torch.device | None = None
         self._dtype = torch.float32
+        # Whether the whole detector, of which a pass needs the backbone alone, is on the device.
+        self._whole = False
 
     def output_shape(self) -> dict[str, ShapeSpec]:
         """Channels and stride of each level of the teacher's pyramid."""
@@ -183,10 +187,12 @@ class FrozenTeacher:
         """
         device = torch.device(device or self.device)
         if self._backbone is None or device != self._device:
-            self.model.to(device)
-            self._backbone, self._device = self._make_backbone(device), device
-        # Nothing here calls train(), but a user's hook may.
-        self._backbone.eval()
+            self._make_backbone(device)
+        elif self._whole:
+            self._settle()
+        # Nothing here calls train(), but a user's hook may. Looking costs a hundredth of eval().
+        if any(module.training for module in self._modules):
+            self._backbone.eval()
         images = self.preprocess(batched_inputs, input_format).tensor
         low = self._dtype != torch.float32
         if low:
@@ -215,6 +221,7 @@ class FrozenTeacher:
         batched_inputs = self.own_images(batched_inputs, input_format)
         check_fits_square_padding(self.model, batched_inputs, "teacher")
         self.model.to(device or self.device).eval()
+        self._whole = True
         with torch.autocast(self.device.type, enabled=False):
             return self.model(batched_inputs)
 
@@ -242,23 +249,40 @@ class FrozenTeacher:
         """
         generator = self.model.proposal_generator
         features = [pyramid[level].float() for level in generator.in_features]
-        device_type = features[0].device.type
-        with torch.autocast(device_type, enabled=False):
-            logits, _ = generator.rpn_head(features)
+        device = features[0].device
+        with torch.autocast(device.type, enabled=False):
+            logits, _ = generator.rpn_head.to(device)(features)
         scores = (level.sigmoid().amax(dim=1) for level in logits)
         return dict(zip(generator.in_features, scores, strict=True))
 
-    def _make_backbone(self, device: torch.device) -> nn.Module:
+    def _make_backbone(self, device: torch.device) -> None:
+        """What passes on this device run, and everything else where it costs no memory there."""
         dtype = resolve_precision(self.precision, device)
-        self._dtype = dtype
+        self._device, self._dtype = device, dtype
         logger.info("Teacher's pass: %s on %s", str(dtype).removeprefix("torch."), device)
-        if dtype == torch.float32:
-            return self.model.backbone
-        return low_precision_copy(self.model.backbone, dtype)
+        self._backbone = self.model.backbone
+        if dtype != torch.float32:
+            self._backbone = low_precision_copy(self._backbone, dtype).to(device)
+        self._settle()
+        self._modules = list(self._backbone.modules())
+
+    def _settle(self) -> None:
+        """Leave on the device what a pass needs alone: not the heads, nor weights that it has in
+        lower precision. They are needed for detections, and compared when a run starts."""
+        if self._device.type != "cpu":
+            self.model.to("cpu")
+        self._backbone.to(self._device)
+        for name, buffer in self.model.named_buffers(recurse=False):  # Mean and deviation.
+            setattr(self.model, name, buffer.to(self._device))
+        self._whole = False
 
 
 def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
-    """The dtype of the teacher's pass; "auto" is bf16 where the device has units for it."""
+    """The dtype of the teacher's pass; "auto" is bf16 where the device has units for it.
+
+    Else it is fp32, on CUDA too. A frozen teacher in fp16 has nothing that notices an overflow, as
+    the scaler of the student's gradients does: its features would just be wrong.
+    """
     if precision == "fp16" and device.type != "cuda":
         raise UserError(
             f"model.teacher.precision is fp16, which needs CUDA, but the device is {device}: use "
@@ -266,15 +290,23 @@ def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
         )
     if precision != "auto":
         return PRECISIONS[precision]
+    return torch.bfloat16 if has_bf16_units(device) else torch.float32
+
+
+def has_bf16_units(device: torch.device) -> bool:
+    """Whether a device computes in bf16 itself, and so faster, and does not emulate it."""
     if device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    elif device.type == "cpu":
+        try:
+            return torch.cuda.is_bf16_supported(including_emulation=False)
+        except TypeError:  # An older torch, which may count emulation without saying so.
+            known = torch.version.hip is None and torch.cuda.is_available()
+            emulated = known and torch.cuda.get_device_capability(device)[0] < 8
+            return torch.cuda.is_bf16_supported() and not emulated
+    if device.type == "cpu":
         # Private in torch; absent, it only means that the pass stays in fp32.
         names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-        fast = any(getattr(torch.cpu, name, lambda: False)() for name in names)
-    else:
-        fast = False
-    return torch.bfloat16 if fast else torch.float32
+        return any(getattr(torch.cpu, name, lambda: False)() for name in names)
+    return False
 
 
 @torch.no_grad()

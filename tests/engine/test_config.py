@@ -153,6 +153,20 @@ def test_detectron2s_own_config_needs_no_setting_of_ours(tmp_path):
     assert (cfg.train.max_iter, cfg.train.seed, cfg.model.num_classes) == (10, -1, 80)
 
 
+@pytest.mark.parametrize("config", ["student_s_512", "student_s_640", "dfd_b_s_512", "dfd_b_s_640"])
+def test_recipes_for_a_small_gpu_do_not_force_what_it_may_not_have(config):
+    cfg = load_config(f"configs/vitdet/{config}.py", ())
+    assert cfg.train.amp.enabled == "auto"
+
+
+def test_automatic_fp16_needs_cuda_alone(monkeypatch):
+    monkeypatch.setattr("dfd.engine.config.resolve_precision", lambda *_: torch.bfloat16)
+    overrides = ["train.device=cpu", "model.roi_heads.num_classes=3", "train.amp.dtype=fp16"]
+    cfg = load_config("configs/demo/student.py", overrides)
+    resolve_config(cfg)
+    assert cfg.train.amp.enabled is False
+
+
 @pytest.mark.parametrize("fast", [torch.bfloat16, torch.float32])
 def test_automatic_mixed_precision_where_the_device_gains_from_it(monkeypatch, fast):
     monkeypatch.setattr("dfd.engine.config.resolve_precision", lambda *_: fast)

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from detectron2.engine import HookBase, hooks
+from detectron2.utils.events import EventStorage
 from steps import distilled, gradients, images, scalars
 from torch import nn
 from toys import build
@@ -64,6 +65,68 @@ def test_non_finite_loss_names_term_level_and_iteration_and_keeps_the_weights(va
         train(model)
     torch.testing.assert_close(model.linear.weight, seen[1])
     assert not torch.equal(seen[0], seen[1])
+
+
+@pytest.mark.parametrize("clip", [None, 1.0])
+def test_a_step_waits_for_its_device_once_and_behind_its_backward(monkeypatch, clip):
+    """Or the device would be idle while Python queues it."""
+    events = []
+
+    def note(owner, name, what):
+        original = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *a, **k: events.append(what) or original(*a, **k))
+
+    for name in ("item", "tolist", "__bool__", "__float__"):
+        note(torch.Tensor, name, "read")
+    note(torch.Tensor, "backward", "backward")
+    model = Toy()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    note(optimizer, "step", "step")
+    data = [torch.ones(2, 4)] * 2
+    settings = {"accumulation_steps": 2, "clip_grad_norm": clip}
+    Trainer(model, data, optimizer, device="cpu", **settings).train(0, 1)
+    # What is read between is on the CPU already.
+    assert events[:3] == ["backward", "backward", "read"] and events[-1] == "step"
+    assert events.count("read") == 1 + len(["loss_cls", "loss_dfd_p3"])
+
+
+def test_distilled_step_logs_behind_its_backward(monkeypatch):
+    model, events = distilled(build()), []
+    model.head.register_forward_hook(lambda *_: events.append("head"))
+    backward, put = torch.Tensor.backward, EventStorage.put_scalars
+    monkeypatch.setattr(
+        torch.Tensor, "backward", lambda self: events.append("backward") or backward(self)
+    )
+    monkeypatch.setattr(
+        EventStorage,
+        "put_scalars",
+        lambda self, **k: events.append("dfd/ratio" in k) or put(self, **k),
+    )
+    _, trainer = gradients(model, [images(0), images(1)])
+    assert [e for e in events if e] == ["head", "backward", "head", "backward", True, True]
+    assert scalars(trainer)["dfd/ratio"] > 0 and not model.log_later
+
+
+def test_a_bad_part_of_a_step_is_named_with_its_term():
+    """Though the parts after it were good."""
+    model = distilled(build())
+    criterion = model.head.criteria["p3"]
+    calls = []
+
+    def spoil(module, args, loss):
+        calls.append(0)
+        if len(calls) == 1:
+            module.stats["term_high"] = torch.tensor(float("nan"))
+            return loss * float("nan")
+
+    criterion.register_forward_hook(spoil)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(
+        UserError, match=r"loss_dfd_p3 .*level p3, term high\) is nan at iteration 0"
+    ):
+        gradients(model, [images(0), images(1)])
+    weights = dict(model.named_parameters())
+    assert all(torch.equal(weights[name], before[name]) for name in weights)
 
 
 def test_divergence_noticed_by_detectron2_is_one_line():

@@ -13,6 +13,7 @@ import torch
 
 from ..distiller import DistilledDetector, tap_backbone
 from ..errors import UserError
+from ..real_pixels import image_area
 from .boxes import IGNORED, SIZES, UNMATCHED, cells_inside, match_detections, owners, size_classes
 from .load import LabelledImage, Snapshot, TestImages
 from .statistics import LogHistogram, rank_correlation
@@ -141,15 +142,15 @@ def _look(
     score: float,
     iou: float,
 ) -> tuple[dict[str, np.ndarray], Outcome]:
-    """The maps (H,W) by level and the outcome of one checkpoint on one image."""
+    """The maps (H,W) by level, nan on padding, and the outcome of one checkpoint on one image."""
     with tap_backbone(snapshot.student, snapshot.head.trunk) as pyramid:
         instances = snapshot.student([image.item])[0]["instances"].to("cpu")
-    size = tuple(image.item["image"].shape[-2:])
-    found = snapshot.head.disparity_maps(pyramid, teacher, [size])
-    # A single image has no padding within its own size, so every cell is valid.
-    maps = {name: disparity[0].cpu().numpy() for name, (disparity, _) in found.items()}
-    for name, disparity in maps.items():
-        if not np.isfinite(disparity).all():
+    found = snapshot.head.disparity_maps(pyramid, teacher, **image_area([image.item]))
+    maps = {}
+    for name, (disparity, valid) in found.items():
+        # nan where an augmentation padded; a single image has no other padding.
+        maps[name] = disparity[0].masked_fill(~valid[0], float("nan")).cpu().numpy()
+        if not disparity[valid].isfinite().all():
             raise UserError(
                 f"the disparity on {name} after {snapshot.iteration} iterations is not finite on "
                 f"{image.item['file_name']}: the run has diverged"
@@ -200,7 +201,7 @@ def add_image(
     """Add what one image shows to a tally.
 
     Args:
-        maps: level name to (H,W) disparity; ``last``: of the last checkpoint.
+        maps: level name to (H,W) disparity, nan on padding; ``last``: of the last checkpoint.
         strides: level name to pixels per cell.
     """
     totals = np.zeros((len(outcome.boxes), len(maps), 2))
@@ -208,20 +209,21 @@ def add_image(
     for position, (name, disparity) in enumerate(maps.items()):
         level = tally.levels[name]
         rows, columns = disparity.shape
+        valid = ~np.isnan(disparity)
         inside, in_crowd = (
-            cells_inside(boxes, stride=strides[name], rows=rows, columns=columns)
+            valid & cells_inside(boxes, stride=strides[name], rows=rows, columns=columns)
             for boxes in (outcome.boxes, image.crowds)
         )
-        # What a crowd covers and no label claims is neither object nor background.
-        unclear = in_crowd.any(axis=0)
-        high = disparity > disparity.mean()
-        level.histogram.add(disparity)
-        level.regions += [_total(disparity[~high]), _total(disparity[high])]
-        level.correlations.append(rank_correlation(disparity, last[name]))
+        # What a crowd covers and no label claims is neither object nor background, nor is padding.
+        unclear = in_crowd.any(axis=0) | ~valid
+        high = disparity > disparity[valid].mean()
+        level.histogram.add(disparity[valid])
+        level.regions += [_total(disparity[valid & ~high]), _total(disparity[high])]
+        level.correlations.append(rank_correlation(disparity[valid], last[name][valid]))
         level.sizes += _by_size(disparity, image.labels, inside[: len(image.labels)], unclear)
         for index, covered in enumerate(inside):
             totals[index, position] = _total(disparity[covered])
-        for group, covered in enumerate(_groups(inside, outcome.kinds, unclear)):
+        for group, covered in enumerate(_groups(inside, outcome.kinds, unclear, valid)):
             total, count = _total(disparity[covered])
             cells[position, group] = count, high[covered].sum(), total
     tally.outcomes.append(outcome)
@@ -243,12 +245,13 @@ def _by_size(
     return np.array([_total(disparity[region == k]) for k in range(BACKGROUND + 1)])
 
 
-def _groups(inside: np.ndarray, kinds: np.ndarray, unclear: np.ndarray) -> list[np.ndarray]:
+def _groups(
+    inside: np.ndarray, kinds: np.ndarray, unclear: np.ndarray, valid: np.ndarray
+) -> list[np.ndarray]:
     """The cells (H,W) of each of ``GROUPS``."""
     covered = [inside[kinds == kind].any(axis=0) for kind in range(len(OUTCOMES))]
     background = ~(inside.any(axis=0) | unclear)
-    everything = np.ones_like(background)
-    return [everything, background, *covered, covered[MISSED] | covered[FALSE]]
+    return [valid, background, *covered, covered[MISSED] | covered[FALSE]]
 
 
 def _means(totals: np.ndarray) -> np.ndarray:

@@ -195,7 +195,7 @@ def draw_example(example: Example, *, levels: int = 2) -> bytes:
     axes = figure.subplots(len(example.views), 1 + len(names), squeeze=False)
     # One scale for all maps of the picture; a few extreme cells must not darken the rest.
     shown = np.concatenate([maps[name].ravel() for _, maps, _ in example.views for name in names])
-    top = float(np.quantile(shown, 0.99)) or 1.0
+    top = float(np.nanquantile(shown, 0.99)) or 1.0
     for row, (iteration, maps, outcome) in zip(axes, example.views, strict=True):
         row[0].imshow(example.image)
         row[0].set_title(f"after {iteration} iterations: image", fontsize=10)
@@ -204,7 +204,7 @@ def draw_example(example: Example, *, levels: int = 2) -> bytes:
             stride = round(height / disparity.shape[0])
             extent = (0, disparity.shape[1] * stride, disparity.shape[0] * stride, 0)
             drawn = ax.imshow(disparity, vmin=0, vmax=top, extent=extent, interpolation="nearest")
-            ax.set_title(f"{_DISPARITY} on {name}, mean {disparity.mean():.2f}", fontsize=10)
+            ax.set_title(f"{_DISPARITY} on {name}, mean {np.nanmean(disparity):.2f}", fontsize=10)
         for ax in row:
             _outline(ax, outcome, thin=ax is not row[0])
             ax.set(xlim=(0, width), ylim=(height, 0))

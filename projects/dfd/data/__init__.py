@@ -10,6 +10,7 @@ from .loaders import (
     skip_batches,
     stream_seed,
 )
+from .padding import MarkPadding
 from .registered import class_names, dataset_dicts, dataset_report, registered_name
 from .shapes import generated_shapes
 from .two_sizes import TwoSizeMapper, size_ratio
@@ -18,6 +19,7 @@ from .voc import voc_folder
 __all__ = [
     "SHAPE_CLASSES",
     "DatasetReport",
+    "MarkPadding",
     "TwoSizeMapper",
     "build_evaluator",
     "build_test_loader",

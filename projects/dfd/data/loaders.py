@@ -33,6 +33,7 @@ from ..errors import UserError
 from .fit import fit_to_mapper
 from .ground_truth import Evaluator, write_ground_truth
 from .images import ReadableMapper
+from .padding import MarkPadding
 from .registered import class_names, dataset_dicts, dataset_report
 
 logger = logging.getLogger(__name__)
@@ -60,7 +61,8 @@ def build_train_loader(
     Args:
         dataset: a registered name.
         mapper: turns a record into a model's input, e.g. detectron2's ``DatasetMapper``. Where it
-            returns None, the next record of the dataset takes the place.
+            returns None, the next record of the dataset takes the place. Pixels that it pads are
+            marked, see ``MarkPadding``.
         total_batch_size: images per step over all processes.
         num_workers: worker processes of each process; 0 loads in the training process.
         seed: at least 0; None or a negative number draws one, the same for all processes.
@@ -96,7 +98,7 @@ def build_train_loader(
     generator = torch.Generator()
     generator.manual_seed(seed)
     return DataLoader(
-        _SeededMap(DatasetFromList(records, copy=False), mapper, seed),
+        _SeededMap(DatasetFromList(records, copy=False), MarkPadding(mapper), seed),
         batch_sampler=_BatchSampler(
             TrainingSampler(len(records), seed=seed), total_batch_size // world, kinds
         ),
@@ -133,7 +135,7 @@ def build_test_loader(
 
     Args:
         dataset: a registered name.
-        mapper: turns a record into a model's input.
+        mapper: turns a record into a model's input; pixels that it pads are marked.
         num_workers: worker processes of each process.
 
     Raises:
@@ -142,7 +144,9 @@ def build_test_loader(
     records = dataset_dicts(dataset=dataset, filter_empty=False)
     if getattr(mapper, "is_train", False):  # Labels are wanted, for a loss on test data.
         records = fit_to_mapper(records, mapper, dataset, filter_empty=False)
-    images = MapDataset(DatasetFromList(records, copy=False), ReadableMapper(mapper))
+    images = MapDataset(
+        DatasetFromList(records, copy=False), ReadableMapper(MarkPadding(mapper))
+    )
     return build_detection_test_loader(images, mapper=None, num_workers=num_workers)
 
 

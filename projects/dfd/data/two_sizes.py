@@ -10,6 +10,7 @@ import torch
 from detectron2.data import DatasetMapper
 
 from ..errors import UserError
+from .padding import real_pixels
 
 
 def size_ratio(*, teacher: float, student: float) -> float:
@@ -22,7 +23,8 @@ class TwoSizeMapper(DatasetMapper):
 
     The augmentations make the teacher's image, ``teacher_image``. Resized once more it is the
     student's ``image``, and everything else (boxes, masks) is the student's. Both show the same
-    crop, flip and jitter.
+    crop, flip and jitter. Where augmentations padded, ``teacher_valid``, (H,W) bool, says which of
+    the teacher's pixels are real, as ``valid`` does of the student's.
     """
 
     def __init__(self, *, teacher_scale: float, **kwargs: Any) -> None:
@@ -39,11 +41,13 @@ class TwoSizeMapper(DatasetMapper):
 
     def __call__(self, dataset_dict: dict) -> dict:
         result = super().__call__(dataset_dict)
-        image = self.augmentations.pop()
+        image, real = self.augmentations.pop()
         if result is not None:
             result["teacher_image"] = torch.as_tensor(
                 np.ascontiguousarray(image.transpose(2, 0, 1))
             )
+            if real is not None:
+                result["teacher_valid"] = real
         return result
 
 
@@ -52,17 +56,19 @@ class _ThenResize:
 
     def __init__(self, augmentations: T.AugmentationList, scale: float) -> None:
         self.augmentations, self.scale = augmentations, scale
-        self._kept: np.ndarray | None = None
+        self._kept: tuple[np.ndarray, torch.Tensor | None] | None = None
 
     def __call__(self, inputs: T.AugInput) -> T.TransformList:
+        before = inputs.image.shape[:2]
         transforms = self.augmentations(inputs)
-        self._kept = inputs.image
+        self._kept = inputs.image, real_pixels(transforms, *before)
         height, width = inputs.image.shape[:2]
         smaller = [max(1, round(side * self.scale)) for side in (height, width)]
         resize = T.ResizeTransform(height, width, *smaller)
         inputs.transform(resize)
         return transforms + T.TransformList([resize])
 
-    def pop(self) -> np.ndarray:
-        image, self._kept = self._kept, None
-        return image
+    def pop(self) -> tuple[np.ndarray, torch.Tensor | None]:
+        """The larger image, and which of its pixels are real, if not all."""
+        kept, self._kept = self._kept, None
+        return kept

@@ -40,7 +40,7 @@ from .wandb_writer import WandbWriter, plain_values
 
 logger = logging.getLogger("dfd")
 # Of a test item, what its pictures are made from.
-_PICTURED = ("image", "teacher_image", "file_name")
+_PICTURED = ("image", "teacher_image", "valid", "teacher_valid", "file_name")
 
 SUMMARY = "summary.json"
 

@@ -163,7 +163,12 @@ def resolve_config(cfg: DictConfig) -> DictConfig:
             f"train.device is {device}, which torch cannot use here: use auto, cuda or cpu"
         ) from error
     if cfg.train.amp.enabled == "auto":
-        cfg.train.amp.enabled = resolve_precision("auto", torch.device(device)) != torch.float32
+        # Of bf16 the device must have units; every CUDA device computes in fp16.
+        if cfg.train.amp.get("dtype", "bf16") == "fp16":
+            cfg.train.amp.enabled = torch.device(device).type == "cuda"
+        else:
+            precision = resolve_precision("auto", torch.device(device))
+            cfg.train.amp.enabled = precision != torch.float32
     if any(node.num_classes == "auto" for node in _nodes_with(cfg.model, "num_classes")):
         classes = len(class_names(registered_name(cfg.dataloader.train.dataset)))
         for node in _nodes_with(cfg.model, "num_classes"):

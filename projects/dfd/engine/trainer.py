@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from detectron2.engine import SimpleTrainer
-from detectron2.utils.events import EventStorage, get_event_storage
+from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
@@ -97,9 +97,9 @@ class Trainer(SimpleTrainer):
         if not self.model.training:
             raise RuntimeError("the model was left in eval mode, by a hook or an evaluation")
         self.optimizer.zero_grad()
-        sums: dict[str, Tensor] = {}
+        parts: list[dict[str, Tensor]] = []
         data_time = 0.0
-        with self._mean_scalars():
+        with self._mean_scalars(), self._log_later():
             for left in reversed(range(self.accumulation_steps)):
                 start = time.perf_counter()
                 data = next(self._data_loader_iter)
@@ -110,11 +110,19 @@ class Trainer(SimpleTrainer):
                     losses = self._losses(data)
                     loss = sum(losses.values()) / self.accumulation_steps
                     self.grad_scaler.scale(loss).backward()
-                for name, loss in losses.items():
-                    sums[name] = sums.get(name, 0) + loss.detach() / self.accumulation_steps
-        self.after_backward()
-        self._clip_gradients()
-        self._write_metrics(sums, data_time)
+                parts.append({name: loss.detach().float() for name, loss in losses.items()})
+            self.after_backward()
+            norm = self._clip_gradients()
+            # Not until all of the step's work is queued does anything wait for the device.
+            values, norm = self._read(parts, norm)
+        self._check_finite(values)
+        self._check_norm(norm)
+        # Tensors, as Detectron2 wants them, but on the CPU, where reading them is free.
+        means = {
+            name: torch.tensor(sum(numbers) / len(numbers), dtype=torch.float64)
+            for name, numbers in values.items()
+        }
+        self._write_metrics(means, data_time)
         self.grad_scaler.step(self.optimizer)
         self._update_scale()
         self.storage.put_scalar("peak_memory_mib", peak_memory_mib(), smoothing_hint=False)
@@ -137,30 +145,58 @@ class Trainer(SimpleTrainer):
         self.storage._histograms.extend(inner._histograms)
 
     def _losses(self, data: list[dict]) -> dict[str, Tensor]:
-        """The losses of a batch, every one of them finite."""
+        """The losses of a batch."""
         try:
             with torch.autocast(
                 self.device_type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None
             ):
-                losses = self.model(data)
+                return self.model(data)
         except FloatingPointError as error:
             # Raised by Detectron2's proposal generator.
             raise UserError(
                 f"training diverged at iteration {self.iter}: {error} Lower optimizer.lr or the "
                 "weight of the distillation."
             ) from error
-        self._check_finite(losses)
-        return losses
 
-    def _clip_gradients(self) -> None:
-        """Limit the gradient's norm, tell it, and raise before an infinite one reaches the weights.
+    @contextlib.contextmanager
+    def _log_later(self) -> Iterator[None]:
+        """Within the context, a model that can log later does so at the end."""
+        model = self.model.module if isinstance(self.model, DistributedDataParallel) else self.model
+        if not hasattr(model, "log_pending"):
+            yield
+            return
+        model.log_later = True
+        try:
+            yield
+            model.log_pending()
+        finally:
+            model.log_later = False
+
+    def _clip_gradients(self) -> Tensor:
+        """Limit the gradient's norm, and return what it was, unread."""
+        self.grad_scaler.unscale_(self.optimizer)
+        if self.clip_grad_norm is not None:
+            return nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad_norm)
+        # clip_grad_norm_ would go over all gradients once more, to multiply them by 1.
+        return _total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+
+    def _read(
+        self, parts: list[dict[str, Tensor]], norm: Tensor
+    ) -> tuple[dict[str, list[float]], float]:
+        """Each loss of each part, by name, and the norm, in one transfer from the device."""
+        losses = [loss for part in parts for loss in part.values()]
+        numbers = torch.stack([*losses, norm.to(losses[0])]).tolist()
+        values: dict[str, list[float]] = {}
+        for name, number in zip((n for part in parts for n in part), numbers, strict=False):
+            values.setdefault(name, []).append(number)
+        return values, numbers[-1]
+
+    def _check_norm(self, norm: float) -> None:
+        """Tell the gradient's norm, and raise before an infinite one reaches the weights.
 
         Without a limit too: a loss may be finite and its gradient not, and the next checkpoint
         would hold weights that are no numbers.
         """
-        self.grad_scaler.unscale_(self.optimizer)
-        limit = float("inf") if self.clip_grad_norm is None else self.clip_grad_norm
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit).item()
         if math.isfinite(norm):
             self.storage.put_scalar("grad_norm", norm)
         elif not self.grad_scaler.is_enabled():  # Which leaves out such a step.
@@ -182,11 +218,11 @@ class Trainer(SimpleTrainer):
             )
         self.storage.put_scalar("grad_scale", scale, smoothing_hint=False)
 
-    def _check_finite(self, losses: dict[str, Tensor]) -> None:
+    def _check_finite(self, values: dict[str, list[float]]) -> None:
         """Raise before a loss that is no number reaches the weights."""
-        values = torch.stack([loss.detach().float() for loss in losses.values()]).tolist()
-        for name, value in zip(losses, values, strict=True):
-            if value - value == 0:
+        for name, numbers in values.items():
+            value = next((number for number in numbers if not math.isfinite(number)), None)
+            if value is None:
                 continue
             what = "the student's own"
             if name.startswith("loss_dfd_"):
@@ -202,8 +238,8 @@ class Trainer(SimpleTrainer):
         prefix = f"dfd/{level}/term_"
         terms = [
             key.removeprefix(prefix)
-            for key, (value, _) in get_event_storage().latest().items()
-            if key.startswith(prefix) and value - value != 0
+            for key, (value, _) in self.storage.latest().items()
+            if key.startswith(prefix) and not math.isfinite(value)
         ]
         return f", term {', '.join(terms)}" if terms else ""
 
@@ -228,3 +264,11 @@ class Trainer(SimpleTrainer):
                     f"the parameters of optimizer group {own.get('name')} are not those of the "
                     f"saved {other.get('name')}"
                 )
+
+
+def _total_norm(gradients: list[Tensor]) -> Tensor:
+    """The L2 norm over all gradients."""
+    if hasattr(nn.utils, "get_total_norm"):  # Since torch 2.6; all tensors in one kernel.
+        return nn.utils.get_total_norm(gradients)
+    norms = [torch.linalg.vector_norm(gradient) for gradient in gradients]
+    return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())

@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 
+# A logit below any feature, far enough from the end of fp32 that differences stay within it.
+_LOWEST = torch.finfo(torch.float32).min / 4
+
 
 class FeatureCriterion(nn.Module):
     """A loss between one level of the student's pyramid and the same level of the teacher's.
@@ -24,11 +27,17 @@ class FeatureCriterion(nn.Module):
     One with ``needs_objectness`` is also given ``objectness=``, (N,H,W): how sure the teacher's
     proposal generator is of an object at a cell, from 0 to 1.
 
-    It returns a scalar; exactly zero, with a gradient of zero, if no cell is valid. It may leave
-    numbers worth logging in ``stats``, a dict of detached scalars.
+    One that sets ``needs_boxes`` to False may be given None for boxes that there are, which saves
+    their way to the device.
+
+    Features may be anything where they are not valid, inf and NaN too (``zero_outside`` hides
+    them), and no gradient goes there. It returns a scalar; exactly zero, with a gradient of zero,
+    if no cell is valid. It may leave numbers worth logging in ``stats``, a dict of detached
+    scalars.
     """
 
     needs_objectness = False
+    needs_boxes = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,7 +74,7 @@ def check_shapes(student: Tensor, teacher: Tensor, valid: Tensor | None) -> None
 
 
 def sum_over_cells(cost: Tensor, valid: Tensor | None) -> Tensor:
-    """The sum of an (N,H,W) map over the valid cells; what lies outside may even be inf."""
+    """The sum of a finite (N,H,W) map over the valid cells."""
     return cost.sum() if valid is None else torch.where(valid, cost, 0).sum()
 
 
@@ -82,7 +91,7 @@ def hide_invalid(logits: Tensor, valid: Tensor | None) -> Tensor:
     Not by -inf: the exponential is exactly 0 all the same beside any feature, 0 times its finite
     logarithm is 0, and an image without a valid cell gives no NaN.
     """
-    return logits if valid is None else logits.masked_fill(~valid, -1e9)
+    return logits if valid is None else logits.masked_fill(~valid, _LOWEST)
 
 
 def non_negative(owner: str, **setting: float) -> float:

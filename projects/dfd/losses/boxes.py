@@ -10,6 +10,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+# Boxes whose cells are marked in one go.
+_AT_ONCE = 32
+
+
+def _between(places: Tensor, starts: Tensor, ends: Tensor) -> Tensor:
+    """(M,S) bool: which of S places are from the start to before the end of each of M ranges."""
+    return (places >= starts[:, None]) & (places < ends[:, None])
+
 
 @torch.no_grad()
 def box_masks(
@@ -31,14 +39,19 @@ def box_masks(
         M_fg and M_bg, (N,H,W).
     """
     foreground = torch.zeros_like(like)
+    rows, columns = (torch.arange(size, device=like.device) for size in like.shape[1:])
     for mask, of_image in zip(foreground, boxes or (), strict=bool(boxes)):
-        corners = of_image / stride
-        # The cell in which the box ends is in, and if it ends on a border, the next one.
-        starts, ends = corners[:, :2].floor().long(), corners[:, 2:].ceil().long() + 1
-        for (left, top), (right, bottom) in zip(starts.tolist(), ends.tolist(), strict=True):
-            share = 1 / ((bottom - top) * (right - left))
-            part = mask[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)]
-            part.clamp_(min=share)
+        # Some at a time, so that a crowd of objects does not take the memory of a map each.
+        for some in of_image.split(_AT_ONCE) if len(of_image) else ():
+            corners = some / stride
+            # The cell in which the box ends is in, and if it ends on a border, the next one.
+            left, top = corners[:, :2].floor().unbind(dim=1)
+            right, bottom = (corners[:, 2:].ceil() + 1).unbind(dim=1)
+            share = ((bottom - top) * (right - left)).reciprocal().to(like.dtype)
+            down, across = _between(rows, top, bottom), _between(columns, left, right)
+            inside = down[:, :, None] & across[:, None, :]
+            weights = torch.where(inside, share[:, None, None], 0)
+            torch.maximum(mask, weights.amax(dim=0), out=mask)
     background = (foreground == 0).to(like.dtype)
     if valid is not None:
         background = background * valid

@@ -21,6 +21,8 @@ class CWDLoss(FeatureCriterion):
     the original is silent about them.
     """
 
+    needs_boxes = False
+
     def __init__(self, *, tau: float = 1.0, weight: float = 1.0) -> None:
         """
         Args:

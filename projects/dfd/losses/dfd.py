@@ -44,7 +44,10 @@ def direction_cost(student: Tensor, teacher: Tensor) -> Tensor:
     product = (student * teacher).mean(dim=1)
     energy = student.square().mean(dim=1)
     target = teacher.square().mean(dim=1)
-    return 2 * (target - product * (target / energy.clamp(min=1e-12)).sqrt())
+    # The least length of s bounds the gradient, also beside a long t; and the square root of an
+    # exact zero, where t is zero, has an infinite one.
+    ratio = target / energy.maximum(1e-12 * target.clamp(min=1))
+    return 2 * (target - product * ratio.clamp(min=torch.finfo(ratio.dtype).tiny).sqrt())
 
 
 class DFDLoss(FeatureCriterion):
@@ -61,6 +64,8 @@ class DFDLoss(FeatureCriterion):
     (a reconstruction as in MGD, Yang et al., ECCV 2022, but of the lenient region, not of random
     cells).
     """
+
+    needs_boxes = False
 
     def __init__(
         self,
@@ -226,7 +231,6 @@ class DFDLoss(FeatureCriterion):
         for k, name in enumerate(self.region_names):
             mask = regions == k
             size = mask.sum()
-            # where(), not a product: what lies outside the region may be inf.
             cells = size if self.average == "region" else num_valid
             mean = torch.where(mask, cost, 0).sum() / cells.clamp(min=1)
             total = total + self.region_weights[k] * mean

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..disparity import zero_outside
 from ..errors import UserError
 from .base import FeatureCriterion, check_shapes, hide_invalid, non_negative, sum_over_cells
 from .boxes import box_masks
@@ -83,27 +84,34 @@ class FGDLoss(FeatureCriterion):
         check_shapes(student, teacher, valid)
         if self.student_context is None:
             raise UserError("FGDLoss needs channels=C when used without a head")
-        teacher = teacher.detach()
+        student, teacher = (zero_outside(x, valid) for x in (student, teacher.detach()))
         images = len(student)
         cells_s, channels_s = self._attention(student, valid)
         cells_t, channels_t = self._attention(teacher, valid)
-        cost = ((student - teacher).square() * channels_t[:, :, None, None]).sum(dim=1) * cells_t
+        cost = ((student - teacher).square() * channels_t[:, :, None, None]).sum(dim=1)
         foreground, background = box_masks(boxes, stride, cost, valid)
+        # Weights before sums, which could leave the range of fp32 without them.
+        foreground = self.alpha_fgd * foreground * cells_t
+        background = self.beta_fgd * background * cells_t
         terms = {
-            "foreground": self.alpha_fgd * sum_over_cells(cost * foreground, valid),
-            "background": self.beta_fgd * sum_over_cells(cost * background, valid),
+            "foreground": sum_over_cells(cost * foreground, valid),
+            "background": sum_over_cells(cost * background, valid),
             "attention": self.gamma_fgd
             * (
                 sum_over_cells((cells_s - cells_t).abs(), valid)
                 + (channels_s - channels_t).abs().sum()
             ),
-            "relation": self.lambda_fgd * self._relation(student, teacher, valid),
+            "relation": self._relation(student, teacher, valid),
         }
         self.stats = {f"term_{name}": term.detach() / images for name, term in terms.items()}
         return sum(terms.values()) / images
 
     def _attention(self, features: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Of cells (N,H,W), 0 outside the valid ones, and of channels (N,C)."""
+        """Of cells (N,H,W), 0 outside the valid ones, and of channels (N,C).
+
+        Args:
+            features: zero outside.
+        """
         size = features.abs()
         images, channels, height, width = size.shape
         logits = hide_invalid(size.mean(dim=1) / self.temp, valid)
@@ -111,15 +119,14 @@ class FGDLoss(FeatureCriterion):
             mean, cells = size.mean(dim=(2, 3)), height * width
         else:
             cells = valid.sum(dim=(1, 2)).view(-1, 1, 1)
-            inside = size.masked_fill(~valid.unsqueeze(1), 0).sum(dim=(2, 3))
-            mean = inside / cells.view(-1, 1).clamp(min=1)
+            mean = size.sum(dim=(2, 3)) / cells.view(-1, 1).clamp(min=1)
         of_cells = cells * F.softmax(logits.flatten(1), dim=1).view(images, height, width)
         return of_cells, channels * F.softmax(mean / self.temp, dim=1)
 
     def _relation(self, student: Tensor, teacher: Tensor, valid: Tensor | None) -> Tensor:
         s = student + self.student_context(student, valid)
         t = teacher + self.teacher_context(teacher, valid)
-        return sum_over_cells((s - t).square().sum(dim=1), valid)
+        return sum_over_cells(self.lambda_fgd * (s - t).square().sum(dim=1), valid)
 
 
 class GlobalContext(nn.Module):
@@ -138,7 +145,7 @@ class GlobalContext(nn.Module):
             nn.init.zeros_(parameter)
 
     def forward(self, features: Tensor, valid: Tensor | None) -> Tensor:
-        """(N,C,H,W) to (N,C,1,1)."""
+        """(N,C,H,W), finite everywhere, to (N,C,1,1)."""
         cells = None if valid is None else valid.flatten(1)
         logits = hide_invalid(self.mask(features).flatten(1), cells)
         context = (features.flatten(2) * F.softmax(logits, dim=1).unsqueeze(1)).sum(dim=2)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from ..disparity import zero_outside
 from .base import FeatureCriterion, check_shapes, non_negative, sum_over_cells
 
 
@@ -22,6 +23,7 @@ class G2SDLoss(FeatureCriterion):
     """
 
     needs_objectness = True
+    needs_boxes = False
 
     def __init__(self, *, weight: float = 1e-3) -> None:
         """
@@ -48,6 +50,9 @@ class G2SDLoss(FeatureCriterion):
             objectness: (N,H,W), the teacher's, from 0 to 1.
         """
         check_shapes(student, teacher, valid)
-        cost = (student - teacher.detach()).square().sum(dim=1)
-        total = sum_over_cells(cost * objectness, valid)
-        return self.weight * total / sum_over_cells(objectness, valid).clamp(min=1e-6)
+        gap = zero_outside(student - teacher.detach(), valid)
+        cost = gap.square().sum(dim=1)
+        if valid is not None:
+            objectness = objectness.masked_fill(~valid, 0)
+        total = sum_over_cells(cost * (self.weight * objectness), valid)
+        return total / sum_over_cells(objectness, valid).clamp(min=1e-6)

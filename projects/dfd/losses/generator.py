@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from ..disparity import zero_outside
+
 
 class FeatureGenerator(nn.Module):
     """conv3x3, ReLU, conv3x3, blind to padding.
@@ -25,9 +27,5 @@ class FeatureGenerator(nn.Module):
             valid: (N,H,W) bool or None. Cells outside are treated as the convolution's own zero
                 padding, before both layers, so that a batch padded further gives the same output.
         """
-        x = x.masked_fill(hidden, 0)
-        if valid is None:
-            return self.conv2(self.relu(self.conv1(x)))
-        outside = ~valid.unsqueeze(1)
-        x = self.relu(self.conv1(x.masked_fill(outside, 0)))
-        return self.conv2(x.masked_fill(outside, 0))
+        x = zero_outside(x.masked_fill(hidden, 0), valid)
+        return self.conv2(zero_outside(self.relu(self.conv1(x)), valid))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..disparity import zero_outside
 from ..errors import UserError
 from .base import FeatureCriterion, check_shapes, non_negative, sum_over_cells
 from .generator import FeatureGenerator
@@ -22,6 +23,8 @@ class MGDLoss(FeatureCriterion):
     there it is a sum: the weight means something else at another resolution or number of channels.
     Deviation: padding costs nothing and G does not see it, where the original is silent about it.
     """
+
+    needs_boxes = False
 
     def __init__(
         self, *, channels: int | None = None, alpha_mgd: float = 2e-5, lambda_mgd: float = 0.65
@@ -60,5 +63,6 @@ class MGDLoss(FeatureCriterion):
         images, _, height, width = student.shape
         draw = torch.rand(images, 1, height, width, device=student.device)
         generated = self.generator(student, draw > 1 - self.lambda_mgd, valid)
-        cost = (generated - teacher.detach()).square().sum(dim=1)
-        return self.alpha_mgd / images * sum_over_cells(cost, valid)
+        gap = zero_outside(generated - teacher.detach(), valid)
+        cost = gap.square().sum(dim=1)
+        return sum_over_cells(self.alpha_mgd / images * cost, valid)

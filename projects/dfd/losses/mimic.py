@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from ..disparity import zero_outside
 from .base import FeatureCriterion, check_shapes, mean_over_cells, non_negative
 
 
@@ -15,6 +16,8 @@ class MimicLoss(FeatureCriterion):
     Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015; a mean as detectors use it, where
     the paper sums. Its regressor is the head's adapter.
     """
+
+    needs_boxes = False
 
     def __init__(self, *, weight: float = 1.0) -> None:
         """
@@ -34,5 +37,6 @@ class MimicLoss(FeatureCriterion):
     ) -> Tensor:
         """See :class:`FeatureCriterion`; ``boxes`` and ``stride`` are not used."""
         check_shapes(student, teacher, valid)
-        cost = (student - teacher.detach()).square().mean(dim=1)
+        gap = zero_outside(student - teacher.detach(), valid)
+        cost = gap.square().mean(dim=1)
         return self.weight * mean_over_cells(cost, valid)

@@ -23,6 +23,8 @@ class PKDLoss(FeatureCriterion):
     them; nothing is resized, since the levels are paired by stride.
     """
 
+    needs_boxes = False
+
     def __init__(self, *, weight: float = 1.0, sync_statistics: bool = False) -> None:
         """
         Args:
