@@ -23,6 +23,7 @@ from torch import nn
 from ..data import skip_batches
 from ..distiller import DistilledDetector
 from ..errors import UserError, first_line
+from ..saved_config import read_names
 from ..weights import local_path
 from .arguments import check_modes
 from .build import (
@@ -110,9 +111,15 @@ def setup(cfg: DictConfig) -> None:
 def draw_seed(output_dir: str, resume: bool) -> int:
     """A seed for a run that names none, the same in all processes; a resumed run has its own."""
     path = os.path.join(output_dir, CONFIG)
-    if resume and os.path.isfile(path):
-        return LazyConfig.load(path).train.seed
-    return int(comm.shared_random_seed())
+    if not (resume and os.path.isfile(path)):
+        return int(comm.shared_random_seed())
+    try:
+        return int(read_names(path)["train"]["seed"])
+    except Exception as error:
+        raise UserError(
+            f"--resume: {path} cannot be read for the seed that the run drew "
+            f"({first_line(error)}): set train.seed to it"
+        ) from error
 
 
 def set_seed(cfg: DictConfig) -> None:
@@ -216,8 +223,9 @@ def load_weights(
         )
     if cfg.train.init_checkpoint:
         # Detectron2 takes options of loading behind a question mark.
-        local_path(cfg.train.init_checkpoint.partition("?")[0], "train.init_checkpoint")
-        checkpointer.load(cfg.train.init_checkpoint, checkpointables=[])
+        path = os.path.expanduser(cfg.train.init_checkpoint)
+        local_path(path.partition("?")[0], "train.init_checkpoint")
+        checkpointer.load(path, checkpointables=[])
     if isinstance(model, DistilledDetector):
         report = model.inherit_from_teacher()
         if report is not None:
