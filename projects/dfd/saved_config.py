@@ -77,6 +77,7 @@ def read_config(path: str, *, trusted: bool) -> Any:
         OSError, yaml.YAMLError: it cannot be read.
     """
     content = _load(path, find_object if trusted else find_part)
+    content = {} if content is None else content  # Of an empty file.
     cfg = OmegaConf.create(content, flags={"allow_objects": True})
     if not trusted:
         _check_targets(cfg)

@@ -154,7 +154,9 @@ def _items(text: str) -> list[str]:
             open_quote = character
         elif character in "[{" and (begins or depth):
             depth += 1
-        elif character in "]}" and depth:
+        elif character == "(" and ")" in text[i:]:
+            depth += 1
+        elif character in "]})" and depth:
             depth -= 1
         elif character == "," and not depth:
             items.append("")
