@@ -36,7 +36,7 @@ HOOK_DEFAULTS = {
     "wandb": {"project": None, "entity": None, "name": None, "mode": None},
 }
 # Settings of ours that Detectron2's own configs do not have; as there, no seed means any.
-_TRAIN_DEFAULTS = {
+TRAIN_DEFAULTS = {
     "seed": -1,
     "epochs": None,
     "accumulation_steps": 1,
@@ -77,7 +77,7 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> DictConfig:
         raise UserError(
             f"--config-file {path} defines no {', '.join(missing)}: it is not a training config"
         )
-    cfg.train = OmegaConf.merge(_TRAIN_DEFAULTS, cfg.train)
+    cfg.train = OmegaConf.merge(TRAIN_DEFAULTS, cfg.train)
     cfg = apply_overrides(cfg, overrides)
     if not isinstance(cfg.get("train"), DictConfig):
         raise UserError(f"train is {cfg.get('train')!r}: it must be the section of that name")
