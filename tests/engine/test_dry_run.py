@@ -236,7 +236,7 @@ SHAPES = [f"dataloader.train.dataset.{s}" for s in ("num_train=8", "num_val=3", 
 @pytest.mark.parametrize("ends", ["well", "with an error"])
 def test_nothing_outside_the_process(capsys, outside, ends):
     """Not even generated data, a run of W&B, or what an evaluator keeps."""
-    before = everything_below(outside)
+    before, config = everything_below(outside), f"{ROOT}/configs/demo/student.py"
     arguments = [
         *SHAPES,
         "dataloader.train.dataset.root=shapes",
@@ -251,10 +251,10 @@ def test_nothing_outside_the_process(capsys, outside, ends):
         "train.disparity_images.period=1",
     ]
     if ends == "well":
-        text, _ = dry(capsys, f"{ROOT}/configs/demo/student.py", *arguments)
+        text, _ = dry(capsys, config, *arguments)
         assert "8" in section(text, "Data")
     else:
-        refused(capsys, f"{ROOT}/configs/demo/student.py", *arguments, "optimizer.params.lr_decay=0.5")
+        refused(capsys, config, *arguments, "optimizer.params.lr_decay=0.5")
     assert everything_below(outside) == before
 
 
