@@ -129,6 +129,17 @@ def test_function_moved_by_this_project_keeps_its_old_name(real, monkeypatch):
     assert moved != real and changed_settings(real, moved) == []
 
 
+def test_function_moved_to_another_package_keeps_its_old_name(tmp_path, monkeypatch):
+    (tmp_path / "moved_to.py").write_text("def make(): ...\n")
+    (tmp_path / "moved_from.py").write_text("from moved_to import make\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for then, now in (("moved_from.make", "moved_to.make"), ("moved_gone.make", "moved_to.make")):
+        found = differing(*(flat_settings({"_target_": name}) for name in (then, now)))
+        assert found == ([] if then == "moved_from.make" else ["_target_"])
+    settings = {"optimizer._target_": "moved_from.make"}
+    assert changed_settings(settings, {"optimizer._target_": "moved_to.make"}) == []
+
+
 @pytest.mark.parametrize("older", ["torch.optim.SGD", "torch.optim.sgd.SGD", "mine.AdamW", "AdamW"])
 def test_other_optimizer_is_refused(real, older):
     with pytest.raises(UserError, match=f"optimizer._target_ is torch.optim.AdamW, was {older}"):

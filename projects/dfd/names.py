@@ -31,9 +31,11 @@ def same_thing(before: str, now: str) -> bool:
     if before == now:
         return True
     package, _, name = now.rpartition(".")
-    # Nothing but a package that is there is searched for the sake of a name in a file.
+    # What a file names is not imported but where it may be the same under another module.
     top = before.partition(".")[0]
-    if top != now.partition(".")[0] or top not in sys.modules:
+    if top not in sys.modules and (
+        top in sys.stdlib_module_names or not before.endswith(f".{name}")
+    ):
         return False
     found, there = _find(before), _find(now)
     if found is not None:

@@ -5,15 +5,18 @@ import os
 from pathlib import Path
 
 import pytest
+from coco_files import write_coco
 from detectron2.config import LazyCall as L
 from omegaconf import OmegaConf
 
 from dfd.ablation import make_cells
 from dfd.console import override
+from dfd.data import build_evaluator, coco_json
 from dfd.engine.config import load_config
 from dfd.engine.overrides import apply_overrides
 from dfd.errors import UserError
 from dfd.report import parse_runs
+from dfd.weights import local_path
 
 TEXTS = [
     *("/data/my data (new) [1]/a=b/Müller's/~x", "~/x.pth", "~", "a,b", "a:b#c$d", "$x/%y"),
@@ -153,6 +156,22 @@ def test_home_is_where_a_path_begins_with_it(monkeypatch, tmp_path):
     cfg = load_config("configs/bccd/student.py", ["train.output_dir=~/${train.seed}/~"])
     assert cfg.train.output_dir == f"{tmp_path}/0/~"
     assert parse_runs(["a=~/run", "b=x/~"]) == {"a": f"{tmp_path}/run", "b": "x/~"}
+
+
+def test_home_is_where_each_path_is_read(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    paths = [text.partition("=")[2] for text in write_coco(tmp_path, "here", 3)]
+    json, images = (f"~{path.removeprefix(str(tmp_path))}" for path in paths)
+    dataset = coco_json(json=json, images=images, num_images=2)  # So that a file is written.
+    build_evaluator(dataset=dataset, output_dir="~/kept")
+    assert list((tmp_path / "kept").iterdir())
+    (tmp_path / "weights.pth").touch()
+    assert local_path("~/weights.pth", "x") == str(tmp_path / "weights.pth")
+    (tmp_path / "config.py").write_text("x = dict()")
+    with pytest.raises(UserError, match=f"{tmp_path}/config.py defines no model"):
+        load_config("~/config.py")
+    assert not (tmp_path / "~").exists()
 
 
 @pytest.mark.parametrize(

@@ -159,6 +159,7 @@ def build_evaluator(*, dataset: str, output_dir: str | None = None) -> COCOEvalu
     Raises:
         UserError: the dataset is unknown or empty, or its file does not exist.
     """
+    output_dir = output_dir and os.path.expanduser(output_dir)
     classes = class_names(dataset)
     metadata = MetadataCatalog.get(dataset)
     report = metadata.get("dfd_report")

@@ -166,6 +166,7 @@ def _parameter_kinds(node: DictConfig, name: str) -> set[str]:
 def _kinds(annotation: Any) -> set[str]:
     """Of what an annotation permits: "text", "none", "bool", "number", "any", "other"."""
     if isinstance(annotation, str):  # One that cannot be resolved.
+        annotation = re.sub(r"(?:typing\.)?Optional\[([\w.]+)\]", r"\1 | None", annotation)
         names = {"str": "text", "None": "none", "bool": "bool", "int": "number", "float": "number"}
         return {names.get(part.strip(), "other") for part in annotation.split("|")}
     origin = typing.get_origin(annotation)
