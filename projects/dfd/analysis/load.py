@@ -88,7 +88,7 @@ def load_run(
         except ForeignCodeError as error:
             raise UserError(f"--run: {path} is not read: {error}; {REMEDY}") from error
         except Exception as error:
-            raise UserError(f"--run: {path} cannot be read: {first_line(error)}") from error
+            raise UserError(f"--run: {path} cannot be loaded: {first_line(error)}") from error
     cfg = load_config(path, overrides)
     if "student" not in cfg.model:
         raise UserError(
