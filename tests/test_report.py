@@ -14,6 +14,7 @@ import torch
 from coco_files import write_coco
 from detectron2.config import LazyConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 from toys import build
 
 from dfd.engine.config import load_config, resolve_config
@@ -21,7 +22,7 @@ from dfd.errors import UserError
 from dfd.report import format_text, load_runs, parse_runs
 from dfd.report.curves import loss_curves
 from dfd.report.page import render_page
-from dfd.report.results import gains, tables
+from dfd.report.results import differences, gains, tables
 
 ENV = os.environ | {"OMP_NUM_THREADS": "1"}
 AP = {"student": 20.25, "dfd": 31.5}
@@ -96,6 +97,82 @@ def test_a_distilled_run_is_set_beside_its_plain_one_only_if_nothing_else_differ
     assert ["20.2 without, 31.5 with" in text for text in gains([plain, distilled])] == [True]
     plain.cfg.optimizer.lr = 1.0
     assert gains([plain, distilled]) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("train.accumulation_steps", 2),
+        ("train.clip_grad_norm", 1.0),
+        ("train.ema.decay", 0.9),
+        ("train.early_stop.metric", "bbox/AP"),
+        ("train.seed", 1),
+        ("train.max_iter", 5),
+        ("train.init_checkpoint", "x.pth"),
+        ("train.amp.enabled", True),
+        ("train.amp.dtype", "fp16"),
+        ("train.device", "cuda"),
+        ("train.cudnn_benchmark", True),
+        ("train.a_setting_of_tomorrow", 1),
+        ("optimizer.weight_decay", 0.5),
+        ("optimizer.params.weight_decay_norm", 0.5),
+        ("optimizer.params.lr_decay", 0.7),
+        ("lr_multiplier.warmup_length", 0.5),
+        ("dataloader.train.total_batch_size", 3),
+        ("dataloader.train.seed", 7),
+        ("dataloader.train.dataset.num_images", 3),
+        ("dataloader.train.mapper.augmentations.0.max_size", 50),
+        ("dataloader.test.mapper.augmentations.0.max_size", 50),
+        ("model.proposal_generator.nms_thresh", 0.5),
+    ],
+)
+def test_everything_that_decides_how_a_run_is_trained_counts(folders, key, value):
+    plain, distilled = load_runs(folders)
+    OmegaConf.update(plain.cfg, key, value, force_add=True)
+    assert gains([plain, distilled]) == []
+    assert [key.startswith(found) for found in differences(plain, distilled)].count(True) == 1
+
+
+def test_number_of_training_images_counts(folders):
+    plain, distilled = load_runs(folders)
+    plain.summary["train_images"] = 9
+    assert gains([plain, distilled]) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("train.output_dir", "x"),
+        ("train.checkpointer.period", 3),
+        ("train.wandb.project", "x"),
+        ("train.log_period", 3),
+        ("train.eval_period", 3),
+        ("train.epochs", 3),
+        ("train.val_loss.period", 3),
+        ("train.best_checkpoint.metric", "bbox/AP"),
+        ("train.disparity_images.period", 3),
+        ("train.min_teacher_ap", 3),
+        ("dataloader.train.num_workers", 3),
+        ("dataloader.evaluator.output_dir", "x"),
+        ("optimizer.params.head_lr_multiplier", 3),
+        # What a run of another version leaves to its default, written out here.
+        ("optimizer.amsgrad", False),
+        ("train.clip_grad_norm", None),
+    ],
+)
+def test_what_does_not_touch_the_training_does_not_count(folders, key, value):
+    plain, distilled = load_runs(folders)
+    OmegaConf.update(distilled.cfg, key, value, force_add=True)
+    assert differences(plain, distilled) == []
+
+
+def test_evaluation_counts_where_it_may_end_the_run(folders):
+    plain, distilled = load_runs(folders)
+    for run in (plain, distilled):
+        run.cfg.train.early_stop.metric = "bbox/AP"
+    assert differences(plain, distilled) == []
+    plain.cfg.train.eval_period = 3
+    assert differences(plain, distilled) == ["train.eval_period"]
 
 
 def test_inherited_weights_are_named_beside_the_gain(folders):

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -60,8 +61,9 @@ def parse_arguments() -> argparse.Namespace:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--config-file", required=True, help="the config that every cell starts from")
-    add("--out", required=True, metavar="DIR", help="folder of the runs and the results")
+    path = {"type": os.path.expanduser}
+    add("--config-file", **path, required=True, help="the config that every cell starts from")
+    add("--out", **path, required=True, metavar="DIR", help="folder of the runs and the results")
     add("--seeds", default="0:3", help="0:5, or 0,3,7 (default: 0:3)")
     add(
         "--grid",

@@ -55,10 +55,18 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--run", required=True, metavar="FOLDER", help="the folder of a finished distilled run"
+        "--run",
+        required=True,
+        type=os.path.expanduser,
+        metavar="FOLDER",
+        help="the folder of a finished distilled run",
     )
     parser.add_argument(
-        "--out", required=True, metavar="FOLDER", help="where the analysis is written"
+        "--out",
+        required=True,
+        type=os.path.expanduser,
+        metavar="FOLDER",
+        help="where the analysis is written",
     )
     parser.add_argument(
         "--num-images", type=int, help="so many evenly spaced test images (default: all)"
@@ -77,6 +85,11 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--iou", type=float, default=0.5, help="and find a label from this overlap on (0.5)"
+    )
+    parser.add_argument(
+        "--trust-code",
+        action="store_true",
+        help="let the runs' configs name functions and classes of any module: your own",
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the run's config")
     return parser.parse_intermixed_args()

@@ -64,9 +64,9 @@ MACHINE = ("time", "data_time", "eta_seconds", "rank_data_time", "peak_memory_mi
 def command(args: argparse.Namespace, folder: Path, *flags: str) -> list[str]:
     script = os.path.relpath(ROOT / "train_net.py")
     run = [sys.executable, script, "--config-file", args.config_file, *flags]
-    data = override("dataloader.train.dataset.root", str(Path(args.out) / "data"))
+    data = override("dataloader.train.dataset.root", Path(args.out) / "data")
     settings = [] if args.own_config else [*SMALL, data]
-    return [*run, *settings, *args.overrides, override("train.output_dir", str(folder))]
+    return [*run, *settings, *args.overrides, override("train.output_dir", folder)]
 
 
 def launch(args: argparse.Namespace, folder: Path, *flags: str) -> subprocess.Popen:
@@ -199,7 +199,8 @@ def main() -> None:
     )
     add = parser.add_argument
     add("--times", type=int, default=20, metavar="N", help="kills (default: 20)")
-    add("--out", required=True, metavar="DIR", help="folder of the runs, new or empty")
+    path = {"type": os.path.expanduser, "metavar": "DIR"}
+    add("--out", required=True, **path, help="folder of the runs, new or empty")
     add("--seed", type=int, default=0, help="of the moments (default: 0)")
     add(
         "--config-file",

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 import warnings
 
@@ -43,9 +44,15 @@ def main() -> None:
     parser.add_argument(
         "--num-images", type=int, default=6, help="test images to show detections on (default: 6)"
     )
+    parser.add_argument(
+        "--trust-code",
+        action="store_true",
+        help="let the runs' configs name functions and classes of any module: your own",
+    )
     args = parser.parse_args()
+    args.out = os.path.expanduser(args.out)
     try:
-        runs = load_runs(parse_runs(args.run))
+        runs = load_runs(parse_runs(args.run), trusted=args.trust_code)
         print(format_text(runs), flush=True)
         write_report(runs=runs, out=args.out, title=args.title, num_images=args.num_images)
     except UserError as error:

@@ -55,12 +55,12 @@ def data_overrides(setting: str, args: argparse.Namespace) -> list[str]:
     """Where a setting's data are; of the final table they are the test split, not the tuning's."""
     if setting == "bccd":
         return [
-            override("dataloader.train.dataset.root", args.bccd),
+            override("dataloader.train.dataset.root", Path(args.bccd)),
             "dataloader.test.dataset.split=test",
         ]
     return [
-        override("dataloader.train.dataset.root", args.shapes),
-        override("dataloader.test.dataset.root", args.shapes),
+        override("dataloader.train.dataset.root", Path(args.shapes)),
+        override("dataloader.test.dataset.root", Path(args.shapes)),
         "dataloader.test.dataset.seed=0",
     ]
 
@@ -74,8 +74,8 @@ def run_setting(setting: str, args: argparse.Namespace) -> list[dict[str, str]]:
         script = os.path.relpath(ROOT / "train_net.py")
         command = [sys.executable, script, "--config-file", str(configs / "teacher.py")]
         command += ["--resume"] if (teacher / "last_checkpoint").is_file() else []
-        call([*command, override("train.output_dir", str(teacher)), *data])
-    checkpoint = override("model.teacher.checkpoint", str(teacher / "model_final.pth"))
+        call([*command, override("train.output_dir", teacher), *data])
+    checkpoint = override("model.teacher.checkpoint", teacher / "model_final.pth")
     methods = out / "methods"
     ablate = os.path.relpath(ROOT / "tools" / "ablate.py")
     command = [sys.executable, ablate, f"@{configs / 'methods.txt'}"]
@@ -115,10 +115,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add = parser.add_argument
-    add("--bccd", default="", metavar="DIR", help="the folder of BCCD (Pascal VOC form)")
-    add("--shapes", default="datasets/shapes", metavar="DIR", help="of the generated data")
-    add("--out", default="output/study", metavar="DIR", help="folder of the runs")
+    add, path = parser.add_argument, {"type": os.path.expanduser, "metavar": "DIR"}
+    add("--bccd", **path, default="", help="the folder of BCCD (Pascal VOC form)")
+    add("--shapes", **path, default="datasets/shapes", help="of the generated data")
+    add("--out", **path, default="output/study", help="folder of the runs")
     add("--setting", action="append", choices=SETTINGS, help="one of them; repeatable")
     add("--seeds", default="1:6", help="as tools/ablate.py's (default: 1:6)")
     add("--parallel", type=int, default=2, metavar="K", help="runs at a time (default: 2)")

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import IO, Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -125,7 +125,13 @@ def end(*processes: subprocess.Popen) -> None:
 
 
 def override(key: str, value: Any) -> str:
-    """A ``key=value`` argument that Hydra's grammar reads as this very value."""
+    """A ``key=value`` argument that Hydra's grammar reads as this very value.
+
+    In a string ``${...}`` refers to another key; a path (``pathlib``) is nothing but its name.
+    """
+    if isinstance(value, PurePath):
+        # As OmegaConf reads it: backslashes before a reference count as halves.
+        value = re.sub(r"(\\*)\$\{", r"\1\1\\${", str(value))
     return f"{key}={_hydra_text(value)}"
 
 
@@ -139,6 +145,17 @@ def _hydra_text(value: Any) -> str:
     if isinstance(value, list):
         return "[" + ",".join(map(_hydra_text, value)) + "]"
     return _WORDS.get(repr(value), repr(value))
+
+
+def split_override(text: str) -> tuple[str, str | None, str]:
+    """A ``key=value`` argument as its prefix (``+``, ``++``, ``~`` or none), key and value.
+
+    The key is None if it has none.
+    """
+    found = re.fullmatch(r"(\+\+|\+|~)?([^=]+)=(.*)", text, re.DOTALL)
+    if found is None:
+        return text[:1] if text.startswith("~") else "", None, ""
+    return found[1] or "", found[2], found[3]
 
 
 def parse_override(text: str) -> Override:

@@ -40,7 +40,7 @@ def local_path(path: str, what: str) -> str:
         UserError: there is no such file, or it cannot be fetched.
     """
     try:
-        local = PathManager.get_local_path(path)
+        local = PathManager.get_local_path(os.path.expanduser(path))
     except Exception as error:
         raise UserError(f"{what}: {path} cannot be fetched ({first_line(error)})") from error
     if os.path.isdir(local):

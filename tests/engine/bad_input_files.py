@@ -26,6 +26,7 @@ CONFIG_FILES = {
     "no_model.py": "train = dict(max_iter=1)\n",
     "damaged.yaml": "model: [1\n",
     "list.yaml": "- 1\n",
+    "evil.yaml": "model: !!python/object/apply:os.system ['touch pwned']\n",
     "gone.yaml": "model: {_target_: dfd.absent.Thing}\n"
     "dataloader: {train: {dataset: x}, test: {dataset: x}}\n"
     "optimizer: {}\n"

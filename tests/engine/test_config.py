@@ -41,7 +41,8 @@ def test_override(override, value):
         ("model.haed.weight=1", "model has no 'haed'"),
         ("train.max_iter.x=1", "train.max_iter has no 'x'"),
         ("nonsense", "cannot be read"),
-        ("a=[", "cannot be read"),
+        ("train.max_iter=[", "its value cannot be read"),
+        ("a=[", "the config has no 'a'"),
         ("--resume", "--resume stands among the overrides"),
     ],
 )

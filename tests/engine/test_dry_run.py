@@ -1,13 +1,27 @@
 """train_net.py --dry-run: what it tells, what it stops, and that it leaves nothing."""
 
 import json
+import os
+import signal
+import socket
+import sys
+import tempfile
+import types
+from pathlib import Path
 
 import pytest
 import torch
 from coco_files import write_coco
 from commands import run
 from detectron2.config import instantiate
+from omegaconf import OmegaConf
 from toys import faster_rcnn_config
+
+from dfd.data import generated_shapes
+from dfd.engine.leaving_nothing import leaving_nothing
+
+ROOT = Path(__file__).resolve().parents[2]
+NAME = "dfd.data.generated_shapes"
 
 
 @pytest.fixture(scope="module")
@@ -193,3 +207,99 @@ def test_what_a_start_would_refuse_is_refused(
     assert named in line
     assert "Not checked" not in table
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def outside(tmp_path, monkeypatch):
+    """Folders in which a dry run could leave something: working directory, temporary, home."""
+    for name in ("cwd", "tmp", "home"):
+        (tmp_path / "outside" / name).mkdir(parents=True)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "outside" / "tmp"))
+    monkeypatch.setenv("HOME", str(tmp_path / "outside" / "home"))
+    monkeypatch.chdir(tmp_path / "outside" / "cwd")
+
+    class Wandb(types.ModuleType):
+        def init(self, **settings):
+            raise AssertionError("a dry run has begun a W&B run")
+
+    monkeypatch.setitem(sys.modules, "wandb", Wandb("wandb"))
+    return tmp_path / "outside"
+
+
+def everything_below(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+SHAPES = [f"dataloader.train.dataset.{s}" for s in ("num_train=8", "num_val=3", "image_size=64")]
+
+
+@pytest.mark.parametrize("ends", ["well", "with an error"])
+def test_nothing_outside_the_process(capsys, outside, ends):
+    """Not even generated data, a run of W&B, or what an evaluator keeps."""
+    before, config = everything_below(outside), f"{ROOT}/configs/demo/student.py"
+    arguments = [
+        *SHAPES,
+        "dataloader.train.dataset.root=shapes",
+        "dataloader.train.dataset.num_images=null",
+        "dataloader.train.total_batch_size=2",
+        "dataloader.train.num_workers=0",
+        "dataloader.test.num_workers=0",
+        "dataloader.evaluator.output_dir=kept",
+        "train.device=cpu",
+        "train.wandb.project=mine",
+        "train.output_dir=out",
+        "train.disparity_images.period=1",
+    ]
+    if ends == "well":
+        text, _ = dry(capsys, config, *arguments)
+        assert "8" in section(text, "Data")
+    else:
+        refused(capsys, config, *arguments, "optimizer.params.lr_decay=0.5")
+    assert everything_below(outside) == before
+
+
+def test_data_that_are_there_are_used(outside):
+    generated_shapes(root="shapes", split="val", num_train=1, num_val=1, image_size=32, seed=0)
+    cfg = OmegaConf.create(
+        {"dataloader": {s: {"dataset": {"root": s, "_target_": NAME}} for s in ("train", "test")}}
+    )
+    cfg.dataloader.train.dataset.root = "shapes"
+    with leaving_nothing(cfg) as scratch:
+        assert cfg.dataloader.train.dataset.root == "shapes"
+        assert cfg.dataloader.test.dataset.root.startswith(scratch)
+        assert os.path.isdir(scratch)
+    assert not os.path.exists(scratch)
+
+
+def test_wandb_that_is_missing_is_told_all_the_same(capsys, configs, data, teacher, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    line, _ = refused(capsys, configs["dfd"], *data, teacher, "train.wandb.project=x")
+    assert "wandb cannot be imported" in line
+
+
+def test_nothing_is_fetched(capsys, configs, data, outside, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("FVCORE_CACHE", str(outside))
+    url = "model.teacher.checkpoint=https://example.com/teacher.pth"
+    line, _ = refused(capsys, configs["dfd"], *data, url)
+    assert "--dry-run opens no network connection" in line
+    with leaving_nothing(OmegaConf.create({"dataloader": {}})), pytest.raises(OSError):
+        socket.create_connection(("93.184.216.34", 80), timeout=1)
+
+
+def test_what_a_killed_run_left_is_not_removed(capsys, configs, data, teacher, tmp_path):
+    """It may be that of a run that is writing it just now."""
+    shared = [*data, teacher, f"train.output_dir={tmp_path}"]
+    run(configs["dfd"], *shared, "train.max_iter=1")
+    partial = tmp_path / ".model_0000001.pth.partial"
+    partial.touch()
+    dry(capsys, configs["dfd"], "--resume", *shared)
+    assert partial.exists()
+
+
+def test_terminated_dry_run_removes_its_folder(outside):
+    with pytest.raises(SystemExit), leaving_nothing(OmegaConf.create({"dataloader": {}})):
+        assert everything_below(outside / "tmp")
+        os.kill(os.getpid(), signal.SIGTERM)
+        signal.sigtimedwait([], 1)
+    assert not everything_below(outside / "tmp")

@@ -312,3 +312,44 @@ def test_optimizer_state_goes_to_no_other_parameter():
     trainer("a", "b").load_state_dict(copy.deepcopy(state))
     with pytest.raises(ValueError, match="group detector/no_decay are not those"):
         trainer("b", "a").load_state_dict(state)
+
+
+class Counter(HookBase):
+    """A hook that remembers something."""
+
+    def __init__(self):
+        self.steps = 0
+
+    def after_step(self):
+        self.steps += 1
+
+    def state_dict(self):
+        return {"steps": self.steps}
+
+    def load_state_dict(self, state):
+        self.steps = state["steps"]
+
+
+def toy_trainer():
+    model = Toy()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    return Trainer(model, [torch.ones(2, 4)] * 3, optimizer, device="cpu")
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_hooks_that_come_after_the_checkpoint_get_their_state(caplog, there):
+    """A run loads its checkpoint before it has hooks."""
+    before, counter = toy_trainer(), Counter()
+    scheduler = torch.optim.lr_scheduler.StepLR(before.optimizer, 1)
+    before.register_hooks([hooks.LRScheduler(before.optimizer, scheduler), counter])
+    before.train(0, 2)
+    after, resumed = toy_trainer(), Counter()
+    after.load_state_dict(copy.deepcopy(before.state_dict()))
+    scheduler = torch.optim.lr_scheduler.StepLR(after.optimizer, 1)
+    after.register_hooks([hooks.LRScheduler(after.optimizer, scheduler)])
+    after.register_hooks([resumed] if there else [])
+    assert scheduler.last_epoch == 2
+    after.train(2, 3)
+    assert resumed.steps == (3 if there else 0)
+    lost = [r.message for r in caplog.records if r.levelname == "WARNING"]
+    assert lost == ([] if there else ["--resume: this run has no hook Counter: its state is lost"])

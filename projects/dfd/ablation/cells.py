@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..console import override, parse_override
+from ..console import override, parse_override, split_override
 from ..errors import UserError, first_line
 
 # Set by the ablation itself. `train` as a whole would set both.
@@ -49,11 +49,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class _Axis:
-    """One key of a grid; ``prefix`` is the + of a key that is new."""
+    """One key of a grid: its values, each with what is written behind the ``=`` of an override.
+
+    ``prefix`` is the + of a key that is new.
+    """
 
     key: str
     prefix: str
-    values: list[Any]
+    values: list[tuple[Any, str]]
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -126,21 +129,59 @@ def find_cell(cells: Sequence[Cell], name: str | None) -> Cell:
 
 def _parse_grid(text: str) -> _Axis:
     where = f"--grid {text}"
-    try:
-        parsed = parse_override(text)
-        values = parsed.value()
-    except Exception as error:
-        reason = first_line(error)
-        raise UserError(f"{where}: it must be KEY=[value,value,...]: {reason}") from error
-    if not isinstance(values, list):
+    prefix, key, content = split_override(text)
+    content = content.strip()
+    if key is None or prefix not in ("", "+") or not (content[:1] == "[" and content[-1:] == "]"):
         raise UserError(f"{where}: it must be KEY=[value,value,...]")
-    if not values:
+    items = _items(content[1:-1])
+    if not items:
         raise UserError(f"{where} has no value")
-    kinds = (str, int, float, bool, list, dict, type(None))
-    for value in values:
-        if not isinstance(value, kinds):
-            raise UserError(f"{where}: {value} is no value")
-    return _Axis(parsed.key_or_group, "+" if parsed.is_add() else "", values)
+    return _Axis(key, prefix, [_read(key, item, where) for item in items])
+
+
+def _items(text: str) -> list[str]:
+    """The items of a list by its commas, but for those within quotes or brackets of an item."""
+    items = [""]
+    open_quote, depth = "", 0
+    for i, character in enumerate(text):
+        begins = not items[-1].strip()
+        if open_quote:
+            # A closing quote ends the item; one within a word is an apostrophe.
+            ends = not text[i + 1 :].lstrip() or text[i + 1 :].lstrip()[0] in ",]}:"
+            if character == open_quote and text[i - 1] != "\\" and ends:
+                open_quote = ""
+        elif character in "'\"" and (begins or depth):
+            open_quote = character
+        elif character in "[{" and (begins or depth):
+            depth += 1
+        elif character == "(" and ")" in text[i:]:
+            depth += 1
+        elif character in "]})" and depth:
+            depth -= 1
+        elif character == "," and not depth:
+            items.append("")
+            continue
+        items[-1] += character
+    items = [item.strip() for item in items]
+    return [] if items == [""] else items
+
+
+def _read(key: str, item: str, where: str) -> tuple[Any, str]:
+    """A value of a grid and its text; what Hydra's grammar cannot read is text, such as a path."""
+    if not item:
+        raise UserError(f"{where}: a value is missing between its commas; empty text is ''")
+    try:
+        parsed = parse_override(f"{key}={item}")
+        value = None if parsed.is_sweep_override() else parsed.value()
+    except Exception as error:
+        if item[0] in "[{":
+            raise UserError(f"{where}: {item} cannot be read: close its brackets") from error
+        return item, override(key, item).removeprefix(f"{key}=")
+    if parsed.is_sweep_override():
+        raise UserError(f"{where}: {item} is no value")
+    if isinstance(value, str | list | dict):
+        return value, override(key, value).removeprefix(f"{key}=")
+    return value, item  # As it is: 1e3 may be the name of a folder.
 
 
 def _parse_variants(texts: Sequence[str]) -> dict[str, list[str]]:
@@ -160,12 +201,10 @@ def _parse_variants(texts: Sequence[str]) -> dict[str, list[str]]:
 
 
 def _key(text: str, where: str) -> str:
-    try:
-        return parse_override(text).key_or_group
-    except Exception as error:
-        raise UserError(
-            f"{where}: {text!r} cannot be read, it must be key=value: {first_line(error)}"
-        ) from error
+    key = split_override(text)[1]
+    if key is None:
+        raise UserError(f"{where}: {text!r} cannot be read, it must be key=value")
+    return key
 
 
 def _check_keys(sources: Sequence[tuple[str, str]]) -> None:
@@ -197,15 +236,15 @@ def _cell(
     overrides: Sequence[str],
     axes: Sequence[_Axis],
     labels: dict[str, str],
-    values: Sequence[Any],
+    values: Sequence[tuple[Any, str]],
 ) -> Cell:
     columns = {"variant": variant} if variant else {}
     parts = [variant] if variant else []
     texts = list(overrides)
-    for axis, value in zip(axes, values, strict=True):
+    for axis, (value, text) in zip(axes, values, strict=True):
         columns[axis.key] = _label(value)
         parts.append(f"{labels[axis.key]}={_label(value)}")
-        texts.append(axis.prefix + override(axis.key, value))
+        texts.append(f"{axis.prefix}{axis.key}={text}")
     # A whole part of the config before what is changed within it.
     texts.sort(key=lambda text: text.partition("=")[0].count("."))
     return Cell(", ".join(parts) or _ONLY_CELL, tuple(texts), columns)

@@ -54,7 +54,7 @@ def make_jobs(runs: Sequence[CellRun], *, script: Path, config_file: str) -> lis
                 config_file,
                 *run.cell.overrides,
                 override("train.seed", run.seed),
-                override("train.output_dir", str(run.folder)),
+                override("train.output_dir", run.folder),
             ),
         )
         for run in runs

@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from ..console import Interrupted, LiveLine, parse_override, say
+from ..console import Interrupted, LiveLine, say, split_override
 from ..engine.config import load_config
 from .cells import Cell
 from .cluster import ClusterRuns, check_cluster
@@ -198,7 +198,7 @@ def _follow(
 
 def _change(base: DictConfig, text: str) -> str:
     """An override, with what the config has in its place."""
-    before = OmegaConf.select(base, parse_override(text).key_or_group, default="not set")
+    before = OmegaConf.select(base, split_override(text)[1], default="not set")
     if isinstance(before, DictConfig) and "_target_" in before:
         target = before["_target_"]
         before = getattr(target, "__name__", str(target).rpartition(".")[2]) + "(...)"

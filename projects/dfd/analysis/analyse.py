@@ -26,6 +26,7 @@ def analyse(
     max_checkpoints: int = 10,
     score: float = 0.5,
     iou: float = 0.5,
+    trust_code: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[str]:
     """Analyse a finished distilled run on its test data and write the folder ``out``.
@@ -38,6 +39,7 @@ def analyse(
         max_checkpoints: if the run kept more, so many evenly spaced ones, the last included. A
             student of each is held in memory.
         score, iou: a detection counts from this score on, and finds a label from this overlap on.
+        trust_code: whether the run's config may name functions of any module.
         progress: called with the number of images done and of all.
 
     Returns:
@@ -47,8 +49,9 @@ def analyse(
         UserError: bad input; nothing was written.
     """
     _check_settings(num_pictures, score, iou)
+    run, out = os.path.expanduser(run), os.path.expanduser(out)
     check_out(out)
-    cfg = load_run(run, overrides)
+    cfg = load_run(run, overrides, trusted=trust_code)
     checkpoints = find_checkpoints(run, max_iter=cfg.train.max_iter, limit=max_checkpoints)
     images = TestImages(cfg, num_images)
     model = build_detector(cfg, run)

@@ -24,6 +24,7 @@ from ..engine.checks import check_classes, check_image_format
 from ..engine.config import load_config, resolve_config, skip_pretrained
 from ..errors import UserError, first_line
 from ..head import DFDHead
+from ..saved_config import REMEDY, ForeignCodeError, read_config
 from ..weights import load_strict, read_weights
 from .boxes import map_to_input
 
@@ -63,8 +64,13 @@ class LabelledImage:
     crowd_classes: np.ndarray
 
 
-def load_run(folder: str, overrides: Sequence[str] = ()) -> DictConfig:
+def load_run(
+    folder: str, overrides: Sequence[str] = (), *, trusted: bool = False
+) -> DictConfig:
     """The resolved config of a finished distilled run.
+
+    Args:
+        trusted: whether what the config names may be of any module, see ``read_config``.
 
     Raises:
         UserError: a folder or file is missing or cannot be read, the run has not finished or has
@@ -76,6 +82,13 @@ def load_run(folder: str, overrides: Sequence[str] = ()) -> DictConfig:
         if not os.path.isfile(os.path.join(folder, file)):
             raise UserError(f"--run: {folder} has no {file}: {reason}")
     path = os.path.join(folder, "config.yaml")
+    if not trusted:
+        try:
+            read_config(path, trusted=False)
+        except ForeignCodeError as error:
+            raise UserError(f"--run: {path} is not read: {error}; {REMEDY}") from error
+        except Exception as error:
+            raise UserError(f"--run: {path} cannot be loaded: {first_line(error)}") from error
     cfg = load_config(path, overrides)
     if "student" not in cfg.model:
         raise UserError(

@@ -144,9 +144,7 @@ def build_test_loader(
     records = dataset_dicts(dataset=dataset, filter_empty=False)
     if getattr(mapper, "is_train", False):  # Labels are wanted, for a loss on test data.
         records = fit_to_mapper(records, mapper, dataset, filter_empty=False)
-    images = MapDataset(
-        DatasetFromList(records, copy=False), ReadableMapper(MarkPadding(mapper))
-    )
+    images = MapDataset(DatasetFromList(records, copy=False), ReadableMapper(MarkPadding(mapper)))
     return build_detection_test_loader(images, mapper=None, num_workers=num_workers)
 
 
@@ -175,6 +173,7 @@ def build_evaluator(
         UserError: the dataset is unknown or empty, or its file does not exist; when evaluating,
             predicted keypoints are not as many as those of the data and the sigmas.
     """
+    output_dir = output_dir and os.path.expanduser(output_dir)
     classes = class_names(dataset)
     metadata = MetadataCatalog.get(dataset)
     report = dataset_report(dataset)
@@ -210,8 +209,6 @@ def build_evaluator(
             )
         finally:
             MetadataCatalog.pop(entry)
-
-
 
 
 class _BatchSampler(Sampler):

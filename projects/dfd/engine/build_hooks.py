@@ -52,6 +52,8 @@ def build_hooks(
     results: dict[str, Any],
     num_images: int | None,
     start: int = 0,
+    *,
+    writers: bool = True,
 ) -> list[HookBase | None]:
     """Detectron2's hooks, and ours, in the order in which they must run.
 
@@ -59,6 +61,7 @@ def build_hooks(
         results: filled with the results of each evaluation.
         num_images: of the training data, for the summary.
         start: the first iteration, later than 0 in a resumed run.
+        writers: whether there are any of metrics, on this machine and elsewhere.
     """
     train, output_dir = cfg.train, cfg.train.output_dir
     # Last in a step: what is in a checkpoint has been evaluated and logged.
@@ -74,13 +77,13 @@ def build_hooks(
     def facts() -> dict[str, Any]:
         return run_facts(cfg, model, checkpointer, results, num_images)
 
+    written = []
+    if writers:
+        written = [*build_writers(output_dir, train.max_iter, start), *wandb_writers(cfg)]
     return [
         *everywhere,
         disparity_images(cfg, model),
-        hooks.PeriodicWriter(
-            [*build_writers(output_dir, train.max_iter, start), *wandb_writers(cfg)],
-            train.log_period,
-        ),
+        hooks.PeriodicWriter(written, train.log_period),
         checkpoints,
         RunSummary(os.path.join(output_dir, SUMMARY), facts),
     ]

@@ -12,13 +12,15 @@ from typing import Any
 import torch
 from detectron2.config import LazyConfig
 from detectron2.utils.registry import locate
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ..data import class_names, registered_name
 from ..errors import UserError, first_line
 from ..modeling import pixel_statistics
+from ..saved_config import read_config
 from ..teacher import resolve_precision
+from .overrides import apply_overrides
+from .registrations import repeatable_registrations
 
 PARTS = ("model", "dataloader", "optimizer", "lr_multiplier", "train")
 _PACKAGE = __name__.partition(".")[0]
@@ -34,7 +36,7 @@ HOOK_DEFAULTS = {
     "wandb": {"project": None, "entity": None, "name": None, "mode": None},
 }
 # Settings of ours that Detectron2's own configs do not have; as there, no seed means any.
-_TRAIN_DEFAULTS = {
+TRAIN_DEFAULTS = {
     "seed": -1,
     "epochs": None,
     "accumulation_steps": 1,
@@ -47,7 +49,7 @@ _TRAIN_DEFAULTS = {
 
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> DictConfig:
-    """Load a LazyConfig file and apply ``key=value`` overrides.
+    """Load a LazyConfig file and apply ``key=value`` overrides, see :mod:`.overrides`.
 
     Unlike Detectron2's own, an override of a key that does not exist is refused: a misspelt one
     would otherwise change nothing without a word. A parameter that its function has but the config
@@ -59,10 +61,11 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> DictConfig:
     """
     if not path:
         raise UserError("no config: give one with --config-file configs/...")
+    path = os.path.expanduser(path)
     if not os.path.isfile(path):
         raise UserError(f"--config-file: no such file: {path}")
     try:
-        cfg = LazyConfig.load(path)
+        cfg = _load(path)
     except Exception as error:  # A config is a program, and may fail in any way.
         raise UserError(
             f"--config-file {path} cannot be loaded: {first_line(error)}{_line(error, path)}"
@@ -74,25 +77,22 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> DictConfig:
         raise UserError(
             f"--config-file {path} defines no {', '.join(missing)}: it is not a training config"
         )
-    cfg.train = OmegaConf.merge(_TRAIN_DEFAULTS, cfg.train)
-    flags = [text for text in overrides if text.startswith("-")]
-    if flags:
-        raise UserError(f"{flags[0]} stands among the overrides: flags go before them")
-    try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
-    except Exception as error:
-        raise UserError(
-            f"an override cannot be read, it must be key=value: {first_line(error)}"
-        ) from error
-    for override in parsed:
-        # One by one, so that each is checked against what those before it have made.
-        if not override.is_add():
-            _check_key(cfg, override.key_or_group)
-        try:
-            cfg = LazyConfig.apply_overrides(cfg, [override.input_line])
-        except (KeyError, NotImplementedError) as error:
-            raise UserError(f"an override cannot be applied: {error.args[0]}") from error
+    cfg.train = OmegaConf.merge(TRAIN_DEFAULTS, cfg.train)
+    cfg = apply_overrides(cfg, overrides)
+    if not isinstance(cfg.get("train"), DictConfig):
+        raise UserError(f"train is {cfg.get('train')!r}: it must be the section of that name")
+    folder = OmegaConf.to_container(cfg.train, resolve=False).get("output_dir")
+    if isinstance(folder, str):
+        cfg.train.output_dir = os.path.expanduser(folder)
     return cfg
+
+
+def _load(path: str) -> Any:
+    """A config that may be a program (``.py``), or settings that are read as data (``.yaml``)."""
+    if path.endswith((".yaml", ".yml")):
+        return read_config(path, trusted=True)
+    with repeatable_registrations():
+        return LazyConfig.load(path)
 
 
 def _line(error: Exception, path: str) -> str:
@@ -101,47 +101,6 @@ def _line(error: Exception, path: str) -> str:
         return f" {error.__cause__.msg}, line {error.__cause__.lineno}"
     lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
     return f", line {lines[-1]}" if lines else ""
-
-
-def _check_key(cfg: DictConfig, key: str) -> None:
-    node: Any = cfg
-    parts = key.split(".")
-    for depth, part in enumerate(parts):
-        where = ".".join(parts[:depth]) or "the config"
-        if isinstance(node, ListConfig) and part.isdigit() and int(part) < len(node):
-            node = node[int(part)]
-            continue
-        if isinstance(node, DictConfig) and part in node:
-            if depth < len(parts) - 1 and OmegaConf.is_interpolation(node, part):
-                # Setting something below would replace the reference, not what it refers to.
-                source = OmegaConf.to_container(node, resolve=False)[part]
-                here, below = ".".join(parts[: depth + 1]), ".".join(parts[depth + 1 :])
-                raise UserError(
-                    f"override {key}: {here} is {source}: override {source[2:-1]}.{below} instead"
-                )
-            node = None if OmegaConf.is_missing(node, part) else node[part]
-            continue
-        if isinstance(node, DictConfig) and depth == len(parts) - 1 and _accepts(node, part):
-            return
-        keys = node if isinstance(node, DictConfig) else ()
-        known = ", ".join(str(k) for k in keys if k != "_target_") or "nothing"
-        raise UserError(
-            f"override {key}: {where} has no {part!r} (it has {known}); "
-            f"write +{key}=... to add a new key"
-        )
-
-
-def _accepts(node: DictConfig, name: str) -> bool:
-    """Whether a LazyCall node's function has a parameter of this name."""
-    target = node.get("_target_")
-    if target is None:
-        return False
-    try:
-        # A config that a run saved holds names.
-        target = locate(target) if isinstance(target, str) else target
-        return name in inspect.signature(target).parameters
-    except Exception:  # Nothing of that name, or a builtin without a signature.
-        return True
 
 
 def resolve_config(cfg: DictConfig) -> DictConfig:
@@ -251,7 +210,7 @@ def set_length(cfg: DictConfig, num_images: int | None) -> None:
     if num_images is None:
         raise UserError("train.epochs needs a dataset of known length: set train.max_iter instead")
     batch = cfg.dataloader.train.total_batch_size
-    if epochs <= 0:
+    if not 0 < epochs < math.inf:
         raise UserError(f"train.epochs is {epochs}; it must be above 0")
     cfg.train.max_iter = max(1, math.ceil(epochs * num_images / batch))
 

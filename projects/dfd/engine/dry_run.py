@@ -7,7 +7,6 @@ import io
 import itertools
 import os
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -58,7 +57,7 @@ class Measured:
     peak_memory_mib: float
 
 
-def dry_run(cfg: DictConfig, prepare: Callable[..., Run], *, resume: bool) -> None:
+def dry_run(cfg: DictConfig, prepare: Callable[..., Run], *, resume: bool, scratch: str) -> None:
     """Build and check all of a run, train a few steps and print a table.
 
     Nothing is written into ``train.output_dir``, which is only read, for ``resume``.
@@ -66,6 +65,7 @@ def dry_run(cfg: DictConfig, prepare: Callable[..., Run], *, resume: bool) -> No
     Args:
         cfg: resolved; its output folder is another afterwards.
         prepare: builds and loads the run.
+        scratch: a folder that will be removed, see ``leaving_nothing``.
 
     Raises:
         UserError: the run could not start, or would not train as configured.
@@ -74,12 +74,11 @@ def dry_run(cfg: DictConfig, prepare: Callable[..., Run], *, resume: bool) -> No
     main = comm.is_main_process()
     if main:
         say(f"Dry run: nothing is written to {output_dir}")
-    with tempfile.TemporaryDirectory() as scratch:
-        # pycocotools prints as it goes.
-        with contextlib.redirect_stdout(io.StringIO()):
-            run = prepare(cfg, resume=resume)
-            cfg.train.output_dir = scratch  # Whatever in the config refers to it follows.
-            text = _examine(cfg, run, output_dir)
+    # pycocotools prints as it goes.
+    with contextlib.redirect_stdout(io.StringIO()):
+        run = prepare(cfg, resume=resume, writes=False)
+        cfg.train.output_dir = scratch  # Whatever in the config refers to it follows.
+        text = _examine(cfg, run, output_dir)
     if main:
         say(text)
         if not resume:
@@ -97,7 +96,7 @@ def _examine(cfg: DictConfig, run: Run, output_dir: str) -> str:
     )
     if comm.is_main_process():
         LazyConfig.save(pin_defaults(cfg), os.path.join(cfg.train.output_dir, "config.yaml"))
-    build_hooks(cfg, run.model, run.checkpointer, {}, run.num_images, run.start)
+    build_hooks(cfg, run.model, run.checkpointer, {}, run.num_images, run.start, writers=False)
     measured = measure_steps(run, cfg.train.device)
     check_gradients(run.model, run.start, measured.without_gradient)
     evaluated = _evaluate_a_batch(cfg, student_of(run.model))

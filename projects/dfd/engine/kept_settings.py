@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Mapping
-from pydoc import locate
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,10 +10,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from ..data import stream_seed
 from ..errors import UserError
-from .config import PARTS, pin_defaults
+from ..flat_settings import FlatSettings, differing, flat_settings
+from .config import PARTS, TRAIN_DEFAULTS
 
 _IMAGES = "the number of training images"
 _DATA_SEED = "dataloader.train.seed"
+# Which settings were what their functions have by default; runs of older versions do not say.
+_DEFAULTS = "settings left to defaults"
 # Neither the weights nor what is logged depend on them; of the teacher, the content counts.
 _FREE = (
     "model.teacher.checkpoint",
@@ -28,7 +29,6 @@ _FREE = (
 # What a checkpoint holds would win over the first, without a word; the others say what is at which
 # place in the data.
 _FIXED = ("optimizer.", "dataloader.train.total_batch_size", _DATA_SEED, _IMAGES)
-_PLAIN = (type(None), bool, int, float, str)
 
 
 def run_settings(cfg: DictConfig, loader: Any, num_images: int | None) -> dict[str, str]:
@@ -39,11 +39,9 @@ def run_settings(cfg: DictConfig, loader: Any, num_images: int | None) -> dict[s
         loader: of the training batches.
         num_images: of the training data; None if not known.
     """
-    cfg = pin_defaults(copy.deepcopy(cfg))
-    settings = {}
-    for part in PARTS:
-        settings.update(_flat(OmegaConf.to_container(cfg[part], resolve=True), part))
-    settings = {key: text for key, text in settings.items() if not key.startswith(_FREE)}
+    parts = {part: OmegaConf.to_container(cfg[part], resolve=True) for part in PARTS}
+    flat = flat_settings(parts, {"train": TRAIN_DEFAULTS})
+    settings = {key: text for key, text in flat.texts.items() if not key.startswith(_FREE)}
     settings["torch"] = str(torch.__version__)
     settings["the number of threads"] = str(torch.get_num_threads())
     settings[_IMAGES] = str(num_images)
@@ -51,30 +49,15 @@ def run_settings(cfg: DictConfig, loader: Any, num_images: int | None) -> dict[s
     seed = stream_seed(loader)
     if seed is not None:
         settings[_DATA_SEED] = str(seed)
+    settings[_DEFAULTS] = " ".join(sorted(flat.defaults & settings.keys()))
     return settings
-
-
-def _flat(node: Any, key: str) -> Iterator[tuple[str, str]]:
-    """Each leaf's key and text; names of functions for functions, so that config.yaml is alike."""
-    if isinstance(node, Mapping):
-        for name, child in node.items():
-            yield from _flat(child, f"{key}.{name}")
-        return
-    if isinstance(node, list | tuple):
-        for index, child in enumerate(node):
-            yield from _flat(child, f"{key}.{index}")
-        return
-    if key.endswith("._target_") and isinstance(node, str):
-        node = locate(node) or node
-    if not isinstance(node, _PLAIN):
-        owner = node if hasattr(node, "__qualname__") else type(node)
-        yield key, f"{owner.__module__}.{owner.__qualname__}"
-        return
-    yield key, str(node)
 
 
 def changed_settings(began: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     """What differs between the settings that a run began with and those it is resumed with.
+
+    A parameter that its function has got or lost since is no change while it is at its default. A
+    default that is another one since is a change.
 
     Returns:
         "<key> is <now>, was <before>" of each that is not the same.
@@ -82,12 +65,15 @@ def changed_settings(began: Mapping[str, str], now: Mapping[str, str]) -> list[s
     Raises:
         UserError: one of them cannot change within a run.
     """
+    before, after = _split(began), _split(now)
     changes = {
         key: f"{key} is {now.get(key, 'not set')}, was {began.get(key, 'not set')}"
-        for key in {**began, **now}
-        if began.get(key) != now.get(key)
+        for key in differing(before, after)
     }
     fixed = [key for key in changes if key.startswith(_FIXED)]
+    if _DEFAULTS not in began:
+        # What its function has no more may have been a default: such a run only tells it.
+        fixed = [key for key in fixed if key in now]
     if fixed:
         # What refers to it has a longer key.
         raise UserError(
@@ -95,3 +81,8 @@ def changed_settings(began: Mapping[str, str], now: Mapping[str, str]) -> list[s
             "back, or begin a new run whose train.init_checkpoint is this one's last checkpoint"
         )
     return list(changes.values())
+
+
+def _split(settings: Mapping[str, str]) -> FlatSettings:
+    texts = dict(settings)
+    return FlatSettings(texts, frozenset(texts.pop(_DEFAULTS, "").split()))

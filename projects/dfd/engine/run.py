@@ -23,6 +23,7 @@ from torch import nn
 from ..data import skip_batches
 from ..distiller import DistilledDetector
 from ..errors import UserError, first_line
+from ..saved_config import read_names
 from ..weights import local_path
 from .arguments import check_modes
 from .build import (
@@ -43,6 +44,7 @@ from .dry_run import dry_run
 from .evaluate import evaluate_checkpoint, evaluate_teacher, teacher_results
 from .hooks import check_hooks
 from .launch import end_with
+from .leaving_nothing import leaving_nothing
 from .metrics import cut_metrics
 from .settings import check_settings, make
 
@@ -66,10 +68,12 @@ def main(args: argparse.Namespace) -> None:
         if not args.dry_run:
             log_to_folder(cfg, args)
         setup(cfg)
-        resolve_config(cfg)
         if args.dry_run:
-            dry_run(cfg, prepare, resume=args.resume)
-        elif args.eval_teacher:
+            with leaving_nothing(cfg) as scratch:
+                dry_run(resolve_config(cfg), prepare, resume=args.resume, scratch=scratch)
+            return
+        resolve_config(cfg)
+        if args.eval_teacher:
             skip_pretrained(cfg.model)
             evaluate_teacher(cfg, build_model(cfg))
         elif args.eval_only:
@@ -110,9 +114,15 @@ def setup(cfg: DictConfig) -> None:
 def draw_seed(output_dir: str, resume: bool) -> int:
     """A seed for a run that names none, the same in all processes; a resumed run has its own."""
     path = os.path.join(output_dir, CONFIG)
-    if resume and os.path.isfile(path):
-        return LazyConfig.load(path).train.seed
-    return int(comm.shared_random_seed())
+    if not (resume and os.path.isfile(path)):
+        return int(comm.shared_random_seed())
+    try:
+        return int(read_names(path)["train"]["seed"])
+    except Exception as error:
+        raise UserError(
+            f"--resume: {path} cannot be read for the seed that the run drew "
+            f"({first_line(error)}): set train.seed to it"
+        ) from error
 
 
 def set_seed(cfg: DictConfig) -> None:
@@ -120,8 +130,12 @@ def set_seed(cfg: DictConfig) -> None:
     seed_all_rng(None if cfg.train.seed < 0 else cfg.train.seed + comm.get_rank())
 
 
-def prepare(cfg: DictConfig, *, resume: bool = False) -> Run:
-    """Build and load all that the training of a config needs; nothing is written."""
+def prepare(cfg: DictConfig, *, resume: bool = False, writes: bool = True) -> Run:
+    """Build and load all that the training of a config needs; nothing is written.
+
+    Args:
+        writes: whether the run may write later, and remove what a killed one left half written.
+    """
     model = build_model(_resumed(cfg) if resume else cfg)
     student = student_of(model)
     logger.info("Student:\n%s", student)
@@ -131,6 +145,7 @@ def prepare(cfg: DictConfig, *, resume: bool = False) -> Run:
     set_length(cfg, num_images)
     trainer = build_trainer(cfg, model, loader, optimizer)
     checkpointer = build_checkpointer(cfg, model, trainer)
+    checkpointer.save_to_disk = checkpointer.save_to_disk and writes
     state = load_weights(cfg, model, checkpointer, resume)
     return Run(model, optimizer, loader, num_images, trainer, checkpointer, state)
 
@@ -216,8 +231,9 @@ def load_weights(
         )
     if cfg.train.init_checkpoint:
         # Detectron2 takes options of loading behind a question mark.
-        local_path(cfg.train.init_checkpoint.partition("?")[0], "train.init_checkpoint")
-        checkpointer.load(cfg.train.init_checkpoint, checkpointables=[])
+        path = os.path.expanduser(cfg.train.init_checkpoint)
+        local_path(path.partition("?")[0], "train.init_checkpoint")
+        checkpointer.load(path, checkpointables=[])
     if isinstance(model, DistilledDetector):
         report = model.inherit_from_teacher()
         if report is not None:

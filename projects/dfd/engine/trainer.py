@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-from detectron2.engine import SimpleTrainer
+from detectron2.engine import HookBase, SimpleTrainer
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -18,6 +19,8 @@ from torch.optim import Optimizer
 from ..errors import UserError
 from .machine import peak_memory_mib
 from .metrics import recent_scalars, restore_scalars
+
+logger = logging.getLogger("dfd")
 
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # Below this scale fp16 gradients vanish, so one that still overflows is not the scale's fault.
@@ -63,7 +66,19 @@ class Trainer(SimpleTrainer):
         self.accumulation_steps = accumulation_steps
         self.clip_grad_norm = clip_grad_norm
         self._resumed_scalars: dict[str, Any] = {}
+        self._resumed_hooks: dict[str, Any] = {}
         self.grad_scaler = torch.amp.GradScaler(self.device_type, enabled=amp == "fp16")
+
+    def register_hooks(self, hooks: Sequence[HookBase | None]) -> None:
+        """As Detectron2's; a hook of which a resumed checkpoint holds the state is given it.
+
+        Of several hooks of one class, it holds that of the first.
+        """
+        super().register_hooks(hooks)
+        for hook in self._hooks:
+            state = self._resumed_hooks.pop(type(hook).__qualname__, None)
+            if state is not None:
+                hook.load_state_dict(state)
 
     def train(self, start_iter: int, max_iter: int) -> None:
         """As Detectron2's, but a user's error is not buried under a traceback."""
@@ -74,6 +89,8 @@ class Trainer(SimpleTrainer):
         unoptimised = torch.jit.optimized_execution(False)
         with unoptimised, EventStorage(start_iter) as self.storage:
             restore_scalars(self.storage, self._resumed_scalars)
+            for name in self._resumed_hooks:
+                logger.warning("--resume: this run has no hook %s: its state is lost", name)
             try:
                 self.before_train()
                 for self.iter in range(start_iter, max_iter):
@@ -251,7 +268,9 @@ class Trainer(SimpleTrainer):
 
     def load_state_dict(self, state_dict: dict) -> None:
         self._check_groups(state_dict["optimizer"]["param_groups"])
-        super().load_state_dict(state_dict)
+        # The hooks come later, and Detectron2 would miss them.
+        self._resumed_hooks = dict(state_dict.get("hooks", {}))
+        super().load_state_dict({k: v for k, v in state_dict.items() if k != "hooks"})
         self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
         self._resumed_scalars = state_dict["scalars"]
 

@@ -6,10 +6,11 @@ import itertools
 import math
 import textwrap
 from collections.abc import Sequence
-from typing import Any
 
 from omegaconf import OmegaConf
 
+from ..engine.config import PARTS, TRAIN_DEFAULTS
+from ..flat_settings import FlatSettings, differing, flat_settings
 from .runs import Run
 
 CAVEAT = (
@@ -17,6 +18,28 @@ CAVEAT = (
     "Repeat with several train.seed before concluding anything from a small difference."
 )
 NO_VALUE = "–"
+# What neither the student's weights nor its results depend on; all else counts. ``epochs`` has
+# become ``max_iter`` by the time that a config is saved.
+_FREE = (
+    "train.output_dir.",
+    "train.checkpointer.",
+    "train.wandb.",
+    "train.log_period.",
+    "train.epochs.",
+    "train.disparity_images.",
+    "train.best_checkpoint.",
+    "train.eval_teacher_first.",
+    "train.min_teacher_ap.",
+    "dataloader.train.num_workers.",
+    "dataloader.test.num_workers.",
+    "dataloader.evaluator.output_dir.",
+    "optimizer.params.model.",
+    # Of the distillation's own parameters.
+    "optimizer.params.head_lr_multiplier.",
+    "optimizer.params.head_weight_decay.",
+)
+# Evaluation does not touch the training, but may end it.
+_FREE_WITHOUT_A_STOP = ("train.eval_period.", "train.val_loss.")
 
 
 def format_text(runs: Sequence[Run]) -> str:
@@ -68,7 +91,7 @@ def gains(runs: Sequence[Run]) -> list[str]:
     """A sentence for every distilled run beside a plain one that is the same without a teacher."""
     sentences = []
     for distilled, plain in itertools.product(runs, repeat=2):
-        if plain.distilled or not distilled.distilled or _recipe(plain) != _recipe(distilled):
+        if plain.distilled or not distilled.distilled or differences(plain, distilled):
             continue
         inherited = ", ".join(distilled.cfg.model.get("inherit") or ())
         start = f" and {inherited} initialised from the teacher's weights" if inherited else ""
@@ -81,12 +104,30 @@ def gains(runs: Sequence[Run]) -> list[str]:
     return sentences
 
 
-def _recipe(run: Run) -> list[Any]:
-    """What a plain run and its distilled counterpart have in common."""
-    cfg = run.cfg
-    nodes = (run.student, cfg.dataloader.train, cfg.optimizer, cfg.lr_multiplier)
-    settings = [cfg.train.get(k) for k in ("max_iter", "seed", "init_checkpoint", "amp")]
-    return [OmegaConf.to_container(node) for node in nodes] + settings
+def differences(plain: Run, distilled: Run) -> list[str]:
+    """The keys in which a plain run was trained or tested otherwise than a distilled student.
+
+    Every setting counts, and the number of training images, but for those in ``_FREE`` and what
+    belongs to the distillation alone.
+    """
+    return differing(_recipe(plain), _recipe(distilled))
+
+
+def _recipe(run: Run) -> FlatSettings:
+    """All settings of a run but ``_FREE``, with the student in the place of the model."""
+    parts = {
+        key: OmegaConf.to_container(run.cfg[key], resolve=True) for key in PARTS if key != "model"
+    }
+    parts["model"] = OmegaConf.to_container(run.student, resolve=True)
+    parts["images"] = run.summary.get("train_images")
+    flat = flat_settings(parts, {"train": TRAIN_DEFAULTS})
+    free = _FREE
+    if flat.texts.get("train.early_stop.metric") in (None, "None"):
+        free += _FREE_WITHOUT_A_STOP
+    texts = {key: text for key, text in flat.texts.items() if not f"{key}.".startswith(free)}
+    # The second device of a machine is like the first.
+    texts["train.device"] = texts.get("train.device", "").partition(":")[0]
+    return FlatSettings(texts, flat.defaults)
 
 
 def _number(value: float | None, spec: str = ".1f") -> str:

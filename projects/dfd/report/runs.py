@@ -12,11 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from detectron2.config import LazyConfig
 from omegaconf import DictConfig, OmegaConf
 
 from ..data import registered_name
-from ..errors import UserError
+from ..engine.config import PARTS
+from ..errors import UserError, first_line
+from ..saved_config import REMEDY, ForeignCodeError, read_config
 
 _FILES = ("summary.json", "config.yaml", "model_final.pth", "metrics.json")
 
@@ -62,12 +63,15 @@ def parse_runs(arguments: Sequence[str]) -> dict[str, str]:
             raise UserError(f"--run {argument}: it must be NAME=FOLDER")
         if name in runs:
             raise UserError(f"--run {argument}: the name {name} was given before: choose another")
-        runs[name] = folder
+        runs[name] = os.path.expanduser(folder)
     return runs
 
 
-def load_runs(folders: Mapping[str, str]) -> list[Run]:
+def load_runs(folders: Mapping[str, str], *, trusted: bool = False) -> list[Run]:
     """Read finished runs, by name.
+
+    Args:
+        trusted: whether what their configs name may be of any module, see ``read_config``.
 
     Raises:
         UserError: a folder or file is missing or cannot be read, a run has not finished, or the
@@ -75,7 +79,7 @@ def load_runs(folders: Mapping[str, str]) -> list[Run]:
     """
     if not folders:
         raise UserError("no runs: give at least one with --run NAME=FOLDER")
-    runs = [_load_run(name, folder) for name, folder in folders.items()]
+    runs = [_load_run(name, folder, trusted) for name, folder in folders.items()]
     first = runs[0]
     for run in runs[1:]:
         ours, theirs = _test_data(run), _test_data(first)
@@ -89,7 +93,7 @@ def load_runs(folders: Mapping[str, str]) -> list[Run]:
     return runs
 
 
-def _load_run(name: str, folder: str) -> Run:
+def _load_run(name: str, folder: str, trusted: bool) -> Run:
     where = f"--run {name}"
     if not os.path.isdir(folder):
         raise UserError(f"{where}: no such folder: {folder}")
@@ -102,13 +106,25 @@ def _load_run(name: str, folder: str) -> Run:
             summary = json.load(f)
         with open(os.path.join(folder, "metrics.json"), encoding="utf-8") as f:
             metrics = [json.loads(line) for line in f]
-        cfg = LazyConfig.load(os.path.join(folder, "config.yaml"))
+        cfg = read_config(os.path.join(folder, "config.yaml"), trusted=trusted)
+    except ForeignCodeError as error:
+        raise UserError(f"{where}: {folder}/config.yaml is not read: {error}; {REMEDY}") from error
     except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"{where}: {folder} cannot be read: {reason}") from error
-    if "bbox" not in (summary.get("results") or {}):
-        raise UserError(f"{where}: {folder}/summary.json holds no box AP: evaluate the run")
+        raise UserError(f"{where}: {folder} cannot be read: {first_line(error)}") from error
+    _check_content(where, folder, cfg, summary, metrics)
     return Run(name, folder, cfg, summary, metrics)
+
+
+def _check_content(where: str, folder: str, cfg: Any, summary: Any, metrics: Any) -> None:
+    """Raise a UserError unless the files hold what a run writes into them."""
+    missing = [key for key in PARTS if not (isinstance(cfg, DictConfig) and key in cfg)]
+    if missing:
+        raise UserError(f"{where}: {folder}/config.yaml is no run's: it has no {missing[0]}")
+    if not all(isinstance(line, dict) for line in metrics):
+        raise UserError(f"{where}: {folder}/metrics.json is no run's: a line is no object")
+    results = summary.get("results") if isinstance(summary, dict) else None
+    if not isinstance(results, dict) or not isinstance(results.get("bbox"), dict):
+        raise UserError(f"{where}: {folder}/summary.json holds no box AP: evaluate the run")
 
 
 def _test_data(run: Run) -> dict[str, Any]:

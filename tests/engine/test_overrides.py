@@ -1,0 +1,199 @@
+"""key=value arguments: text as a shell gives it where a key takes text, else Hydra's grammar."""
+
+import copy
+import os
+from pathlib import Path
+
+import pytest
+from coco_files import write_coco
+from detectron2.config import LazyCall as L
+from omegaconf import OmegaConf
+
+from dfd.ablation import make_cells
+from dfd.console import override
+from dfd.data import build_evaluator, coco_json
+from dfd.engine.config import load_config
+from dfd.engine.overrides import apply_overrides
+from dfd.errors import UserError
+from dfd.report import parse_runs
+from dfd.weights import local_path
+
+TEXTS = [
+    *("/data/my data (new) [1]/a=b/Müller's/~x", "~/x.pth", "~", "a,b", "a:b#c$d", "$x/%y"),
+    *("2007", "007", "0", "1e3", "-1", "true", "None", "a\\b\\", "\\", " blanks ", "\ttab"),
+    *("'", "it's \"both\"", "'a' b'", "{a: b}", "[x]", "a\nb", "range(1,3)", "a?*", "", "é", "|&!"),
+]
+TEXT_KEYS = [
+    "dataloader.train.dataset.root",
+    "dataloader.train.dataset.split",
+    "dataloader.test.dataset.root",  # A reference to the one of the training.
+    "dataloader.evaluator.output_dir",
+    "dataloader.train.mapper.image_format",
+    "model.teacher.checkpoint",
+    "train.init_checkpoint",
+    "train.wandb.project",
+    "train.output_dir",
+]
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    return load_config("configs/bccd/dfd.py")
+
+
+@pytest.fixture
+def cfg(loaded):
+    return copy.deepcopy(loaded)
+
+
+def function(
+    plain: str = "",
+    perhaps: str | None = None,
+    path: os.PathLike = "",
+    implicit: str = None,
+    mixed: bool | str = False,
+    name_or_number: "str | int" = "",
+    number: int = 1,
+    unknown="",
+): ...
+
+
+@pytest.fixture
+def call():
+    return OmegaConf.create({"f": L(function)(unknown="x")}, flags={"allow_objects": True})
+
+
+@pytest.mark.parametrize("key", TEXT_KEYS)
+def test_text_is_taken_as_a_shell_gives_it(cfg, key):
+    for text in TEXTS:
+        value = OmegaConf.select(apply_overrides(cfg, [f"{key}={text}"]), key)
+        assert value == text and isinstance(value, str)
+
+
+@pytest.mark.parametrize("key", ["plain", "perhaps", "path", "implicit", "unknown"])
+def test_what_takes_text_is_told_by_the_function_or_by_what_is_there(call, key):
+    for text in TEXTS:
+        assert apply_overrides(call, [f"f.{key}={text}"]).f[key] == text
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("f.plain=null", "null"),
+        ("f.perhaps=null", None),
+        ("f.implicit=null", None),
+        ("f.perhaps='null'", "null"),
+        # Quotes that enclose all of it are Hydra's, as ever.
+        ("f.plain='it\\'s'", "it's"),
+        ('f.plain="a b"', "a b"),
+        ("f.plain='2007'", "2007"),
+        ("f.plain=''", ""),
+        ("f.plain='a' and 'b'", "'a' and 'b'"),
+        # A reference stays one.
+        ("f.plain=${f.unknown}/x", "x/x"),
+        ("f.plain=\\${f.number}", "${f.number}"),
+        # Text among others: what it can be otherwise, it is.
+        ("f.mixed=true", True),
+        ("f.mixed=2007", "2007"),
+        ("f.mixed=/my data (new)/x.pth", "/my data (new)/x.pth"),
+        ("f.mixed=~/x.pth", "~/x.pth"),
+        ("f.name_or_number=2007", 2007),
+        ("f.number=1", 1),
+        ("f.number=[1,2]", [1, 2]),
+        ("f.plain={_target_: builtins.dict, a: 1}", {"_target_": "builtins.dict", "a": 1}),
+    ],
+)
+def test_value(call, override, value):
+    found = apply_overrides(call, [override])
+    key = override.partition("=")[0]
+    assert OmegaConf.select(found, key) == value
+
+
+@pytest.mark.parametrize("text", [text for text in TEXTS if text.strip() == text and text])
+def test_quoted_path_is_read_as_the_path(cfg, text):
+    """As the tools pass on the folders that they are given."""
+    for key in ("dataloader.train.dataset.root", "dataloader.evaluator.output_dir"):
+        found = apply_overrides(cfg, [override(key, Path(text))])
+        assert OmegaConf.select(found, key) == str(Path(text))
+
+
+@pytest.mark.parametrize("text", ["a/${train.seed}", "a\\${b}", "a${b"])
+def test_path_of_a_tool_is_no_reference(cfg, text):
+    key = "dataloader.train.dataset.root"
+    assert OmegaConf.select(apply_overrides(cfg, [override(key, Path(text))]), key) == text
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("train.max_iter=[1", "train.max_iter=[1: its value cannot be read: close its brackets"),
+        ("train.max_iter=a(b)", "train.max_iter=a(b): its value cannot be read"),
+        ("train.max_iter=1,2", "is several values"),
+        ("train.max_iter=range(1,3)", "is several values"),
+        ("train.max_iter", "it must be key=value: train.max_iter"),
+        ("=3", "it must be key=value: =3"),
+        ("~train.seed", "cannot be deleted"),
+        ("~train.seed=0", "cannot be deleted"),
+        ("train.output_dir=a${b", "${ begins a reference"),
+        ("train.max_iter=a\nb\x00(", "cannot be read"),
+    ],
+)
+def test_what_cannot_be_read_is_told_in_words(cfg, override, named):
+    with pytest.raises(UserError) as error:
+        apply_overrides(cfg, [override])
+    assert named in str(error.value) and "\n" not in str(error.value)
+    for word in ("token", "EOF", "viable", "Hydra", "LexerNoViable"):
+        assert word not in str(error.value)
+
+
+def test_section_cannot_become_a_number():
+    with pytest.raises(UserError, match="train is 3"):
+        load_config("configs/bccd/student.py", ["train=3"])
+
+
+def test_home_is_where_a_path_begins_with_it(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    cfg = load_config("configs/bccd/student.py", ["train.output_dir=~/${train.seed}/~"])
+    assert cfg.train.output_dir == f"{tmp_path}/0/~"
+    assert parse_runs(["a=~/run", "b=x/~"]) == {"a": f"{tmp_path}/run", "b": "x/~"}
+
+
+def test_home_is_where_each_path_is_read(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    paths = [text.partition("=")[2] for text in write_coco(tmp_path, "here", 3)]
+    json, images = (f"~{path.removeprefix(str(tmp_path))}" for path in paths)
+    dataset = coco_json(json=json, images=images, num_images=2)  # So that a file is written.
+    build_evaluator(dataset=dataset, output_dir="~/kept")
+    assert list((tmp_path / "kept").iterdir())
+    (tmp_path / "weights.pth").touch()
+    assert local_path("~/weights.pth", "x") == str(tmp_path / "weights.pth")
+    (tmp_path / "config.py").write_text("x = dict()")
+    with pytest.raises(UserError, match=f"{tmp_path}/config.py defines no model"):
+        load_config("~/config.py")
+    assert not (tmp_path / "~").exists()
+
+
+@pytest.mark.parametrize(
+    ("grid", "values"),
+    [
+        ("k=[0,007,1e3,true]", ["k=0", "k=007", "k=1e3", "k=true"]),
+        ("k=[~/x, /my data (new) [1]/b's]", ["k='~/x'", "k='/my data (new) [1]/b\\'s'"]),
+        ("k=['a, b','it\\'s']", ["k='a, b'", "k='it\\'s'"]),
+        ("+k=[[a,b],{c: d}]", ["+k=[a,b]", "+k={c:d}"]),
+    ],
+)
+def test_cells_of_a_grid_take_paths(grid, values):
+    assert [cell.overrides[0] for cell in make_cells(grids=[grid])] == values
+
+
+def test_cell_takes_a_path_as_a_shell_does():
+    (cell,) = make_cells(variants=["x=dataloader.train.dataset.root='/a b (c)/d=e'"])
+    assert cell.overrides == ("dataloader.train.dataset.root=/a b (c)/d=e",)
+
+
+@pytest.mark.parametrize("grid", ["k=[1,,2]", "k=[", "k=1", "k", "k=[[1,2]", "k=[range(1,3)]"])
+def test_grid_that_cannot_be_read(grid):
+    with pytest.raises(UserError, match="--grid") as error:
+        make_cells(grids=[grid])
+    assert "\n" not in str(error.value)
