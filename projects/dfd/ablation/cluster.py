@@ -101,11 +101,13 @@ def run_job(job: Job, env: Mapping[str, str] | None) -> str | None:
         return not_started(error)
     _processes.append(process)
     try:
-        code = process.wait()
+        # Not by wait(), within which the handler of a signal could not see that it ends.
+        while process.poll() is None:
+            time.sleep(0.2)
     finally:
         end(process)
         _processes.remove(process)
-    return failure(job.run, code)
+    return failure(job.run, process.returncode)
 
 
 def _go_on_later(job: Job, env: Mapping[str, str] | None) -> Any:
