@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import multiprocessing.connection
 import os
 import re
 import signal
@@ -208,7 +209,15 @@ def _wait_for(context: mp.ProcessContext, first_rank: int, signals: Sequence[int
     Args:
         signals: those that have been passed on; they may grow.
     """
+    processes = context.processes
     try:
+        while running := [p for p in processes if p.exitcode is None]:
+            multiprocessing.connection.wait([p.sentinel for p in running])
+            if not signals and any(p.exitcode not in (None, 0, EXIT_STOPPED) for p in processes):
+                # The others would take join's SIGTERM for a wish to save, which they cannot.
+                for process in running:
+                    process.kill()
+                break
         while not context.join():
             pass
     except mp.ProcessExitedException as error:
@@ -227,7 +236,7 @@ def _wait_for(context: mp.ProcessContext, first_rank: int, signals: Sequence[int
             )
         sys.exit(1)
     except KeyboardInterrupt:
-        for process in context.processes:
+        for process in processes:
             process.terminate()
         sys.exit(130)
 
@@ -302,13 +311,18 @@ def run_in_group(
         end_with(error, place.rank)
 
 
+def has_lost_another(error: Exception) -> bool:
+    """Whether an error is that another process of the run has gone."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
+
+
 def end_with(error: Exception, rank: int | None = None) -> NoReturn:
     """End this process with exit code 1, having shown its error: a UserError in one line.
 
     Args:
         rank: of this process; None if it is the only one.
     """
-    lost = isinstance(error, dist.DistError) or "gloo" in str(error)
+    lost = has_lost_another(error)
     if rank is not None and (rank > 0 or lost):
         time.sleep(_GRACE_SECONDS)
     get_error_handler().record_exception(error)  # For torchrun's own report.

@@ -43,7 +43,7 @@ from .config import load_config, pin_defaults, resolve_config, set_length, skip_
 from .dry_run import dry_run
 from .evaluate import evaluate_checkpoint, evaluate_teacher, teacher_results
 from .hooks import check_hooks
-from .launch import end_with
+from .launch import end_with, has_lost_another
 from .metrics import cut_metrics
 from .settings import check_settings, make
 from .stop import EXIT_STOPPED, Stopped, StopRequest, end_process, guard_workers
@@ -75,6 +75,11 @@ def main(args: argparse.Namespace) -> None:
         if not isinstance(error, UserError):
             error = UserError(f"the config refers to what is not there: {first_line(error)}")
         end_with(error, comm.get_rank() if comm.get_world_size() > 1 else None)
+    except Exception as error:
+        if stop.number and comm.get_world_size() > 1 and has_lost_another(error):
+            # By what has ended the other one, most often; that one has said why.
+            end_process(128 + stop.number)
+        raise
 
 
 def _run(args: argparse.Namespace, stop: StopRequest, *, trains: bool) -> None:
