@@ -100,7 +100,8 @@ class FailingMapper:
     """Detectron2's mapper, but one process fails at one of its images.
 
     Args:
-        how: "user" (a UserError), "bug" (another error), "kill" (SIGKILL), "" (not at all).
+        how: "user" (a UserError), "bug" (another error), "kill" (SIGKILL), "" (not at all); or
+            "stop": every process of the run, its loaders and what started it, is told to stop.
     """
 
     def __init__(self, *, how="", rank=1, at=6, **settings):
@@ -113,5 +114,8 @@ class FailingMapper:
             print(f"failing at {time.time()}", flush=True)
             if self.how == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
+            if self.how == "stop":
+                os.killpg(os.getpgid(0), signal.SIGTERM)
+                return self.mapper(record)
             raise {"user": UserError, "bug": KeyError}[self.how]("this one image is bad")
         return self.mapper(record)

@@ -1,7 +1,9 @@
 """Runs of an ablation: made, skipped, refused and ended, with a stand-in for training."""
 
 import csv
+import dataclasses
 import fcntl
+import importlib.util
 import json
 import os
 import signal
@@ -9,23 +11,39 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from plain import write_rectangles
 
-from dfd.ablation import Ablation, cluster, make_cells, plan_runs
+from dfd import console
+from dfd.ablation import UNFINISHED, Ablation, make_cells, plan_runs
+from dfd.ablation import cluster as cluster_module
+from dfd.ablation import launch as launch_module
 from dfd.ablation.launch import environments, make_jobs
 from dfd.ablation.runs import locked
 from dfd.console import Interrupted, end, start
 from dfd.errors import UserError
 
+
+def load_tool(name):
+    """``tools/<name>.py`` as a module."""
+    spec = importlib.util.spec_from_file_location(name, f"tools/{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 CONFIG = "tests/engine/configs/student.py"
 # Its AP is train.max_iter plus ten times the seed. 13 fails, 17 is killed, 19 does not end, 23
-# leaves nothing.
+# leaves nothing, 29 was told to stop, and 31 takes a while to stop when it is told to.
 STAND_IN = """
 import json, os, pathlib, signal, subprocess, sys, time
-given = dict(text.split("=", 1) for text in sys.argv[3:])
+given = dict(text.split("=", 1) for text in sys.argv[3:] if "=" in text)
 folder, number = pathlib.Path(given["train.output_dir"]), int(given["train.max_iter"])
-folder.mkdir(parents=True)
+folder.mkdir(parents=True, exist_ok=True)
+with open(folder / "starts", "a") as f:
+    print("resumed" if "--resume" in sys.argv else "begun", file=f)
 (folder / "metrics.json").write_text(json.dumps({"iteration": 0, "loss_cls": 1.0}))
 print("threads", os.environ["OMP_NUM_THREADS"], flush=True)
 if number == 13:
@@ -35,6 +53,16 @@ if number == 17:
 if number == 19:
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     (folder / "pids").write_text(f"{os.getpid()} {child.pid}")
+    time.sleep(600)
+if number == 29:
+    sys.exit(75)
+if number == 31:
+    def stop(*_):
+        time.sleep(0.5)
+        (folder / "model_0000001.pth").write_text("saved")
+        sys.exit(75)
+    signal.signal(signal.SIGTERM, stop)
+    (folder / "pids").write_text(str(signal.getsignal(signal.SIGUSR2)))
     time.sleep(600)
 if number != 23:
     scores = {"AP": number + 10 * int(given["train.seed"]), "AP50": 0.0, "AP75": 0.0}
@@ -99,7 +127,7 @@ def test_runs_that_are_done_are_skipped_and_more_seeds_may_follow(ablation):
     assert modified(first) == before
 
 
-def test_failed_runs_stop_no_other_and_are_made_anew(ablation, capsys):
+def test_failed_runs_stop_no_other_and_are_continued(ablation, capsys):
     given = ablation(values=(1, 13, 17, 23), seeds=(0,))
     outcomes = given.execute()
     assert [outcome.status for outcome in outcomes] == ["done", "failed", "failed", "failed"]
@@ -111,12 +139,12 @@ def test_failed_runs_stop_no_other_and_are_made_anew(ablation, capsys):
     assert statuses(given) == ["done", "failed", "failed", "failed"]
     assert "Failed: max_iter=13, seed 0: the number is 13" in (given.out / "results.md").read_text()
     before = given.runs[0].folder.stat().st_mtime_ns
-    # The settings of a run that is not done may change.
     given = ablation(values=(1, 13), seeds=(0,))
     given.script.write_text(STAND_IN.replace("== 13", "== 14"))
     given.execute()
     assert statuses(given) == ["done", "done"]
-    assert "seed_0 is removed and the run started anew" in capsys.readouterr().out
+    assert f"it goes on from what is in {given.runs[1].folder}" in capsys.readouterr().out
+    assert (given.runs[1].folder / "starts").read_text() == "begun\nresumed\n"
     assert given.runs[0].folder.stat().st_mtime_ns == before
 
 
@@ -126,6 +154,44 @@ def test_a_summary_that_was_not_written_to_its_end_is_no_finished_run(ablation):
     (given.runs[0].folder / "summary.json").write_text('{"results": {"bb')
     given.execute()
     assert given.runs[0].summary()["results"]["bbox"]["AP"] == 1
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_begun_run_of_other_settings_is_named_and_kept(ablation):
+    ablation(values=(1, 13), seeds=(0,)).execute()
+    other = ablation(values=(0, 13), seeds=(0,), overrides=["optimizer.lr=0.5"])
+    run = other.runs[1]
+    before = contents(run.out)
+    with pytest.raises(UserError) as error:
+        other.execute()
+    message = str(error.value)
+    assert message.startswith("max_iter=13, seed 0 is begun, but was run with other settings")
+    assert "(optimizer.lr was 0.0005, now 0.5)" in message and str(run.folder) in message
+    assert contents(run.out) == before
+    # Nothing is lost with a run that has made nothing, such as one whose data were not there.
+    (run.folder / "metrics.json").write_text("")
+    other.execute()
+    assert statuses(other) == ["done", "failed"]
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", '{"settings": 3}', None])
+def test_begun_run_whose_settings_are_damaged_is_named_and_kept(ablation, damage):
+    given = ablation(values=(1, 13), seeds=(0,))
+    given.execute()
+    run = given.runs[1]
+    if damage is None:
+        run.record.unlink()
+        run.record.mkdir()
+    else:
+        run.record.write_text(damage)
+    before = contents(run.out)
+    with pytest.raises(UserError, match=r"max_iter=13, seed 0") as error:
+        given.execute()
+    assert str(run.folder) in str(error.value) and "\n" not in str(error.value)
+    assert contents(run.out) == before
 
 
 def test_runs_of_other_settings_are_never_mixed(ablation):
@@ -241,10 +307,11 @@ def signals():
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
+    console._hurried.clear()
 
 
 def test_a_signal_ends_the_children_and_keeps_the_results_so_far(ablation, signals):
-    given = ablation(values=(1, 19), seeds=(0,))
+    given = ablation(values=(1, 19), seeds=(0,), parallel=1)
     pids = given.runs[1].folder / "pids"
     stop_when(pids, signal.SIGTERM)
     with pytest.raises(Interrupted, match="SIGTERM"):
@@ -253,6 +320,147 @@ def test_a_signal_ends_the_children_and_keeps_the_results_so_far(ablation, signa
     assert statuses(given) == ["done", "not run"]
     text = (given.out / "results.md").read_text()
     assert "Not complete: 1 of 2 runs have not been made." in text
+
+
+def test_a_signal_waits_until_the_runs_have_saved_what_they_did(ablation, signals):
+    given = ablation(values=(31,), seeds=(0,))
+    stop_when(given.runs[0].folder / "pids", signal.SIGUSR1)
+    with pytest.raises(Interrupted, match="SIGUSR1"):
+        given.execute()
+    assert (given.runs[0].folder / "model_0000001.pth").read_text() == "saved"
+    assert statuses(given) == ["not run"]
+
+
+def test_a_second_signal_ends_the_wait(signals):
+    child = start(["sh", "-c", "trap '' TERM; echo ready; sleep 600"])
+    child.stdout.readline()
+    with pytest.raises(Interrupted):
+        os.kill(os.getpid(), signal.SIGTERM)
+    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    end(child)
+    assert child.returncode == -signal.SIGKILL
+
+
+def test_a_run_that_was_told_to_stop_is_unfinished_not_failed(ablation, capsys):
+    given = ablation(values=(1, 29), seeds=(0,))
+    with pytest.raises(SystemExit) as stop:
+        load_tool("ablate").run(given)
+    assert stop.value.code == 75
+    assert statuses(given) == ["done", "not run"]
+    said = capsys.readouterr()
+    assert "not finished: max_iter=29, seed 0 was told to stop" in said.err
+    assert "failed" not in said.out + said.err
+    given.script.write_text(STAND_IN.replace("== 29", "== 30"))
+    given.execute()
+    assert statuses(given) == ["done", "done"]
+    assert (given.runs[1].folder / "starts").read_text() == "begun\nresumed\n"
+
+
+def test_a_run_that_cannot_be_started_stops_no_other(ablation, monkeypatch):
+    started = launch_module.start
+
+    def start(command, **kwargs):
+        if "train.max_iter=2" in command:
+            raise OSError(11, "Resource temporarily unavailable")
+        return started(command, **kwargs)
+
+    monkeypatch.setattr(launch_module, "start", start)
+    given = ablation(values=(1, 2, 3, 4), seeds=(0,), parallel=1)
+    given.runs[2].folder.parent.parent.mkdir(parents=True)
+    given.runs[2].folder.parent.write_text("a file in the place of a folder")
+    (given.out / "ablation.lock").touch()
+    outcomes = given.execute()
+    assert statuses(given) == ["done", "failed", "failed", "done"]
+    assert "Resource temporarily unavailable" in outcomes[1].error
+    assert outcomes[2].error.startswith("not started: ")
+
+
+class Executor:
+    """In place of submitit's: jobs are run at once, but one is refused, and any array."""
+
+    def submit(self, function, job, env):
+        if job.run.cell.name == "max_iter=1":
+            raise RuntimeError("sbatch: error: QOS limit")
+        result = function(job, env)
+        return SimpleNamespace(done=lambda: True, exception=lambda: None, result=lambda: result)
+
+    def map_array(self, function, jobs, envs):
+        raise RuntimeError("sbatch: error: QOS limit")
+
+
+@pytest.mark.parametrize("cluster", ["local", "slurm"])
+def test_a_job_that_is_refused_stops_no_other(ablation, monkeypatch, cluster):
+    monkeypatch.setattr(cluster_module, "_executor", lambda *_: Executor())
+    given = ablation(values=(1, 2), seeds=(0,), cluster=cluster)
+    outcomes = given.execute()
+    # Slurm is given one array, which is refused as a whole.
+    assert statuses(given) == ["failed", "done" if cluster == "local" else "failed"]
+    assert outcomes[0].error == "not submitted: sbatch: error: QOS limit"
+
+
+def test_a_preempted_job_saves_its_run_and_is_queued_again(ablation):
+    given = ablation(values=(31,), seeds=(0,))
+    (job,) = make_jobs(given.runs, script=given.script, config_file=CONFIG)
+    pids, queued = given.runs[0].folder / "pids", []
+
+    def preempt(*_):
+        queued.append(cluster_module.run_job.checkpoint(job, None))
+
+    before = signal.signal(signal.SIGUSR2, preempt)
+    try:
+        stop_when(pids, signal.SIGUSR2)
+        assert cluster_module.run_job(job, None) == UNFINISHED
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    # A cluster tells all processes of a job; the run is to hear of it from its job alone.
+    assert pids.read_text() == str(signal.SIG_IGN)
+    assert (given.runs[0].folder / "model_0000001.pth").exists()
+    assert queued[0].function is cluster_module.run_job and queued[0].args == (job, None)
+
+
+# Kills itself in its fourth iteration, as long as a file is there.
+KILLED_ONCE = """
+import os, pathlib, signal, sys
+sys.path.insert(0, "tests")
+from dfd.engine import argument_parser, launch, main
+from dfd.engine.trainer import Trainer
+step, marker = Trainer.run_step, pathlib.Path(__file__).with_name("kill")
+def killing(trainer):
+    if trainer.iter == 3 and marker.exists():
+        marker.unlink()
+        os.kill(os.getpid(), signal.SIGKILL)
+    step(trainer)
+Trainer.run_step = killing
+parser = argument_parser()
+parser.set_defaults(dist_url="auto")
+launch(main, parser.parse_args())
+"""
+
+
+def test_a_killed_training_ends_as_one_that_was_not(ablation, tmp_path, monkeypatch):
+    monkeypatch.setattr(f"{__name__}.CONFIG", "tests/engine/configs/plain.py")
+    splits = {"train": ("train", 8), "test": ("val", 3)}
+    data = [
+        f"dataloader.{split}.{text}"
+        for split, (name, count) in splits.items()
+        for text in write_rectangles(tmp_path, name, count, seed=count)
+    ]
+    states = []
+    for name in ("killed", "straight"):
+        folder = tmp_path / name
+        folder.mkdir()
+        script = folder / "train.py"
+        script.write_text(KILLED_ONCE)
+        given = ablation(values=(5,), seeds=(3,), overrides=data)
+        given = dataclasses.replace(given, script=script)
+        if name == "killed":
+            (folder / "kill").touch()
+            assert [outcome.status for outcome in given.execute()] == ["failed"]
+            assert not (folder / "kill").exists()
+        assert [outcome.status for outcome in given.execute()] == ["done"]
+        states.append(load_tool("kill_resume").state(given.runs[0].folder))
+        given.out.rename(folder / "out")
+    assert load_tool("kill_resume").differences(*states, "run") == []
 
 
 def test_processes_share_the_machine(monkeypatch):
@@ -280,10 +488,10 @@ def test_slurm_is_given_one_array(ablation, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tools), prepend=os.pathsep)
     given = ablation(parallel=3)
     jobs = make_jobs(given.runs, script=given.script, config_file=CONFIG)
-    runs = cluster.ClusterRuns(
+    runs = cluster_module.ClusterRuns(
         jobs,
         cluster="slurm",
-        parameters=cluster.parse_slurm("partition=gpu timeout_min=600 gpus_per_node=1"),
+        parameters=cluster_module.parse_slurm("partition=gpu timeout_min=600 gpus_per_node=1"),
         parallel=3,
         folder=tmp_path / "submitit",
     )
@@ -296,21 +504,21 @@ def test_slurm_is_given_one_array(ablation, tmp_path, monkeypatch):
 def test_a_job_that_comes_late_does_not_repeat_a_run(ablation):
     given = ablation(values=(1,), seeds=(0,))
     (job,) = make_jobs(given.runs, script=given.script, config_file=CONFIG)
-    assert cluster.run_job(job, None) is None
+    assert cluster_module.run_job(job, None) is None
     before = modified(given)
-    assert cluster.run_job(job, None) is None
+    assert cluster_module.run_job(job, None) is None
     assert modified(given) == before
     record = json.loads(given.runs[0].record.read_text())
     record["settings"]["train"]["max_iter"] = 2
     given.runs[0].record.write_text(json.dumps(record))
-    assert "train.max_iter was 2, now 1" in cluster.run_job(job, None)
+    assert "train.max_iter was 2, now 1" in cluster_module.run_job(job, None)
 
 
 def test_a_cluster_s_array_gives_the_same_results(ablation):
-    given = ablation(values=(1, 13), seeds=(0,), cluster="local")
+    given = ablation(values=(1, 13, 29), seeds=(0,), cluster="local")
     outcomes = given.execute()
-    assert [outcome.error for outcome in outcomes] == ["", "the number is 13"]
-    assert statuses(given) == ["done", "failed"]
+    assert [outcome.error for outcome in outcomes] == ["", "the number is 13", ""]
+    assert statuses(given) == ["done", "failed", "not run"]
     assert any((given.out / "submitit").iterdir())
 
 

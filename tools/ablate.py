@@ -29,6 +29,8 @@ logging.getLogger("torch.fx").setLevel(logging.ERROR)
 from dfd.ablation import (  # noqa: E402
     CLUSTERS,
     FAILED,
+    OPEN,
+    UNFINISHED,
     Ablation,
     check_metric,
     find_cell,
@@ -38,6 +40,7 @@ from dfd.ablation import (  # noqa: E402
     plan_runs,
 )
 from dfd.console import Interrupted, say, stop_on_signals  # noqa: E402
+from dfd.engine.stop import EXIT_STOPPED  # noqa: E402
 from dfd.errors import UserError  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -119,15 +122,23 @@ def plan(args: argparse.Namespace) -> Ablation:
 
 
 def run(ablation: Ablation) -> None:
-    """Make the runs; what failed is told at the end and becomes exit code 1."""
+    """Make the runs; what failed is told at the end and becomes exit code 1.
+
+    Where none failed but one was told to stop, it is the exit code of such a run.
+    """
     outcomes = ablation.execute()
     say("\n" + (ablation.out / "results.md").read_text(encoding="utf-8"))
     say(f"results: {ablation.out / 'results.html'}")
     failed = [outcome for outcome in outcomes if outcome.status == FAILED]
     for outcome in failed:
         print(f"failed: {outcome.run.name}: {outcome.error} ({outcome.run.log})", file=sys.stderr)
+    unfinished = [outcome.run.name for outcome in outcomes if outcome.status == OPEN]
+    for name in unfinished:
+        print(f"not finished: {name} {UNFINISHED}", file=sys.stderr)
     if failed:
         sys.exit(1)
+    if unfinished:
+        sys.exit(EXIT_STOPPED)
 
 
 def main() -> None:
@@ -144,7 +155,11 @@ def main() -> None:
     except Interrupted as error:
         # After SIGHUP there is no terminal any more.
         with contextlib.suppress(OSError):
-            print(f"\nstopped by {error}; what was running has been ended", file=sys.stderr)
+            print(
+                f"\nstopped by {error}; what was running has been ended, and goes on with the same "
+                "command",
+                file=sys.stderr,
+            )
         sys.exit(130)
 
 

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
@@ -17,7 +18,14 @@ from typing import IO, Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# Windows does not have all of them.
+SIGNALS = tuple(
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
+    if hasattr(signal, name)
+)
+# So long a child may take to end by itself: a training makes its step to the end, and saves it.
+_PATIENCE_SECONDS = 300.0
 _UPDATE_EVERY = 1.0
 # What needs no quotes, if it is not read as a number or the like.
 _PLAIN = re.compile(r"[\w./-]+|\$\{[\w.]+\}", re.ASCII)
@@ -28,8 +36,15 @@ class Interrupted(Exception):
     """A signal asked to stop; the message is its name."""
 
 
+_hurried = threading.Event()
+
+
 def stop_on_signals() -> None:
-    """From now on, the first signal that asks to stop raises :class:`Interrupted`."""
+    """From now on, the first signal that asks to stop raises :class:`Interrupted`.
+
+    A second one makes ``end`` wait no longer.
+    """
+    _hurried.clear()
     for number in SIGNALS:
         signal.signal(number, _interrupt)
 
@@ -37,7 +52,7 @@ def stop_on_signals() -> None:
 def _interrupt(number: int, frame: object) -> None:
     # Once is enough: a second one would disturb the ending of the children.
     for other in SIGNALS:
-        signal.signal(other, signal.SIG_IGN)
+        signal.signal(other, lambda *_: _hurried.set())
     raise Interrupted(signal.Signals(number).name)
 
 
@@ -112,16 +127,22 @@ def start(
 
 
 def end(*processes: subprocess.Popen) -> None:
-    """End children and their children: all are asked to, and after 10 s each is made to."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
+    """End children and their children: all are asked to, and after a long while each is made to.
+
+    A training that is asked to saves what it has done. A second signal of ``stop_on_signals`` ends
+    the wait.
+    """
+    for number, seconds in ((signal.SIGTERM, _PATIENCE_SECONDS), (signal.SIGKILL, 10.0)):
         processes = tuple(process for process in processes if process.poll() is None)
         for process in processes:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, number)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + seconds
         for process in processes:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=max(0.0, deadline - time.monotonic()))
+            while process.poll() is None and time.monotonic() < deadline:
+                if _hurried.is_set() and number == signal.SIGTERM:
+                    break
+                time.sleep(0.02)
 
 
 def override(key: str, value: Any) -> str:

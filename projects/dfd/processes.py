@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from types import MethodType
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.utils import comm
 from torch import Tensor, nn
 
@@ -46,6 +48,35 @@ def share_buffers(model: nn.Module) -> None:
     if comm.get_world_size() > 1:
         for buffer in model.buffers():
             dist.broadcast(buffer, 0)
+
+
+def share_running_means(detector: nn.Module) -> None:
+    """Let RetinaNet, FCOS and their kin divide their losses by what one process would.
+
+    They divide by a running mean of the positives, each process of its own part of the batch. From
+    now on it is that of the whole batch, and alike in all processes; a process without any
+    positive counts as one with a single one. For training: all processes must make every step.
+    """
+    if comm.get_world_size() == 1:
+        return
+    for module in detector.modules():
+        # A detector with a rule of its own keeps it.
+        if getattr(type(module), "_ema_update", None) is DenseDetector._ema_update:
+            module._ema_update = MethodType(_update_together, module)
+
+
+def _update_together(
+    detector: DenseDetector,
+    name: str,
+    value: float,
+    initial_value: float,
+    momentum: float = 0.9,
+) -> float:
+    total = torch.tensor(float(value), dtype=torch.float64, device=detector.device)
+    dist.all_reduce(total)
+    whole = DenseDetector._ema_update(detector, name, total.item(), initial_value, momentum)
+    # The gradients, and the losses in the log, are means over the processes.
+    return whole / comm.get_world_size()
 
 
 def same_everywhere(*states: Mapping[str, Tensor]) -> bool:

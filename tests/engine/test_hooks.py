@@ -225,10 +225,19 @@ def loss_by_hand(model, batch, parts):
     model = copy.deepcopy(model).eval()
     for part in ("", *parts):
         model.get_submodule(part).training = True
-    torch.manual_seed(0)
-    with torch.no_grad(), EventStorage():
-        losses = [model([item]) for item in batch]
+    losses = [loss_of_image(model, item) for item in batch]
     return {k: sum(x[k] for x in losses).item() / len(losses) for k in losses[0]}
+
+
+def loss_of_image(model, item):
+    """Of a dense detector, over the image's own positives instead of the running mean of them."""
+    torch.manual_seed(0)
+    with torch.no_grad(), EventStorage() as storage:
+        losses = model([item])
+    if not hasattr(model, "loss_normalizer"):
+        return losses
+    positives = max(1, storage.latest()["num_pos_anchors"][0])
+    return {k: loss * model.loss_normalizer / positives for k, loss in losses.items()}
 
 
 @pytest.mark.parametrize(
@@ -270,6 +279,63 @@ def test_validation_loss_is_the_loss_and_leaves_training_as_it_was(kind, parts):
     for key, value in model.state_dict().items():
         assert torch.equal(value, state[key]), key
     assert all(p.grad is None for p in model.parameters())
+
+
+class Counting(nn.Module):
+    """A detector that keeps what it has seen in a buffer, a number and a list."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.Linear(1, 1)
+        self.register_buffer("mean", torch.zeros(1))
+        self.seen, self.values = 0, []
+
+    def forward(self, batch):
+        value = batch[0]["image"].float().mean()
+        self.mean.add_(value)
+        self.seen += 1
+        self.values.append(value.item())
+        return {"loss": value * self.mean[0] * self.seen + sum(self.values)}
+
+
+@pytest.mark.parametrize("kind", ["faster_rcnn", "retinanet", "fcos", "counting"])
+def test_validation_loss_has_neither_order_nor_history(kind):
+    batch = [item for seed in range(3) for item in make_batch(seed=seed)]
+    for i, item in enumerate(batch):  # Other numbers of positives.
+        item["instances"] = item["instances"][: 1 + i % 2]
+    model = Counting() if kind == "counting" else build(kind)
+    expected = ValidationLoss(model, [[item] for item in batch])()
+    assert ValidationLoss(model, [batch[::-1]])() == expected
+    assert ValidationLoss(model, [batch[3:], batch[:3]])() == expected
+    if kind in ("retinanet", "fcos"):
+        model.loss_normalizer = 7.0  # As training leaves another one.
+        assert ValidationLoss(model, [batch])() == expected
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 4, 5, 9])
+def test_validation_loss_is_of_the_same_images_however_many_processes(monkeypatch, limit):
+    """Dealt out to processes of which the first has the first images."""
+    model, seen = build("fcos"), []
+    batch = [item for seed in range(3) for item in make_batch(seed=seed)]
+    batch[1]["instances"] = batch[1]["instances"][:0]
+    expected = ValidationLoss(model, [batch], num_images=limit)()["val"]
+    parts = [batch[:2], batch[2:3], [], batch[3:]]
+    counts = [min(limit, sum(len(i["instances"]) > 0 for i in part)) for part in parts]
+    module = "dfd.engine.hooks.evaluation.comm"
+    monkeypatch.setattr(f"{module}.gather", lambda here: seen.append(here) or [here])
+    for rank, part in enumerate(parts):
+        monkeypatch.setattr(f"{module}.get_rank", lambda rank=rank: rank)
+
+        def all_gather(here, rank=rank):
+            assert here == counts[rank]
+            return counts
+
+        monkeypatch.setattr(f"{module}.all_gather", all_gather)
+        monkeypatch.setattr(f"{module}.is_main_process", lambda: False)
+        ValidationLoss(model, [part], num_images=limit)()
+    assert sum(count for _, count in seen) == min(limit, 5)
+    total = {k: sum(sums.get(k, 0.0) for sums, _ in seen) for k in expected}
+    assert {k: v / min(limit, 5) for k, v in total.items()} == pytest.approx(expected)
 
 
 def test_validation_loss_is_the_mean_over_the_images_of_all_processes(monkeypatch):

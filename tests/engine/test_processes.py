@@ -6,12 +6,15 @@ import pytest
 import torch
 import torch.distributed as dist
 from commands import free_port
+from detectron2.utils.events import EventStorage
 from torch import nn
+from toys import build, make_batch
 
 from dfd.disparity import scale_features
 from dfd.engine.checks import check_same_start
 from dfd.errors import UserError
 from dfd.losses import DFDLoss, PKDLoss
+from dfd.processes import share_running_means
 
 # Of the whole batch and, of each process, the images and whether they are all valid.
 IMAGES = {0: slice(0, 1), 1: slice(1, 3)}
@@ -49,6 +52,8 @@ def part_of_statistics(rank, port, folder):
     found["starts"] = [start_of(weights, 3), start_of(weights, 3 * rank)]
     weights.bias.data += rank
     found["starts"].append(start_of(weights, 0))
+    for kind in DENSE:
+        found[kind] = steps_of_dense(kind, slice(rank, rank + 1))
     torch.save(found, f"{folder}/{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
@@ -71,6 +76,25 @@ def even_features(images=slice(None)):
     return student[images].requires_grad_(), teacher[images]
 
 
+def steps_of_dense(kind, images):
+    """Losses, gradients and running mean of a dense detector after each of three steps."""
+    model, found = build(kind).train(), []
+    model.backbone.eval()  # Whose batch norms would look beyond an image.
+    share_running_means(model)
+    for seed in range(3):
+        model.zero_grad()
+        batch = make_batch(((64, 96), (64, 96)), seed=seed)
+        batch[0]["instances"] = batch[0]["instances"][:1]
+        with EventStorage():
+            losses = model(batch[images])
+        sum(losses.values()).backward()
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        gradient = torch.cat([g.flatten() for g in gradients])
+        found.append((model.loss_normalizer, sum(losses.values()).detach(), gradient))
+    return found
+
+
+DENSE = ("retinanet", "fcos")
 CRITERIA = {
     "dfd": DFDLoss(sync_statistics=True, split="quantile"),
     "dfd all": DFDLoss(sync_statistics=True, average="all", scale="level"),
@@ -111,6 +135,16 @@ def test_synchronised_losses_average_to_that_of_the_whole_batch(parts, name):
     # DistributedDataParallel averages the gradients of the weights, which sum over images.
     gradient = torch.cat([part[name][1] for part in parts]) / 2
     torch.testing.assert_close(gradient, student.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", DENSE)
+def test_dense_detector_divides_by_the_positives_of_the_whole_batch(parts, kind):
+    """So two processes make a step as one with both images does, and go on from the same mean."""
+    for whole, *ours in zip(steps_of_dense(kind, slice(2)), *(p[kind] for p in parts), strict=True):
+        assert ours[0][0] == ours[1][0] == pytest.approx(whole[0])
+        # As DistributedDataParallel, and the log, average.
+        for a, b, expected in zip(*(part[1:] for part in ours), whole[1:], strict=True):
+            torch.testing.assert_close((a + b) / 2, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_processes_that_start_differently_are_refused(parts):

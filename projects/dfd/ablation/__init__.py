@@ -2,7 +2,8 @@
 
 from .cells import find_cell, make_cells, parse_seeds
 from .cluster import CLUSTERS, parse_slurm
-from .results import FAILED, check_metric
+from .launch import UNFINISHED
+from .results import FAILED, OPEN, check_metric
 from .runs import plan_runs
 from .study import Ablation
 
@@ -10,6 +11,8 @@ __all__ = [
     "Ablation",
     "CLUSTERS",
     "FAILED",
+    "OPEN",
+    "UNFINISHED",
     "check_metric",
     "find_cell",
     "make_cells",

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shlex
+import signal
+import subprocess
 import tempfile
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..console import end
 from ..errors import UserError, first_line
-from .launch import Job, environments, failure, start_job
-from .runs import CellRun, check_earlier
+from .launch import Job, environments, failure, not_started, start_job
+from .runs import CellRun, check_earlier, open_log
 
 CLUSTERS = ("local", "slurm")
 # Of submitit, the parameters that are no cluster's own; the others take the cluster's prefix.
@@ -20,6 +25,8 @@ _GENERAL = ("name", "timeout_min", "mem_gb", "nodes", "cpus_per_task", "gpus_per
 # submitit's own limit is minutes; on this machine there is to be none.
 _NO_LIMIT_MIN = 60 * 24 * 365
 _GRACE_SECONDS = 15.0
+# For what runs to save itself, when the jobs are cancelled.
+_SAVE_SECONDS = 60.0
 
 
 def parse_slurm(text: str) -> dict[str, Any]:
@@ -86,14 +93,53 @@ def run_job(job: Job, env: Mapping[str, str] | None) -> str | None:
         check_earlier([job.run])
         if job.run.summary() is not None:
             return None
-        process = start_job(job, env)
+        with _without_submitits_signal():
+            process = start_job(job, env)
     except UserError as error:
         return str(error)
+    except OSError as error:
+        return not_started(error)
+    _processes.append(process)
     try:
-        code = process.wait()
+        # Not by wait(), within which the handler of a signal could not see that it ends.
+        while process.poll() is None:
+            time.sleep(0.2)
     finally:
         end(process)
-    return failure(job.run, code)
+        _processes.remove(process)
+    return failure(job.run, process.returncode)
+
+
+def _go_on_later(job: Job, env: Mapping[str, str] | None) -> Any:
+    """What submitit calls when the job's time is over or it is preempted; it then queues it again.
+
+    The run saves what it has done, and goes on from there.
+    """
+    import submitit
+
+    end(*_processes)
+    return submitit.helpers.DelayedSubmission(run_job, job, env)
+
+
+_processes: list[subprocess.Popen] = []  # Of this job.
+run_job.checkpoint = _go_on_later
+
+
+@contextlib.contextmanager
+def _without_submitits_signal() -> Iterator[None]:
+    """What is started within the context does not hear the signal by which submitit is told.
+
+    A cluster sends it to all processes of a job, and a training would be ended by it unsaved.
+    """
+    number = getattr(signal, f"SIG{os.environ.get('SUBMITIT_PREEMPT_SIGNAL', 'USR2')}", None)
+    if number is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
 
 
 class ClusterRuns:
@@ -115,24 +161,40 @@ class ClusterRuns:
             folder: for what submitit writes.
         """
         executor = _executor(folder, cluster, parameters, parallel)
-        local = cluster == "local"
-        env = environments(len(jobs)) if local else [None] * len(jobs)
+        self._active: list[tuple[CellRun, Any]] = []
+        self._refused: list[tuple[CellRun, str | None]] = []
+        if cluster == "local":
+            # One by one, as submitit does it here: one that cannot be started stops no other.
+            for job, env in zip(jobs, environments(len(jobs)), strict=True):
+                self._submit([job], lambda env=env, job=job: [executor.submit(run_job, job, env)])
+        else:
+            self._submit(jobs, lambda: executor.map_array(run_job, jobs, [None] * len(jobs)))
+
+    def _submit(self, jobs: Sequence[Job], submit: Callable[[], list[Any]]) -> None:
+        runs = [job.run for job in jobs]
         try:
-            submitted = executor.map_array(run_job, jobs, env)
+            self._active += zip(runs, submit(), strict=True)
         except (OSError, RuntimeError) as error:
-            raise UserError(f"--cluster {cluster}: not submitted: {first_line(error)}") from error
-        self._active = [(job.run, handle) for job, handle in zip(jobs, submitted, strict=True)]
+            self._refused += [(run, f"not submitted: {first_line(error)}") for run in runs]
 
     def poll(self) -> list[tuple[CellRun, str | None]]:
-        ended, active = [], []
+        ended, self._refused = self._refused, []
+        active = []
         for run, handle in self._active:
-            (ended if handle.done() else active).append((run, handle))
+            if handle.done():
+                ended.append((run, self._error(run, handle)))
+            else:
+                active.append((run, handle))
         self._active = active
-        return [(run, self._error(run, handle)) for run, handle in ended]
+        return ended
 
     @staticmethod
     def _error(run: CellRun, handle: Any) -> str | None:
-        if handle.exception() is not None:  # Of the job itself: killed, out of time or memory.
+        try:
+            failed = handle.exception() is not None
+        except Exception as error:  # What it has left cannot be read.
+            return failure(run, None) and f"job {handle.job_id}: {first_line(error)}"
+        if failed:  # Of the job itself: killed, out of time or memory.
             reason = failure(run, None)
             return reason and f"job {handle.job_id} ended as {handle.state}; last line: {reason}"
         error = handle.result()
@@ -147,9 +209,27 @@ class ClusterRuns:
         active = [handle for _, handle in self._active if not handle.done()]
         for handle in active:
             handle.cancel(check=False)
-        deadline = time.monotonic() + _GRACE_SECONDS
+        deadline = time.monotonic() + _SAVE_SECONDS
         while time.monotonic() < deadline and not all(handle.done() for handle in active):
             time.sleep(0.2)
+        # A job may end before its run has saved what it has done.
+        while time.monotonic() < deadline and any(
+            map(_is_trained, (run for run, _ in self._active))
+        ):
+            time.sleep(0.2)
+
+
+def _is_trained(run: CellRun) -> bool:
+    """Whether a process of the run is still there."""
+    if not run.log.exists():
+        return False
+    try:
+        open_log(run, truncate=False).close()
+    except UserError:
+        return True
+    except OSError:
+        pass
+    return False
 
 
 def _wait_for_summary(run: CellRun) -> None:

@@ -16,24 +16,36 @@ from typing import Protocol
 import torch
 
 from ..console import end, override, start
+from ..engine.stop import EXIT_STOPPED, STOP_SIGNALS
+from ..errors import UserError, first_line
 from .runs import CellRun, open_log, prepare, tail
 
+UNFINISHED = "was told to stop; the same command continues it"
+# Told by itself, by the system, and by a shell in between.
+_STOPPED = {EXIT_STOPPED, *(-n for n in STOP_SIGNALS), *(128 + n for n in STOP_SIGNALS)}
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
 @dataclass(frozen=True)
 class Job:
-    """A run and the command that makes it."""
+    """A run and the command that makes it: a program with its config, and the overrides."""
 
     run: CellRun
-    command: tuple[str, ...]
+    program: tuple[str, ...]
+    overrides: tuple[str, ...]
+
+    def command(self, *, resume: bool) -> list[str]:
+        return [*self.program, *(["--resume"] if resume else []), *self.overrides]
 
 
 class Launcher(Protocol):
     """What runs jobs: here, or on a cluster."""
 
     def poll(self) -> list[tuple[CellRun, str | None]]:
-        """The runs that ended since the last call, each with its error if it failed."""
+        """The runs that ended since the last call, each with its error if it failed.
+
+        ``UNFINISHED`` is not one: the run was told to stop.
+        """
 
     def running(self) -> list[CellRun]:
         """What runs at present."""
@@ -47,11 +59,8 @@ def make_jobs(runs: Sequence[CellRun], *, script: Path, config_file: str) -> lis
     return [
         Job(
             run,
+            (sys.executable, str(script), "--config-file", config_file),
             (
-                sys.executable,
-                str(script),
-                "--config-file",
-                config_file,
                 *run.cell.overrides,
                 override("train.seed", run.seed),
                 override("train.output_dir", run.folder),
@@ -62,14 +71,14 @@ def make_jobs(runs: Sequence[CellRun], *, script: Path, config_file: str) -> lis
 
 
 def start_job(job: Job, env: Mapping[str, str]) -> subprocess.Popen:
-    """Start a run anew; what an earlier attempt left is removed.
+    """Start a run, or let it go on from what an earlier attempt left.
 
     Raises:
         UserError: a process of an earlier attempt still has its log.
+        OSError: it cannot be started.
     """
     with open_log(job.run) as log:
-        prepare(job.run)
-        return start(job.command, output=log, env=env)
+        return start(job.command(resume=prepare(job.run)), output=log, env=env)
 
 
 def environments(parallel: int) -> list[dict[str, str]]:
@@ -92,9 +101,14 @@ def failure(run: CellRun, code: int | None) -> str | None:
 
     Args:
         code: of its exit, if it is known.
+
+    Returns:
+        ``UNFINISHED`` if it did nothing wrong.
     """
     if run.summary() is not None:
         return None
+    if code in _STOPPED:
+        return UNFINISHED
     lines = [_ANSI.sub("", line).strip() for line in tail(run.log)]
     lines = [line for line in lines if line]
     errors = [line for line in lines if line.startswith("error: ")]
@@ -102,6 +116,11 @@ def failure(run: CellRun, code: int | None) -> str | None:
     if code is not None and code < 0:
         return f"ended by signal {-code} ({signal.strsignal(-code)}); last line: {said}"
     return f"ended without summary.json; last line: {said}" if code == 0 else said
+
+
+def not_started(error: Exception) -> str:
+    """What is told of a run that could not be started."""
+    return f"not started: {first_line(error)}"
 
 
 class LocalRuns:
@@ -122,9 +141,12 @@ class LocalRuns:
                     continue
                 ended.append((job.run, failure(job.run, code)))
                 self._slots[i] = None
-            if self._waiting:
+            while self._waiting and self._slots[i] is None:
                 job = self._waiting.popleft()
-                self._slots[i] = (job, start_job(job, self._environments[i]))
+                try:
+                    self._slots[i] = (job, start_job(job, self._environments[i]))
+                except (OSError, UserError) as error:
+                    ended.append((job.run, not_started(error)))
         return ended
 
     def running(self) -> list[CellRun]:

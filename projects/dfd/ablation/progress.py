@@ -22,12 +22,17 @@ class Progress:
         self._skipped = done
         self._done = 0
         self._failed = 0
+        self._left = 0
         self._start = time.monotonic()
 
     def add(self, *, failed: bool) -> None:
         """Count a run that ended."""
         self._failed += failed
         self._done += not failed
+
+    def leave(self) -> None:
+        """Count a run that ended, but is neither done nor failed."""
+        self._left += 1
 
     def text(self, running: Sequence[CellRun]) -> str:
         """The state in one line."""
@@ -46,7 +51,7 @@ class Progress:
         """
         # A run that failed took no usual time: it is neither pace nor work that is left.
         made = self._done + running
-        left = self._total - self._skipped - self._failed - made
+        left = self._total - self._skipped - self._failed - self._left - made
         return (time.monotonic() - self._start) * left / made if made else None
 
 

@@ -6,7 +6,6 @@ import contextlib
 import fcntl
 import json
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,9 +56,16 @@ class CellRun:
     def summary(self) -> dict[str, Any] | None:
         """What the finished run says about itself; None: it has not finished."""
         try:
-            return json.loads((self.folder / "summary.json").read_text(encoding="utf-8"))
+            content = json.loads((self.folder / "summary.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
+        return content if isinstance(content, dict) else None
+
+    def has_work(self) -> bool:
+        """Whether its folder holds something that a training has made."""
+        metrics = self.folder / "metrics.json"
+        made = metrics.is_file() and metrics.stat().st_size > 0
+        return made or next(self.folder.glob("*.pth"), None) is not None
 
 
 def plan_runs(
@@ -126,25 +132,29 @@ def check_earlier(runs: Sequence[CellRun]) -> None:
                     "ablation; move it away or choose another --out"
                 )
             continue
-        if run.summary() is not None:
-            _check_settings(run)
-        elif run.log.exists():
+        if run.summary() is None and run.log.exists():
             open_log(run, truncate=False).close()
+        if run.summary() is not None or run.has_work():
+            _check_settings(run)
 
 
 def _check_settings(run: CellRun) -> None:
     try:
         earlier = json.loads(run.record.read_text(encoding="utf-8"))["settings"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{run.record} cannot be read: {first_line(error)}") from error
+        raise UserError(
+            f"{run.name}: {run.record}, the settings of {run.folder}, cannot be read "
+            f"({first_line(error)}): move both away to begin that run anew"
+        ) from error
     then, now = _flat(earlier), _flat(run.settings)
     # The shallowest first: what others refer to is most often above them.
     keys = sorted(dict.fromkeys([*now, *then]), key=lambda key: key.count("."))
     for key in keys:
         if then.get(key) != now.get(key):
             before, after = (side.get(key, "not there") for side in (then, now))
+            state = "done" if run.summary() is not None else "begun"
             raise UserError(
-                f"{run.name} is done, but was run with other settings ({key} was {before}, now "
+                f"{run.name} is {state}, but was run with other settings ({key} was {before}, now "
                 f"{after}): choose another --out, or remove {run.folder}"
             )
 
@@ -164,12 +174,20 @@ def _flat(value: Any, key: str = "") -> dict[str, str]:
     return flat
 
 
-def prepare(run: CellRun) -> None:
-    """Record a run's settings and make way for it: what an earlier attempt left is removed."""
+def prepare(run: CellRun) -> bool:
+    """Record a run's settings.
+
+    Returns:
+        Whether an earlier attempt has left a folder, from which the run is to go on.
+    """
     run.folder.parent.mkdir(parents=True, exist_ok=True)
-    if run.folder.exists():
-        shutil.rmtree(run.folder)
     write_whole(run.record, json.dumps({"settings": run.settings}, indent=1))
+    if not run.folder.is_dir():
+        return False
+    if run.summary() is None:
+        # One that cannot be read: the run would take itself for one that has ended.
+        (run.folder / "summary.json").unlink(missing_ok=True)
+    return True
 
 
 def open_log(run: CellRun, *, truncate: bool = True) -> IO[bytes]:

@@ -14,7 +14,7 @@ from ..console import Interrupted, LiveLine, say, split_override
 from ..engine.config import load_config
 from .cells import Cell
 from .cluster import ClusterRuns, check_cluster
-from .launch import Launcher, LocalRuns, make_jobs
+from .launch import UNFINISHED, Launcher, LocalRuns, make_jobs
 from .page import draw_results, explanation, render_page, result_table, to_markdown
 from .progress import Progress
 from .results import (
@@ -109,17 +109,18 @@ class Ablation:
         say(f"{len(self.runs)} runs, {skipped} of them done before; logs in {self.out}/<cell>")
         for run in open_runs:
             if run.folder.exists():
-                say(
-                    f"{run.name} was not finished: {run.folder} is removed and the run started anew"
-                )
+                say(f"{run.name} was not finished: it goes on from what is in {run.folder}")
         self._write_csv(errors)
         if not open_runs:
             return
         progress = Progress(total=len(self.runs), done=skipped)
 
         def ended(run: CellRun, error: str | None) -> None:
-            progress.add(failed=error is not None)
-            if error is not None:
+            if error == UNFINISHED:
+                progress.leave()
+            else:
+                progress.add(failed=error is not None)
+            if error not in (None, UNFINISHED):
                 errors[run.name] = error
             self._write_csv(errors)
             say(self._ended(run, error))
@@ -127,6 +128,8 @@ class Ablation:
         _follow(self._launcher(open_runs), progress, ended, count=len(open_runs))
 
     def _ended(self, run: CellRun, error: str | None) -> str:
+        if error == UNFINISHED:
+            return f"{run.name} {UNFINISHED}"
         if error is not None:
             return f"{run.name}: failed: {error}"
         score = read_outcomes([run], {})[0].scores.get(self.metric)

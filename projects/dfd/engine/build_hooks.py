@@ -36,6 +36,7 @@ from .hooks.settings import metric_period
 from .machine import processor_name
 from .metrics import build_writers
 from .settings import make
+from .stop import StopRequest, guard_workers
 from .wandb_writer import WandbWriter, plain_values
 
 logger = logging.getLogger("dfd")
@@ -53,6 +54,7 @@ def build_hooks(
     num_images: int | None,
     start: int = 0,
     *,
+    stop: StopRequest | None = None,
     writers: bool = True,
 ) -> list[HookBase | None]:
     """Detectron2's hooks, and ours, in the order in which they must run.
@@ -61,6 +63,7 @@ def build_hooks(
         results: filled with the results of each evaluation.
         num_images: of the training data, for the summary.
         start: the first iteration, later than 0 in a resumed run.
+        stop: by which the run may be asked to end before its last iteration.
         writers: whether there are any of metrics, on this machine and elsewhere.
     """
     train, output_dir = cfg.train, cfg.train.output_dir
@@ -70,7 +73,7 @@ def build_hooks(
         hooks.LRScheduler(scheduler=make(cfg.lr_multiplier, "lr_multiplier")),
         *evaluation_hooks(cfg, student_of(model), checkpointer, results),
     ]
-    checkpoints = Checkpoints(checkpointer, **train.checkpointer)
+    checkpoints = Checkpoints(checkpointer, **train.checkpointer, stop=stop)
     if not comm.is_main_process():
         return [*everywhere, checkpoints]
 
@@ -117,7 +120,7 @@ def evaluation_hooks(
     if ema is not None:
         found.append(UpdateEMA(ema, student, checkpointer))
     if train.val_loss.period:
-        loader = make(labelled_test_loader(cfg), "dataloader.test")
+        loader = guard_workers(make(labelled_test_loader(cfg), "dataloader.test"))
         loss = ValidationLoss(student, loader, train.val_loss.num_images)
         found.append(Evaluation(train.val_loss.period, loss))
     found.append(Evaluation(train.eval_period, evaluate))

@@ -75,7 +75,8 @@ class StudentCheckpointer(DetectionCheckpointer):
             "teacher_sha256": self.teacher_sha256,
             "teacher_results": self.teacher_results,
             "random_states": states,
-            # Detectron2's dense detectors keep it beside their weights; alike in all processes.
+            # Detectron2's dense detectors keep it beside their weights; share_running_means makes
+            # it alike in all processes.
             _NORMALIZER: getattr(self.model, _NORMALIZER, None),
             "settings": self.settings,
             "metrics_size": metrics_size(self.save_dir),

@@ -21,6 +21,7 @@ from ..weights import load_strict, read_weights
 from .checks import check_evaluated_labels
 from .config import skip_pretrained
 from .settings import make
+from .stop import guard_workers
 
 logger = logging.getLogger("dfd")
 
@@ -34,7 +35,7 @@ def test(cfg: DictConfig, detector: Callable[[list[dict]], list[dict]]) -> dict[
         share_buffers(detector)
     results = inference_on_dataset(
         detector,
-        make(cfg.dataloader.test, "dataloader.test"),
+        guard_workers(make(cfg.dataloader.test, "dataloader.test")),
         make(cfg.dataloader.evaluator, "dataloader.evaluator"),
     )
     if comm.is_main_process():

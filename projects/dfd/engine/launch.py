@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
+import multiprocessing.connection
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -24,6 +27,7 @@ from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from ..errors import UserError
 from .config import load_config, resolve_device
+from .stop import EXIT_STOPPED, STOP_SIGNALS
 
 # So long a process with an error waits for what started it to end it: if another one has met the
 # same, or is the cause, that one says so first.
@@ -57,7 +61,8 @@ def launch(main: Callable[[argparse.Namespace], None], args: argparse.Namespace)
     """Run ``main(args)`` in this process, as one of several where torchrun or srun has started it.
 
     With ``--num-gpus`` or ``--num-machines`` the processes of this machine are started here. A
-    process that fails shows its own error and ends the whole run with exit code 1.
+    process that fails shows its own error and ends the whole run with exit code 1. A signal that
+    asks this process to stop is passed on to them.
 
     Args:
         main: of one process, to be found by its module and name.
@@ -188,26 +193,80 @@ def start_processes(main: Callable[[argparse.Namespace], None], args: argparse.N
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             url = f"tcp://127.0.0.1:{free.getsockname()[1]}"
-    context = mp.start_processes(
-        _child, args=(main, args, url, device), nprocs=args.num_gpus, join=False
-    )
+    with _passed_on() as (children, signals):
+        context = mp.start_processes(
+            _child, args=(main, args, url, device), nprocs=args.num_gpus, join=False
+        )
+        children += context.processes
+        for number in signals:  # That came while they were started.
+            _send(children, number)
+        _wait_for(context, args.machine_rank * args.num_gpus, signals)
+
+
+def _wait_for(context: mp.ProcessContext, first_rank: int, signals: Sequence[int]) -> None:
+    """Wait for the processes; exits unless all of them end well.
+
+    Args:
+        signals: those that have been passed on; they may grow.
+    """
+    processes = context.processes
     try:
+        while running := [p for p in processes if p.exitcode is None]:
+            multiprocessing.connection.wait([p.sentinel for p in running])
+            if not signals and any(p.exitcode not in (None, 0, EXIT_STOPPED) for p in processes):
+                # The others would take join's SIGTERM for a wish to save, which they cannot.
+                for process in running:
+                    process.kill()
+                break
         while not context.join():
             pass
     except mp.ProcessExitedException as error:
+        if len(signals) > 1:
+            sys.exit(128 + signals[-1])
+        # By the signal itself, if it came before a process listened; then it has done nothing.
+        if error.exit_code == EXIT_STOPPED or -error.exit_code in signals:
+            sys.exit(EXIT_STOPPED)
         # Another that failed has said why.
         if error.signal_name:
-            rank = args.machine_rank * args.num_gpus + error.error_index
             print(
-                f"error: process {rank} (pid {error.error_pid}) was killed by {error.signal_name}"
+                f"error: process {first_rank + error.error_index} (pid {error.error_pid}) was "
+                f"killed by {error.signal_name}"
                 + (", as the system does when memory is short" * (error.exit_code == -9)),
                 file=sys.stderr,
             )
         sys.exit(1)
     except KeyboardInterrupt:
-        for process in context.processes:
+        for process in processes:
             process.terminate()
         sys.exit(130)
+
+
+@contextlib.contextmanager
+def _passed_on() -> Iterator[tuple[list[mp.Process], list[int]]]:
+    """Within the context, the first signal to stop goes to all children, and a second kills them.
+
+    Yields:
+        The children, to be filled in, and the signals that have come.
+    """
+    children: list[mp.Process] = []
+    signals: list[int] = []
+
+    def pass_on(number: int, frame: object) -> None:
+        signals.append(number)
+        _send(children, number if len(signals) == 1 else signal.SIGKILL)
+
+    before = {number: signal.signal(number, pass_on) for number in STOP_SIGNALS}
+    try:
+        yield children, signals
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _send(children: Sequence[mp.Process], number: int) -> None:
+    for child in children:
+        if child.is_alive():
+            os.kill(child.pid, number)
 
 
 def _child(
@@ -252,13 +311,18 @@ def run_in_group(
         end_with(error, place.rank)
 
 
+def has_lost_another(error: Exception) -> bool:
+    """Whether an error is that another process of the run has gone."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
+
+
 def end_with(error: Exception, rank: int | None = None) -> NoReturn:
     """End this process with exit code 1, having shown its error: a UserError in one line.
 
     Args:
         rank: of this process; None if it is the only one.
     """
-    lost = isinstance(error, dist.DistError) or "gloo" in str(error)
+    lost = has_lost_another(error)
     if rank is not None and (rank > 0 or lost):
         time.sleep(_GRACE_SECONDS)
     get_error_handler().record_exception(error)  # For torchrun's own report.

@@ -7,6 +7,7 @@ import contextlib
 import copy
 import logging
 import os
+import sys
 from typing import Any
 
 import torch
@@ -43,10 +44,11 @@ from .config import load_config, pin_defaults, resolve_config, set_length, skip_
 from .dry_run import dry_run
 from .evaluate import evaluate_checkpoint, evaluate_teacher, teacher_results
 from .hooks import check_hooks
-from .launch import end_with
+from .launch import end_with, has_lost_another
 from .leaving_nothing import leaving_nothing
 from .metrics import cut_metrics
 from .settings import check_settings, make
+from .stop import EXIT_STOPPED, Stopped, StopRequest, end_process, guard_workers
 
 logger = logging.getLogger("dfd")
 
@@ -54,36 +56,58 @@ CONFIG = "config.yaml"
 
 
 def main(args: argparse.Namespace) -> None:
-    """One process of a run. A :class:`UserError` becomes one line and exit code 1."""
+    """One process of a run. A :class:`UserError` becomes one line and exit code 1.
+
+    A training that is told to stop by a signal ends with exit code 75 when it is saved.
+    """
+    stop = StopRequest()
     try:
         check_modes(args)
-        cfg = load_config(args.config_file, args.opts)
-        check_settings(cfg)
-        if not (args.eval_only or args.eval_teacher):
-            check_hooks(cfg)
         trains = not (args.eval_only or args.eval_teacher or args.dry_run)
-        # Not in the other processes: by then the main one may have begun to write.
-        if comm.is_main_process() and trains and not args.resume:
-            check_output_dir(cfg.train.output_dir)
-        if not args.dry_run:
-            log_to_folder(cfg, args)
-        setup(cfg)
-        if args.dry_run:
-            with leaving_nothing(cfg) as scratch:
-                dry_run(resolve_config(cfg), prepare, resume=args.resume, scratch=scratch)
-            return
-        resolve_config(cfg)
-        if args.eval_teacher:
-            skip_pretrained(cfg.model)
-            evaluate_teacher(cfg, build_model(cfg))
-        elif args.eval_only:
-            evaluate_checkpoint(cfg)
-        else:
-            train(cfg, resume=args.resume)
+        with stop.listening() if trains else contextlib.nullcontext():
+            _run(args, stop, trains=trains)
+    except Stopped as stopped:
+        if comm.is_main_process():
+            print(f"stopped by {stopped}; the same with --resume continues", file=sys.stderr)
+        if comm.get_world_size() > 1:
+            # Not by leaving the group in good order: another process may be gone.
+            end_process(EXIT_STOPPED)
+        sys.exit(EXIT_STOPPED)
     except (UserError, OmegaConfBaseException) as error:
         if not isinstance(error, UserError):
             error = UserError(f"the config refers to what is not there: {first_line(error)}")
         end_with(error, comm.get_rank() if comm.get_world_size() > 1 else None)
+    except Exception as error:
+        if stop.number and comm.get_world_size() > 1 and has_lost_another(error):
+            # By what has ended the other one, most often; that one has said why.
+            end_process(128 + stop.number)
+        raise
+
+
+def _run(args: argparse.Namespace, stop: StopRequest, *, trains: bool) -> None:
+    """What the flags ask for."""
+    cfg = load_config(args.config_file, args.opts)
+    check_settings(cfg)
+    if not (args.eval_only or args.eval_teacher):
+        check_hooks(cfg)
+    # Not in the other processes: by then the main one may have begun to write.
+    if comm.is_main_process() and trains and not args.resume:
+        check_output_dir(cfg.train.output_dir)
+    if not args.dry_run:
+        log_to_folder(cfg, args)
+    setup(cfg)
+    if args.dry_run:
+        with leaving_nothing(cfg) as scratch:
+            dry_run(resolve_config(cfg), prepare, resume=args.resume, scratch=scratch)
+        return
+    resolve_config(cfg)
+    if args.eval_teacher:
+        skip_pretrained(cfg.model)
+        evaluate_teacher(cfg, build_model(cfg))
+    elif args.eval_only:
+        evaluate_checkpoint(cfg)
+    else:
+        train(cfg, resume=args.resume, stop=stop)
 
 
 def log_to_folder(cfg: DictConfig, args: argparse.Namespace) -> None:
@@ -140,7 +164,7 @@ def prepare(cfg: DictConfig, *, resume: bool = False, writes: bool = True) -> Ru
     student = student_of(model)
     logger.info("Student:\n%s", student)
     optimizer = build_optimizer(cfg, model)
-    loader = make(micro_batches(cfg), "dataloader.train")
+    loader = guard_workers(make(micro_batches(cfg), "dataloader.train"))
     num_images = count_images(loader)
     set_length(cfg, num_images)
     trainer = build_trainer(cfg, model, loader, optimizer)
@@ -159,8 +183,14 @@ def _resumed(cfg: DictConfig) -> DictConfig:
     return cfg
 
 
-def train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
-    """Train the model of a config; returns the last evaluation's results."""
+def train(
+    cfg: DictConfig, *, resume: bool = False, stop: StopRequest | None = None
+) -> dict[str, Any]:
+    """Train the model of a config; returns the last evaluation's results.
+
+    Raises:
+        Stopped: it was asked for by ``stop``; what had been done is saved.
+    """
     run = prepare(cfg, resume=resume)
     trainer, checkpointer, start = run.trainer, run.checkpointer, run.start
     check_same_start(run.model, start)
@@ -184,7 +214,7 @@ def train(cfg: DictConfig, *, resume: bool = False) -> dict[str, Any]:
                 # Of a run that is made longer: it has not ended any more.
                 os.remove(os.path.join(output_dir, SUMMARY))
     results: dict[str, Any] = {}
-    hooks = build_hooks(cfg, run.model, checkpointer, results, run.num_images, start)
+    hooks = build_hooks(cfg, run.model, checkpointer, results, run.num_images, start, stop)
     trainer.register_hooks(hooks)
     # Building a teacher and a head draws random numbers, and so does evaluating a teacher; a run
     # without them must see the same stream in training, or runs of one seed would differ by more

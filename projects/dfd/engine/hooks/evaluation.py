@@ -58,12 +58,13 @@ class Evaluation(hooks.EvalHook):
 class ValidationLoss:
     """The student's own losses on labelled data, the mean over the images that have objects.
 
-    Each image is a batch of its own, so that the mean depends neither on the order nor on the
-    number of processes. Detectors give losses in training mode only, so a copy of the student is
-    put into that mode, but for its backbone, norm layers (running statistics) and dropout, which
-    are as in evaluation. In fp32; what the detector samples is the same every time. The student and
-    what is logged of its training are not touched; the random generators are, which Evaluation puts
-    back.
+    Each image is a batch of its own, drawn for by the same random numbers and, in a detector with a
+    running mean of its positives (RetinaNet, FCOS), divided by its own number of them. So the value
+    depends on the weights and the images alone: not on their order, the number of processes, or
+    what the run has seen before. Detectors give losses in training mode only, so a copy of the
+    student is put into that mode, but for its backbone, norm layers (running statistics) and
+    dropout, which are as in evaluation. In fp32. The student and what is logged of its training are
+    not touched; the random generators are, which Evaluation puts back.
     """
 
     def __init__(
@@ -71,47 +72,54 @@ class ValidationLoss:
     ) -> None:
         """
         Args:
-            loader: gives records with "instances", dealt out over the processes.
-            num_images: so many at most, over all processes; None: all.
+            loader: gives records with "instances", dealt out over the processes so that the first
+                has the first ones, as Detectron2's InferenceSampler does.
+            num_images: the first so many of all processes' images; None: all.
         """
         self._student = student
         self._loader = loader
-        self._limit = math.inf
-        if num_images is not None:
-            self._limit = math.ceil(num_images / comm.get_world_size())
+        self._limit = math.inf if num_images is None else num_images
 
     def __call__(self) -> dict[str, Any]:
         """``val_loss`` and, in ``val``, its terms; empty but in the main process."""
-        sums, count = self._sums()
-        gathered = comm.gather((sums, count))
+        losses = self._losses()
+        before = sum(comm.all_gather(len(losses))[: comm.get_rank()])
+        if before + len(losses) > self._limit:
+            losses = losses[: max(0, int(self._limit) - before)]
+        names = {name for image in losses for name in image}
+        # Exactly rounded, so that it has no order.
+        sums = {name: math.fsum(image.get(name, 0.0) for image in losses) for name in names}
+        gathered = comm.gather((sums, len(losses)))
         if not comm.is_main_process():
             return {}
         total = sum(count for _, count in gathered)
         names = sorted({name for sums, _ in gathered for name in sums})
-        terms = {n: sum(sums.get(n, 0.0) for sums, _ in gathered) / total for n in names}
-        return {"val_loss": sum(terms.values()), "val": terms}
+        terms = {n: math.fsum(sums.get(n, 0.0) for sums, _ in gathered) / total for n in names}
+        return {"val_loss": math.fsum(terms.values()), "val": terms}
 
     @torch.no_grad()
-    def _sums(self) -> tuple[dict[str, float], int]:
-        """The losses summed over this process's images, and how many there were."""
-        # A copy, since training mode changes more than weights: running statistics, and numbers
-        # that some detectors keep beside them, such as RetinaNet's normaliser.
-        student = _losses_without_training(copy.deepcopy(self._student))
+    def _losses(self) -> list[dict[str, float]]:
+        """The losses of each of this process's images, of as many as may be asked for."""
+        student = _losses_without_training(_copy_but_weights(self._student))
         share_buffers(student)
-        sums: dict[str, float] = {}
-        count = 0
-        torch.manual_seed(_SEED)
+        losses: list[dict[str, float]] = []
         # Detectors log what they sample: not into the run's metrics.
         with EventStorage():
             for item in (item for items in self._loader for item in items):
                 if len(item.get("instances", ())) == 0:
                     continue
-                if count >= self._limit:
+                if len(losses) >= self._limit:
                     break
-                for name, loss in student([item]).items():
-                    sums[name] = sums.get(name, 0.0) + float(loss)
-                count += 1
-        return sums, count
+                torch.manual_seed(_SEED)
+                # Training mode changes more than weights, which must not reach the next image.
+                found = _copy_but_weights(student)([item])
+                losses.append({name: float(loss) for name, loss in found.items()})
+        return losses
+
+
+def _copy_but_weights(detector: nn.Module) -> nn.Module:
+    """A copy with the same parameters, but buffers and whatever else it keeps of its own."""
+    return copy.deepcopy(detector, {id(p): p for p in detector.parameters()})
 
 
 def _losses_without_training(detector: nn.Module) -> nn.Module:
@@ -121,4 +129,11 @@ def _losses_without_training(detector: nn.Module) -> nn.Module:
     for module in detector.modules():
         if isinstance(module, _LAYERS):
             module.eval()
+        if hasattr(module, "_ema_update"):  # Of Detectron2's DenseDetector.
+            module._ema_update = _own_number
     return detector
+
+
+def _own_number(name: str, value: float, initial_value: float, momentum: float = 0.9) -> float:
+    """In place of a running mean: what it would take in."""
+    return value

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import signal
 from collections.abc import Callable
 from typing import Any
 
 import cv2
 import torch
 from detectron2.engine import HookBase
+from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
 from ...disparity_image import draw_disparity
@@ -18,17 +21,28 @@ from ...errors import UserError
 from ...files import whole_file
 from ..checkpoint import StudentCheckpointer
 from ..machine import peak_memory_mib
+from ..stop import Stopped, StopRequest
+
+logger = logging.getLogger("dfd")
 
 
 class Checkpoints(HookBase):
     """Saves the run every ``period`` iterations and after the last; keeps the last few files.
+
+    Where the run is asked to stop, it saves it after that step and ends it in all processes, with
+    :class:`~dfd.engine.stop.Stopped`.
 
     The last hook of a step: what is in a checkpoint has been evaluated and logged, so that a run
     that goes on from it does neither again. In every process, since each has a state of its own.
     """
 
     def __init__(
-        self, checkpointer: StudentCheckpointer, period: int, max_to_keep: int | None = None
+        self,
+        checkpointer: StudentCheckpointer,
+        period: int,
+        max_to_keep: int | None = None,
+        *,
+        stop: StopRequest | None = None,
     ) -> None:
         if period < 1 or (max_to_keep is not None and max_to_keep < 1):
             raise UserError(
@@ -38,14 +52,32 @@ class Checkpoints(HookBase):
         self._checkpointer = checkpointer
         self._period = period
         self._max_to_keep = max_to_keep
+        self._stop = stop or StopRequest()
+
+    def before_train(self) -> None:
+        if self.trainer.start_iter < self.trainer.max_iter:
+            self._stop.begin_steps()
 
     def after_step(self) -> None:
         iteration = self.trainer.iter
-        if (iteration + 1) % self._period == 0:
+        last = iteration + 1 == self.trainer.max_iter
+        asked = self._stop.anywhere()
+        if (iteration + 1) % self._period == 0 or (asked and not last):
             self._checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
             self._checkpointer.keep_last(self._max_to_keep)
-        if iteration + 1 == self.trainer.max_iter:
+        if last:
             self._checkpointer.save("model_final", iteration=iteration)
+        if asked:
+            logger.warning(
+                "%s: the run ends after %d of %d iterations, which are saved; --resume continues",
+                signal.Signals(asked).name,
+                iteration + 1,
+                self.trainer.max_iter,
+            )
+            comm.synchronize()  # The first process writes: no other may be the first to end.
+            raise Stopped(asked)
+        if last:
+            self._stop.end_steps()
 
 
 class DisparityImages(HookBase):
