@@ -1,5 +1,6 @@
 """tools/report.py and tools/demo.py: right numbers, a complete page, refusals of one line."""
 
+import copy
 import importlib.util
 import json
 import os
@@ -181,6 +182,29 @@ def test_inherited_weights_are_named_beside_the_gain(folders):
     assert "and fpn_output initialised from the teacher's weights" in gains([plain, distilled])[0]
 
 
+def test_start_and_distillation_are_told_apart(folders):
+    plain, distilled = load_runs(folders)
+    distilled.cfg.model.inherit = ["fpn_output"]
+    start = copy.deepcopy(distilled)
+    object.__setattr__(start, "name", "start")
+    start.cfg.model.head.weight = 0
+    runs = [plain, start, distilled]
+    assert [text.partition(", all else")[0] for text in gains(runs)] == [
+        '"start" is "plain" with fpn_output initialised from the teacher\'s weights',
+        '"dfd" is "plain" with a teacher beside it in training and fpn_output initialised from the '
+        "teacher's weights",
+        '"dfd" is "start" with a teacher beside it in training, from the same start',
+    ]
+    # Of another start, of another teacher, or with nothing of the teacher's.
+    start.cfg.model.inherit = ["heads"]
+    assert not any('is "start"' in text for text in gains(runs))
+    start.cfg.model.inherit = ["fpn_output"]
+    start.summary["teacher"]["sha256"] = "other"
+    assert not any('is "start"' in text for text in gains(runs))
+    start.cfg.model.inherit = []
+    assert not any(text.startswith('"start"') for text in gains(runs))
+
+
 def test_the_page_is_complete_and_needs_nothing_else(folders):
     page = render_page(runs=load_runs(folders), title="<T> & co", num_images=2)
     curves, tiles, disparity = 1, 2 * 3, 2
@@ -302,11 +326,11 @@ def test_demo_runs_from_data_to_report(tmp_path):
     result = tool("demo", "--out", out, "--data", shapes, *overrides)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     lines = result.stdout.splitlines()
-    assert [line[:5] for line in lines if line.startswith("[")] == [f"[{i}/5]" for i in range(1, 6)]
+    assert [line[:5] for line in lines if line.startswith("[")] == [f"[{i}/6]" for i in range(1, 7)]
     assert lines[-1] == f"report: {out / 'report.html'}"
     assert (out / "report.html").stat().st_size > 10_000
     assert (tmp_path / "demo-1" / "teacher" / "earlier").exists()
-    assert sum(line.lstrip().startswith("$ ") for line in lines) == 4
+    assert sum(line.lstrip().startswith("$ ") for line in lines) == 5
 
 
 @pytest.fixture

@@ -1,9 +1,13 @@
 #!/usr/bin/env python
-"""The demonstration: a teacher, a plain student, the same student under DFD, and a report.
+"""The demonstration: a teacher, and one student trained in three ways, side by side in a report.
+
+The student is trained from scratch; from a start that takes the shapes that agree over from the
+teacher (inheritance); and from that start under DFD. So what the start gives and what distillation
+gives are told apart.
 
     python tools/demo.py [--out output/demo] [--data datasets/shapes] [key=value ...]
 
-Trailing key=value overrides go to all three trainings. A folder of an earlier demonstration at
+Trailing key=value overrides go to all trainings. A folder of an earlier demonstration at
 --out is renamed, never overwritten; the data are kept and used again.
 """
 
@@ -43,13 +47,15 @@ from dfd.console import (  # noqa: E402
 )
 
 ROOT = Path(__file__).resolve().parents[1]
-RUNS = ("teacher", "student", "dfd")
 TITLES = {
     "teacher": "train the teacher on {} labelled images",
     "student": "train the plain student on {} labelled images",
-    "dfd": "train the same student under DFD on the same {} labelled images",
+    "inherit": "the same student, started with the teacher's neck and head",
+    "dfd": "the same start, now distilled by DFD",
 }
-# Seconds between two lines of progress where the output is no terminal.
+RUNS = tuple(TITLES)
+STEPS = len(RUNS) + 2
+# Seconds between two lines of progress, at the least, where the output is no terminal.
 LINE_EVERY = 10.0
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _PROGRESS = re.compile(r"eta: (.+?)  iter: (\d+)  total_loss: (\S+)")
@@ -182,7 +188,7 @@ def train(name: str, out: Path, overrides: list[str]) -> None:
     folder = out / name
     command = [sys.executable, relative("train_net.py"), "--config-file", relative(config(name))]
     command.append(override("train.output_dir", folder))
-    if name == "dfd":
+    if name in ("inherit", "dfd"):
         checkpoint = out / "teacher" / "model_final.pth"
         command.append(override("model.teacher.checkpoint", checkpoint))
     seconds = follow(command + overrides, TrainingState(folder))
@@ -211,23 +217,23 @@ def make_report(out: Path) -> str:
 
 
 def run(out: Path, data: str, overrides: list[str]) -> None:
-    """All five steps."""
+    """All the steps."""
     begin = time.monotonic()
-    say(f"[1/5] dataset: {data}, written on first use and used again")
+    say(f"[1/{STEPS}] dataset: {data}, written on first use and used again")
     overrides = [override("dataloader.train.dataset.root", Path(data)), *overrides]
     counts = prepare_data(overrides)
     keep_earlier(out)
     for number, name in enumerate(RUNS, start=2):
-        say(f"[{number}/5] {TITLES[name].format(counts[name])}")
+        say(f"[{number}/{STEPS}] {TITLES[name].format(counts[name])}")
         train(name, out, overrides)
-    say("[5/5] report: tables, loss curves, detections, disparity")
+    say(f"[{STEPS}/{STEPS}] report: tables, loss curves, detections, disparity")
     text = make_report(out)
     say(f"\nAll of it took {duration(time.monotonic() - begin)}.\n")
     say(text.rstrip())
 
 
 def run_or_explain(out: Path, data: str, overrides: list[str]) -> None:
-    """All five steps; what goes wrong becomes one line and exit code 1."""
+    """All the steps; what goes wrong becomes one line and exit code 1."""
     try:
         run(out, data, overrides)
     except (UserError, StepFailed) as error:
@@ -243,7 +249,7 @@ def main() -> None:
     add("--out", **path, default="output/demo", help="folder of the runs and the report")
     add("--data", **path, default="datasets/shapes", help="folder of the generated data")
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="given to all three trainings"
+        "overrides", nargs="*", metavar="key=value", help="given to all trainings"
     )
     args = parser.parse_intermixed_args()
     stop_on_signals()

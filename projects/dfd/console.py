@@ -67,17 +67,18 @@ def duration(seconds: float) -> str:
 
 
 class LiveLine:
-    """The state of what runs: one line that is redrawn on a terminal, else a new line at times."""
+    """The state of what runs: one line that is redrawn on a terminal, else a new line on news."""
 
     def __init__(self, *, line_every: float) -> None:
         """
         Args:
-            line_every: seconds between two lines where the output is no terminal.
+            line_every: seconds between two lines, at the least, where the output is no terminal.
         """
         self._terminal = sys.stdout.isatty()
         self._interval = _UPDATE_EVERY if self._terminal else line_every
         self._start = time.monotonic()
         self._shown = -float("inf")
+        self._state = ""
         self.elapsed = 0.0
 
     def update(self, state: str) -> None:
@@ -85,7 +86,9 @@ class LiveLine:
         self.elapsed = time.monotonic() - self._start
         if self.elapsed - self._shown < self._interval:
             return
-        self._shown = self.elapsed
+        if state == self._state and not self._terminal:
+            return
+        self._shown, self._state = self.elapsed, state
         text = f"      {duration(self.elapsed)}: {state}"
         if self._terminal:
             # The line must not wrap, or a carriage return would not reach its beginning.

@@ -88,29 +88,58 @@ def _class_table(runs: Sequence[Run]) -> list[list[str]]:
 
 
 def gains(runs: Sequence[Run]) -> list[str]:
-    """A sentence for every distilled run beside a plain one that is the same without a teacher."""
+    """A sentence for every two runs of which one is the other with one thing more, all else equal.
+
+    That is a teacher beside it, or a start from the teacher's weights, or both of them at once.
+    """
     sentences = []
-    for distilled, plain in itertools.product(runs, repeat=2):
-        if plain.distilled or not distilled.distilled or differences(plain, distilled):
+    for after, before in itertools.product(runs, repeat=2):
+        added = _added(before, after)
+        if added is None or differences(before, after):
             continue
-        inherited = ", ".join(distilled.cfg.model.get("inherit") or ())
-        start = f" and {inherited} initialised from the teacher's weights" if inherited else ""
-        before, after = (run.scores.get("AP", math.nan) for run in (plain, distilled))
+        without, with_it = (run.scores.get("AP", math.nan) for run in (before, after))
         sentences.append(
-            f'"{distilled.name}" is "{plain.name}" with a teacher beside it in training{start}, '
-            f"all else equal: AP {_number(before)} without, {_number(after)} with "
-            f"({_number(after - before, '+.1f')})."
+            f'"{after.name}" is "{before.name}" with {added}, all else equal: '
+            f"AP {_number(without)} without, {_number(with_it)} with "
+            f"({_number(with_it - without, '+.1f')})."
         )
     return sentences
 
 
-def differences(plain: Run, distilled: Run) -> list[str]:
-    """The keys in which a plain run was trained or tested otherwise than a distilled student.
+def _added(before: Run, after: Run) -> str | None:
+    """What of its teacher a run has that another lacks; None if nothing, or not that alone."""
+    if not after.distilled:
+        return None
+    parts = _inherited(after)
+    if before.distilled:
+        same = parts == _inherited(before) and _teacher(after) == _teacher(before)
+        if not same or _distils(before) or not _distils(after):
+            return None
+        return "a teacher beside it in training, from the same start"
+    teacher = ["a teacher beside it in training"] if _distils(after) else []
+    start = [f"{', '.join(parts)} initialised from the teacher's weights"] if parts else []
+    return " and ".join(teacher + start) or None
+
+
+def _distils(run: Run) -> bool:
+    return OmegaConf.select(run.cfg, "model.head.weight", default=1) != 0
+
+
+def _inherited(run: Run) -> list[str]:
+    return list(run.cfg.model.get("inherit") or ())
+
+
+def _teacher(run: Run) -> str | None:
+    return (run.summary.get("teacher") or {}).get("sha256")
+
+
+def differences(before: Run, after: Run) -> list[str]:
+    """The keys in which one run's student was trained or tested otherwise than another's.
 
     Every setting counts, and the number of training images, but for those in ``_FREE`` and what
     belongs to the distillation alone.
     """
-    return differing(_recipe(plain), _recipe(distilled))
+    return differing(_recipe(before), _recipe(after))
 
 
 def _recipe(run: Run) -> FlatSettings:
