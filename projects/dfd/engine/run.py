@@ -214,9 +214,7 @@ def train(
                 # Of a run that is made longer: it has not ended any more.
                 os.remove(os.path.join(output_dir, SUMMARY))
     results: dict[str, Any] = {}
-    hooks = build_hooks(
-        cfg, run.model, checkpointer, results, run.num_images, start, stop=stop
-    )
+    hooks = build_hooks(cfg, run.model, checkpointer, results, run.num_images, start, stop=stop)
     trainer.register_hooks(hooks)
     # Building a teacher and a head draws random numbers, and so does evaluating a teacher; a run
     # without them must see the same stream in training, or runs of one seed would differ by more
