@@ -12,6 +12,7 @@ from toys import build, make_batch
 
 from dfd.disparity import scale_features
 from dfd.engine.checks import check_same_start
+from dfd.engine.stop import StopRequest
 from dfd.errors import UserError
 from dfd.losses import DFDLoss, PKDLoss
 from dfd.processes import share_running_means
@@ -52,6 +53,10 @@ def part_of_statistics(rank, port, folder):
     found["starts"] = [start_of(weights, 3), start_of(weights, 3 * rank)]
     weights.bias.data += rank
     found["starts"].append(start_of(weights, 0))
+    stop = StopRequest()
+    found["stop"] = [stop.anywhere()]
+    stop.number = 15 * rank  # One of them alone is told to.
+    found["stop"].append(stop.anywhere())
     for kind in DENSE:
         found[kind] = steps_of_dense(kind, slice(rank, rank + 1))
     torch.save(found, f"{folder}/{rank}.pt")
@@ -145,6 +150,10 @@ def test_dense_detector_divides_by_the_positives_of_the_whole_batch(parts, kind)
         # As DistributedDataParallel, and the log, average.
         for a, b, expected in zip(*(part[1:] for part in ours), whole[1:], strict=True):
             torch.testing.assert_close((a + b) / 2, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_all_processes_know_that_one_was_told_to_stop(parts):
+    assert [part["stop"] for part in parts] == [[0, 15], [0, 15]]
 
 
 def test_processes_that_start_differently_are_refused(parts):
