@@ -5,7 +5,7 @@ The student is trained from scratch; from a start that takes the shapes that agr
 teacher (inheritance); and from that start under DFD. So what the start gives and what distillation
 gives are told apart.
 
-    python tools/demo.py [--out output/demo] [--data datasets/shapes] [key=value ...]
+    python tools/demo.py [--out output/demo] [--data datasets/demo_shapes] [key=value ...]
 
 Trailing key=value overrides go to all trainings. A folder of an earlier demonstration at
 --out is renamed, never overwritten; the data are kept and used again.
@@ -247,7 +247,7 @@ def main() -> None:
     path = {"type": os.path.expanduser}
     add = parser.add_argument
     add("--out", **path, default="output/demo", help="folder of the runs and the report")
-    add("--data", **path, default="datasets/shapes", help="folder of the generated data")
+    add("--data", **path, default="datasets/demo_shapes", help="folder of the generated data")
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="given to all trainings"
     )
