@@ -85,6 +85,12 @@ def make_data(folder: Path) -> dict[str, str]:
         "twice": {"categories": good["categories"] + good["categories"][:1]},
         "unknown": {"categories": good["categories"][:1]},
         "outside": {"annotations": outside},
+        "fraction": {"categories": [{**c, "id": c["id"] + 0.5} for c in good["categories"]]},
+        "nameless": {"categories": [{**c, "name": None} for c in good["categories"]]},
+        "crowd": {"annotations": [{**item, "iscrowd": "some"} for item in good["annotations"]]},
+        "no_id": {"images": [{**image, "id": None} for image in good["images"]]},
+        "same_id": {"images": good["images"] + [{**good["images"][0], "id": "1"}]},
+        "no_size": {"images": [{**i, "width": 0, "file_name": "x"} for i in good["images"]]},
     }.items():
         (folder / f"{name}.json").write_text(json.dumps(good | change))
     (folder / "list.json").write_text("[]")

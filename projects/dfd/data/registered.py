@@ -66,10 +66,10 @@ def registered_name(node: Any) -> str:
 def dataset_dicts(*, dataset: str, filter_empty: bool = True) -> list[dict]:
     """The records of a registered dataset, in detectron2's format.
 
-    A dataset that none of this package's readers registered is checked every time and reported in
-    the log once per process. Its degenerate boxes are left out of the records: detectron2's mapper
-    would drop them without a word. A box that leaves its image is counted and left to the mapper,
-    which clips it. Rotated boxes are not checked.
+    A dataset that none of this package's readers registered is checked every time, its values read
+    as those of our readers, and reported in the log once per process. Its degenerate boxes are left
+    out of the records: detectron2's mapper would drop them without a word. A box that leaves its
+    image is counted and left to the mapper, which clips it. Rotated boxes need only be finite.
 
     Args:
         dataset: a registered name.

@@ -29,6 +29,7 @@ FILE_SIZE = "image sizes taken from the files"
 IDS_CONVERTED = "image ids converted, of several kinds"
 
 _FLAGS = {"": 0, "null": 0, "none": 0, "false": 0, "true": 1}
+_MOST = 2**31  # Pixels of a side, for every library that reads images.
 _MISSING = object()
 
 
@@ -45,10 +46,10 @@ def as_flag(value: Any) -> int | None:
 
 def as_size(width: Any, height: Any, tally: Tally, where: str) -> tuple[int, int] | None:
     """Width and height in whole pixels, None if they are not two positive numbers."""
-    if type(width) is type(height) is int and width > 0 and height > 0:
+    if type(width) is type(height) is int and 0 < width < _MOST and 0 < height < _MOST:
         return width, height
     size = as_whole(width), as_whole(height)
-    if any(side is None or side <= 0 for side in size):
+    if any(side is None or not 0 < side < _MOST for side in size):
         return None
     if isinstance(width, str) or isinstance(height, str):
         tally.add(TEXT_SIZE, where)
