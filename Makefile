@@ -1,6 +1,8 @@
 VENV ?= .venv
 # Empty: the first Python 3.10 to 3.14 on PATH.
 PYTHON ?=
+# Processes that run the tests side by side, each on one core.
+WORKERS ?= 2
 # Of the study: the folder of BCCD in Pascal VOC form.
 BCCD ?=
 
@@ -23,7 +25,7 @@ study: setup
 	"$(VENV)/bin/python" tools/study.py --bccd "$(BCCD)"
 
 test: setup
-	"$(VENV)/bin/python" -m pytest
+	OMP_NUM_THREADS=1 "$(VENV)/bin/python" -m pytest -n $(WORKERS) --dist loadscope
 
 lint: setup
 	"$(VENV)/bin/python" -m ruff check .

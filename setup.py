@@ -26,5 +26,5 @@ setup(
         "tensorboard",
         "timm>=1.0.20,<1.1",  # Private parts of it are used.
     ],
-    extras_require={"cluster": ["submitit"], "dev": ["pytest", "ruff"]},
+    extras_require={"cluster": ["submitit"], "dev": ["pytest", "pytest-xdist", "ruff"]},
 )

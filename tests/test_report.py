@@ -190,9 +190,9 @@ def test_start_and_distillation_are_told_apart(folders):
     start.cfg.model.head.weight = 0
     runs = [plain, start, distilled]
     assert [text.partition(", all else")[0] for text in gains(runs)] == [
-        '"start" is "plain" with fpn_output initialised from the teacher\'s weights',
-        '"dfd" is "plain" with a teacher beside it in training and fpn_output initialised from the '
-        "teacher's weights",
+        '"start" is "student" with fpn_output initialised from the teacher\'s weights',
+        '"dfd" is "student" with a teacher beside it in training and fpn_output initialised from '
+        "the teacher's weights",
         '"dfd" is "start" with a teacher beside it in training, from the same start',
     ]
     # Of another start, of another teacher, or with nothing of the teacher's.

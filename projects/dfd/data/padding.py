@@ -136,7 +136,7 @@ class MarkPadding:
         """
         self.applied.clear()
         mapped = self.mapper(record)
-        if mapped is None or mapped.get("valid") is not None:
+        if not isinstance(mapped, dict) or mapped.get("valid") is not None:
             return mapped
         masks = [(real_pixels(*applied), applied) for applied in self.applied]
         if all(mask is None for mask, _ in masks):
