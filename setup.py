@@ -24,7 +24,7 @@ setup(
         "scipy",
         "shapely",  # fvcore crops polygons with it.
         "tensorboard",
-        "timm>=1.0.20,<1.1",  # Private parts of it are used.
+        "timm>=1.0.31,<1.1",  # Private parts of it are used; 1.0.20 fails.
     ],
     extras_require={"cluster": ["submitit"], "dev": ["pytest", "pytest-xdist", "ruff"]},
 )

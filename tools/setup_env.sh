@@ -11,7 +11,7 @@ made=$venv/.dfd-made             # this script made the environment, so it may r
 stamp=$venv/.dfd-stamp           # written last, removed first
 own_detectron2=$venv/.dfd-detectron2
 packages=(
-    torch torchvision 'timm<1.1' 'numpy>=1.26' setuptools opencv-python-headless omegaconf hydra-core iopath
+    torch torchvision 'timm>=1.0.31,<1.1' 'numpy>=1.26' setuptools opencv-python-headless omegaconf hydra-core iopath
     fvcore yacs pycocotools tabulate termcolor cloudpickle tqdm tensorboard matplotlib packaging
     safetensors scipy shapely submitit black pytest pytest-xdist ruff
 )
