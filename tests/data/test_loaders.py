@@ -1,7 +1,9 @@
 """The loaders see the same images for the same seed; the evaluator measures what they load."""
 
 import json
+import multiprocessing
 import os
+import sys
 from pathlib import Path
 
 import cv2
@@ -52,6 +54,25 @@ def batches(name, steps=8, disturb=False, **more):
         if disturb:
             np.random.rand(5), torch.rand(3)
     return result
+
+
+@pytest.fixture
+def servers_start_processes():
+    """As in Python 3.14 by default."""
+    before = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("forkserver", force=True)
+    yield
+    multiprocessing.set_start_method(before, force=True)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere workers never were forked")
+def test_workers_are_forked_in_every_python(tmp_path, servers_start_processes):
+    name = coco_json(**write_mixed_coco(tmp_path))
+    # Which another process than a forked one cannot have.
+    mapper = lambda record: {"image_id": record["image_id"]}  # noqa: E731
+    trained = build_train_loader(dataset=name, mapper=mapper, total_batch_size=1, num_workers=1)
+    tested = build_test_loader(dataset=name, mapper=mapper, num_workers=1)
+    assert next(iter(trained)) and next(iter(tested))
 
 
 @pytest.mark.parametrize("grouping", [True, False])

@@ -10,6 +10,7 @@ import itertools
 import logging
 import os
 import random
+import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -97,7 +98,7 @@ def build_train_loader(
         kinds = [record["width"] > record["height"] for record in records]
     generator = torch.Generator()
     generator.manual_seed(seed)
-    return DataLoader(
+    loader = DataLoader(
         _SeededMap(DatasetFromList(records, copy=False), MarkPadding(mapper), seed),
         batch_sampler=_BatchSampler(
             TrainingSampler(len(records), seed=seed), total_batch_size // world, kinds
@@ -107,6 +108,7 @@ def build_train_loader(
         # Of the workers' own seeds, which nothing depends on: not a draw from the run's stream.
         generator=generator,
     )
+    return _with_forked_workers(loader)
 
 
 def skip_batches(loader: Any, count: int) -> bool:
@@ -145,7 +147,19 @@ def build_test_loader(
     if getattr(mapper, "is_train", False):  # Labels are wanted, for a loss on test data.
         records = fit_to_mapper(records, mapper, dataset, filter_empty=False)
     images = MapDataset(DatasetFromList(records, copy=False), ReadableMapper(MarkPadding(mapper)))
-    return build_detection_test_loader(images, mapper=None, num_workers=num_workers)
+    loader = build_detection_test_loader(images, mapper=None, num_workers=num_workers)
+    return _with_forked_workers(loader)
+
+
+def _with_forked_workers(loader: DataLoader) -> DataLoader:
+    """On Linux, let a loader's workers be forked, as before Python 3.14.
+
+    That starts them by a server process instead: each imports everything anew, for seconds, cannot
+    have a mapper that does not pickle, and takes part in no run that a signal has stopped.
+    """
+    if loader.num_workers and sys.platform == "linux":
+        loader.multiprocessing_context = "fork"
+    return loader
 
 
 def build_evaluator(
