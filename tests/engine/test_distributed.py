@@ -9,7 +9,7 @@ import time
 
 import pytest
 import torch
-from commands import ENV, command, free_port, run
+from commands import ENV, forked, free_port, run
 from detectron2.engine import default_argument_parser
 from plain import write_rectangles
 
@@ -117,7 +117,7 @@ def place_of(detection):
 
 def test_evaluation_in_training_is_of_the_weights_that_are_saved(data, configs, tmp_path):
     """Batch norms of two processes have seen different images."""
-    result = command(
+    result = forked(
         configs["plain"],
         "--num-gpus=2",
         *data,
@@ -147,7 +147,7 @@ def seconds_since_failure(result):
 
 
 def test_killed_process_ends_the_run_and_is_named(data, configs, tmp_path):
-    result = command(
+    result = forked(
         configs["plain"],
         "--num-gpus=2",
         *data,
