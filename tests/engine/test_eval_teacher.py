@@ -4,7 +4,8 @@ import json
 
 import pytest
 import torch
-from commands import forked, run
+from commands import run
+from forked import forked
 from toys import build, make_batch
 
 from dfd import FrozenTeacher

@@ -6,8 +6,9 @@ import sys
 
 import pytest
 import torch
-from commands import forked, run
+from commands import run
 from detectron2.checkpoint import DetectionCheckpointer
+from forked import forked
 from run_files import assert_same, read_metrics
 from toys import build
 

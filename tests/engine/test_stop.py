@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import ENV, forked, free_port, load_tool, run
+from commands import ENV, free_port, load_tool, run
+from forked import forked
 from plain import write_rectangles
 from torch.utils.data import DataLoader
 

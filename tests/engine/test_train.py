@@ -9,7 +9,8 @@ import textwrap
 
 import pytest
 import torch
-from commands import ENV, command, forked, run
+from commands import ENV, command, run
+from forked import forked
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from toys import build, make_batch
 
