@@ -3,7 +3,9 @@
 import functools
 import multiprocessing
 import os
+import runpy
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -31,12 +33,48 @@ def forked(config, *arguments, env=None):
     return subprocess.CompletedProcess(arguments, process.exitcode, *said)
 
 
-def _launch(arguments, env, paths):
+class Started:
+    """``python script arguments`` so: what is used of a subprocess.Popen with one pipe."""
+
+    def __init__(self, command):
+        with tempfile.TemporaryDirectory() as folder:
+            pipe = Path(folder) / "pipe"
+            os.mkfifo(pipe)
+            self._process = SERVER.Process(target=_run_script, args=(command[1:], pipe))
+            self._process.start()
+            self.stdout = open(pipe)  # Once the process has opened it too.
+
+    def poll(self):
+        return self._process.exitcode
+
+    def wait(self):
+        self._process.join()
+        return self._process.exitcode
+
+    returncode = property(poll)
+
+    def communicate(self):
+        text = self.stdout.read()
+        self.wait()
+        return text, None
+
+
+def _run_script(arguments, pipe):
+    _begin([pipe, pipe])
+    sys.argv = arguments
+    runpy.run_path(arguments[0], run_name="__main__")
+
+
+def _begin(outputs):
     os.setsid()
-    os.environ.update(env)
-    for number, path in enumerate(paths, start=1):
+    for number, path in enumerate(outputs, start=1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     torch.set_num_threads(1)
+
+
+def _launch(arguments, env, paths):
+    _begin(paths)
+    os.environ.update(env)
     multiple = torch.multiprocessing
     multiple.start_processes = functools.partial(multiple.start_processes, start_method="fork")
     parser = argument_parser()
