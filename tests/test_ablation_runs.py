@@ -1,11 +1,11 @@
 """Runs of an ablation: made, skipped, refused and ended, with a stand-in for training."""
 
 import csv
-import dataclasses
 import fcntl
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -23,6 +23,7 @@ from dfd.ablation import launch as launch_module
 from dfd.ablation.launch import environments, make_jobs
 from dfd.ablation.runs import locked
 from dfd.console import Interrupted, end, start
+from dfd.engine import argument_parser, main
 from dfd.errors import UserError
 
 
@@ -445,22 +446,18 @@ def test_a_killed_training_ends_as_one_that_was_not(ablation, tmp_path, monkeypa
         for split, (name, count) in splits.items()
         for text in write_rectangles(tmp_path, name, count, seed=count)
     ]
-    states = []
-    for name in ("killed", "straight"):
-        folder = tmp_path / name
-        folder.mkdir()
-        script = folder / "train.py"
-        script.write_text(KILLED_ONCE)
-        given = ablation(values=(5,), seeds=(3,), overrides=data)
-        given = dataclasses.replace(given, script=script)
-        if name == "killed":
-            (folder / "kill").touch()
-            assert [outcome.status for outcome in given.execute()] == ["failed"]
-            assert not (folder / "kill").exists()
-        assert [outcome.status for outcome in given.execute()] == ["done"]
-        states.append(load_tool("kill_resume").state(given.runs[0].folder))
-        given.out.rename(folder / "out")
-    assert load_tool("kill_resume").differences(*states, "run") == []
+    given = ablation(values=(5,), seeds=(3,), overrides=data)
+    given.script.write_text(KILLED_ONCE)
+    (tmp_path / "kill").touch()
+    assert [outcome.status for outcome in given.execute()] == ["failed"]
+    assert not (tmp_path / "kill").exists()
+    assert [outcome.status for outcome in given.execute()] == ["done"]
+    state, folder = load_tool("kill_resume").state, given.runs[0].folder
+    killed = state(folder)
+    shutil.rmtree(given.out)
+    settings = ["train.max_iter=5", "train.seed=3", f"train.output_dir={folder}"]
+    main(argument_parser().parse_args(["--config-file", CONFIG, *data, *settings]))
+    assert load_tool("kill_resume").differences(killed, state(folder), "run") == []
 
 
 def test_processes_share_the_machine(monkeypatch):

@@ -132,25 +132,25 @@ def test_trainings_that_fail_are_told_and_continued(ablate, tmp_path, monkeypatc
         *(f"dataloader.{split}.{o}" for split, opts in splits.items() for o in opts),
     ]
     with pytest.raises(SystemExit) as stop:
-        ablate(*arguments, "--seeds", "0")
+        ablate(*arguments, "--seeds", "1")
     assert stop.value.code == 1
     said = capsys.readouterr()
     error = f"model.teacher.checkpoint: no such file: {teacher}"
-    assert said.err == f"failed: dfd, seed 0: {error} ({out / 'dfd' / 'seed_0.log'})\n"
+    assert said.err == f"failed: dfd, seed 1: {error} ({out / 'dfd' / 'seed_1.log'})\n"
     assert "| plain | 1 |" in said.out and "| dfd | 0 | – |" in said.out
-    plain = out / "plain" / "seed_0" / "summary.json"
+    plain = out / "plain" / "seed_1" / "summary.json"
     before = plain.stat().st_mtime_ns
 
     torch.manual_seed(0)
     torch.save({"model": instantiate(faster_rcnn_config(channels=12)).state_dict()}, teacher)
-    ablate(*arguments, "--seeds", "0:2")
+    ablate(*arguments, "--seeds", "1")
     said = capsys.readouterr()
-    assert said.err == "" and "4 runs, 1 of them done before" in said.out
-    assert "| plain | 2 |" in said.out and "| dfd | 2 |" in said.out and " of 2 |" in said.out
+    assert said.err == "" and "2 runs, 1 of them done before" in said.out
+    assert "| plain | 1 |" in said.out and "| dfd | 1 |" in said.out and " of 1 |" in said.out
     assert plain.stat().st_mtime_ns == before
     with open(out / "results.csv") as f:
         rows = list(csv.DictReader(f))
-    assert [row["seed"] for row in rows] == ["0", "0", "1", "1"]
+    assert [row["seed"] for row in rows] == ["1", "1"]
     assert {row["status"] for row in rows} == {"done"}
     for row in rows:
         folder = out / row["cell"] / f"seed_{row['seed']}"

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from coco_files import write_coco
+from forked import forked
 from torch.nn.parallel import DistributedDataParallel
 from toys import build, make_batch
 
@@ -182,15 +183,18 @@ def test_resumed_run_ends_as_it_would_have(device, arguments, tmp_path):
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda(2))])
 def test_two_processes(device, arguments, tmp_path):
     """By nccl on CUDA, by gloo on the CPU."""
-    path = os.pathsep.join(filter(None, ["tests", os.environ.get("PYTHONPATH")]))
     settings = [f"train.device={device}", f"train.output_dir={tmp_path}", "train.max_iter=2"]
     settings += ["model.head.criterion.sync_statistics=True"]
-    result = subprocess.run(
-        [sys.executable, "train_net.py", "--num-gpus", "2", *arguments, *settings],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-    )
+    if device == "cpu":
+        result = forked(arguments[1], "--num-gpus=2", *arguments[2:], *settings)
+    else:
+        path = os.pathsep.join(filter(None, ["tests", os.environ.get("PYTHONPATH")]))
+        result = subprocess.run(
+            [sys.executable, "train_net.py", "--num-gpus", "2", *arguments, *settings],
+            capture_output=True,
+            text=True,
+            env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        )
     assert result.returncode == 0, result.stderr[-3000:]
     assert {"model_final.pth", "log.txt.rank1"} <= set(os.listdir(tmp_path))
 

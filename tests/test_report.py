@@ -14,6 +14,7 @@ import pytest
 import torch
 from coco_files import write_coco
 from detectron2.config import LazyConfig
+from forked import Started
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from toys import build
@@ -307,12 +308,20 @@ def test_report_fails_in_one_line(tmp_path):
     assert not (tmp_path / "r.html").exists()
 
 
-def test_demo_runs_from_data_to_report(tmp_path):
+@pytest.fixture
+def demo():
+    spec = importlib.util.spec_from_file_location("demo", "tools/demo.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_demo_runs_from_data_to_report(demo, tmp_path, capsys, monkeypatch):
     out, shapes = tmp_path / "demo", tmp_path / "shapes"
     (out / "teacher").mkdir(parents=True)
     (out / "teacher" / "earlier").touch()
     overrides = [
-        "train.max_iter=2",
+        "train.max_iter=1",
         "train.device=cpu",
         "train.disparity_images.num_images=1",
         "dataloader.train.dataset.image_size=64",
@@ -323,22 +332,17 @@ def test_demo_runs_from_data_to_report(tmp_path):
         "dataloader.train.num_workers=0",
         "dataloader.test.num_workers=0",
     ]
-    result = tool("demo", "--out", out, "--data", shapes, *overrides)
-    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
-    lines = result.stdout.splitlines()
+    monkeypatch.setattr(demo, "start", Started)
+    monkeypatch.setattr(demo, "stop_on_signals", lambda: None)
+    arguments = ["--out", out, "--data", shapes, *overrides]
+    monkeypatch.setattr("sys.argv", ["demo.py", *map(str, arguments)])
+    demo.main()
+    lines = capsys.readouterr().out.splitlines()
     assert [line[:5] for line in lines if line.startswith("[")] == [f"[{i}/6]" for i in range(1, 7)]
     assert lines[-1] == f"report: {out / 'report.html'}"
     assert (out / "report.html").stat().st_size > 10_000
     assert (tmp_path / "demo-1" / "teacher" / "earlier").exists()
     assert sum(line.lstrip().startswith("$ ") for line in lines) == 5
-
-
-@pytest.fixture
-def demo():
-    spec = importlib.util.spec_from_file_location("demo", "tools/demo.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_demo_shows_what_a_failed_training_said_last(demo, tmp_path, capsys):

@@ -1,34 +1,35 @@
 """The study's command and lists of methods; the runs themselves are those of tools/ablate.py."""
 
-import os
-import subprocess
-import sys
+import runpy
 
 import pytest
 
 
-def tool(name, *arguments):
-    return subprocess.run(
-        [sys.executable, f"tools/{name}.py", *arguments],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+@pytest.fixture
+def tool(monkeypatch):
+    """``tools/<name>.py`` in this process."""
+    monkeypatch.setattr("dfd.console.stop_on_signals", lambda: None)
+
+    def call(name, *arguments):
+        monkeypatch.setattr("sys.argv", [f"{name}.py", *map(str, arguments)])
+        runpy.run_path(f"tools/{name}.py", run_name="__main__")
+
+    return call
 
 
 @pytest.mark.parametrize("setting", ["bccd", "shapes"])
-def test_every_method_is_a_cell_and_its_settings_exist(setting, tmp_path):
+def test_every_method_is_a_cell_and_its_settings_exist(tool, setting, tmp_path, capsys):
     folder = f"configs/study_{setting}"
-    arguments = ["--config-file", f"{folder}/dfd.py", "--out", str(tmp_path / "out"), "--list"]
-    process = tool("ablate", f"@{folder}/methods.txt", "--seeds", "1:6", *arguments)
-    assert process.returncode == 0, process.stderr
-    assert process.stdout.startswith("40 runs: 8 cells")
+    arguments = ["--config-file", f"{folder}/dfd.py", "--out", tmp_path / "out", "--list"]
+    tool("ablate", f"@{folder}/methods.txt", "--seeds", "1:6", *arguments)
+    said = capsys.readouterr().out
+    assert said.startswith("40 runs: 8 cells")
     for method in ("none", "inherit", "mimic", "cwd", "pkd", "mgd", "fgd", "dfd"):
-        assert f"\n{method} (" in process.stdout
+        assert f"\n{method} (" in said
 
 
-def test_missing_data_are_told_before_anything_is_trained(tmp_path):
-    process = tool("study", "--bccd", str(tmp_path / "absent"), "--out", str(tmp_path / "out"))
-    assert process.returncode == 1
-    assert process.stderr.splitlines()[-1].startswith(f"error: --bccd {tmp_path / 'absent'}: no")
+def test_missing_data_are_told_before_anything_is_trained(tool, tmp_path):
+    with pytest.raises(SystemExit) as stop:
+        tool("study", "--bccd", tmp_path / "absent", "--out", tmp_path / "out")
+    assert str(stop.value).startswith(f"error: --bccd {tmp_path / 'absent'}: no")
     assert not (tmp_path / "out").exists()

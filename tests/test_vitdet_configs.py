@@ -271,8 +271,8 @@ def test_recipe_trains_a_step_and_evaluates_at_128_pixels(name):
     windows = [f"{net}.window_size=4", f"{net}.act_checkpoint=True"]
     cfg = offline(f"vitdet/{name}", "vit.img_size=128", *windows)
     # Less to look at, or most of the time goes into the heads.
-    cfg.model.student.roi_heads.batch_size_per_image = 32
-    cfg.model.student.proposal_generator.post_nms_topk = [50, 50]
+    cfg.model.student.roi_heads.batch_size_per_image = 4
+    cfg.model.student.proposal_generator.post_nms_topk = [4, 4]
     torch.manual_seed(0)
     model = instantiate(cfg.model)
     optimizer = build_optimizer(cfg, model)

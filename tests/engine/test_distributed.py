@@ -6,11 +6,13 @@ import re
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from commands import ENV, command, free_port, run
+from commands import ENV, free_port, run
 from detectron2.engine import default_argument_parser
+from forked import forked
 from plain import write_rectangles
 
 from dfd.engine.launch import check_flags, find_place, read_device
@@ -88,19 +90,11 @@ def test_two_processes_make_of_half_the_batch_what_one_makes_of_the_whole(
 def test_srun_evaluates_every_image_once_and_as_one_process_does(whole, data, configs, tmp_path):
     port = free_port()
     flags = ["--eval-only", *data, f"train.init_checkpoint={whole}/model_final.pth"]
-    arguments = ["--config-file", configs["plain"], *flags, f"train.output_dir={tmp_path}"]
-    tasks = [
-        subprocess.Popen(
-            [sys.executable, "train_net.py", *arguments],
-            stdout=subprocess.PIPE,
-            text=True,
-            env=ENV | slurm(rank, port),
-        )
-        for rank in range(2)
-    ]
-    outputs = [task.communicate()[0] for task in tasks]
-    assert [task.returncode for task in tasks] == [0, 0]
-    assert f"copypaste: {metrics(whole)[-1]['bbox/AP']:.4f}" in outputs[0]
+    arguments = [configs["plain"], *flags, f"train.output_dir={tmp_path}"]
+    with ThreadPoolExecutor(2) as pool:
+        tasks = list(pool.map(lambda i: forked(*arguments, env=slurm(i, port)), range(2)))
+    assert [task.returncode for task in tasks] == [0, 0], tasks[0].stderr[-3000:]
+    assert f"copypaste: {metrics(whole)[-1]['bbox/AP']:.4f}" in tasks[0].stdout
     found, expected = (
         json.loads((folder / "coco_instances_results.json").read_text())
         for folder in (tmp_path, whole)
@@ -117,7 +111,7 @@ def place_of(detection):
 
 def test_evaluation_in_training_is_of_the_weights_that_are_saved(data, configs, tmp_path):
     """Batch norms of two processes have seen different images."""
-    result = command(
+    result = forked(
         configs["plain"],
         "--num-gpus=2",
         *data,
@@ -147,7 +141,7 @@ def seconds_since_failure(result):
 
 
 def test_killed_process_ends_the_run_and_is_named(data, configs, tmp_path):
-    result = command(
+    result = forked(
         configs["plain"],
         "--num-gpus=2",
         *data,

@@ -4,7 +4,8 @@ import json
 
 import pytest
 import torch
-from commands import command, run
+from commands import run
+from forked import forked
 from toys import build, make_batch
 
 from dfd import FrozenTeacher
@@ -230,7 +231,7 @@ def test_bound_given_as_a_fraction_is_refused(given, configs, capsys, tmp_path):
 
 def test_every_process_knows_the_teachers_ap(given, configs, tmp_path):
     """The evaluator gives it to the main one alone; the others would stop, or never notice."""
-    result = command(
+    result = forked(
         configs["dfd"],
         "--num-gpus=2",
         *given,

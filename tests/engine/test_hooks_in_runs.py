@@ -6,8 +6,9 @@ import sys
 
 import pytest
 import torch
-from commands import command, run
+from commands import run
 from detectron2.checkpoint import DetectionCheckpointer
+from forked import forked
 from run_files import assert_same, read_metrics
 from toys import build
 
@@ -186,7 +187,7 @@ def test_hooks_may_begin_in_a_continued_run(whole, data, configs, tmp_path):
 
 
 def test_two_processes_stop_together(data, configs, tmp_path):
-    result = command(
+    result = forked(
         configs["student"],
         "--num-gpus=2",
         *data,

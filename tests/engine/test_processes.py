@@ -7,7 +7,9 @@ import torch
 import torch.distributed as dist
 from commands import free_port
 from detectron2.utils.events import EventStorage
+from forked import SERVER
 from torch import nn
+from torch.multiprocessing import start_processes
 from toys import build, make_batch
 
 from dfd.disparity import scale_features
@@ -110,7 +112,8 @@ CRITERIA = {
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory):
     folder = tmp_path_factory.mktemp("parts")
-    torch.multiprocessing.spawn(part_of_statistics, (free_port(), str(folder)), nprocs=2)
+    arguments = free_port(), str(folder)
+    start_processes(part_of_statistics, arguments, nprocs=2, start_method=SERVER.get_start_method())
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from commands import ENV, free_port, load_tool, run
+from forked import forked
 from plain import write_rectangles
 from torch.utils.data import DataLoader
 
@@ -198,15 +199,11 @@ def test_system_without_these_signals_and_resource_is_no_error(name, monkeypatch
         assert signal.SIGTERM in (module.SIGNALS if name == "console" else module.STOP_SIGNALS)
 
 
-def launch(launcher, config, *arguments):
-    train = ["train_net.py", "--config-file", config]
-    if launcher == "torchrun":
-        torchrun = ["-m", "torch.distributed.run", "--nproc_per_node=2"]
-        train = [*torchrun, f"--master_port={free_port()}", *train]
-    else:
-        train.append("--num-gpus=2")
+def torchrun(config, *arguments):
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node=2"]
+    train = [f"--master_port={free_port()}", "train_net.py", "--config-file", config]
     return subprocess.run(
-        [sys.executable, *train, *arguments],
+        [sys.executable, *launcher, *train, *arguments],
         capture_output=True,
         text=True,
         env=ENV,
@@ -214,24 +211,28 @@ def launch(launcher, config, *arguments):
     )
 
 
-def test_all_processes_stop_after_one_step_and_go_on_together(data, configs, tmp_path):
-    settings = [*data, "train.max_iter=8", "train.checkpointer.period=100"]
-    folders = [tmp_path / name for name in ("straight", "stopped", "torchrun")]
-    outputs = [f"train.output_dir={folder}" for folder in folders]
-    stop = ["+dataloader.train.mapper.how=stop", "+dataloader.train.mapper.at=9"]
-    workers = "dataloader.train.num_workers=1"
-    torchrun = launch("torchrun", configs["plain"], *settings, *stop, workers, outputs[2])
-    assert "stopped by SIGTERM" in torchrun.stderr, torchrun.stderr[-3000:]
-    assert len(names(folders[2])) == 1
+STOP = ["+dataloader.train.mapper.how=stop", "+dataloader.train.mapper.at=9"]
 
-    stopped = launch("--num-gpus", configs["plain"], *settings, *stop, outputs[1])
-    assert stopped.returncode == EXIT_STOPPED, stopped.stderr[-3000:]
-    assert "error" not in stopped.stderr and "Traceback" not in stopped.stderr
-    (name,) = names(folders[1])
-    assert 0 < torch.load(folders[1] / name, weights_only=True)["iteration"] < 7
+
+def test_all_processes_stop_after_one_step_and_go_on_together(data, configs, tmp_path):
+    settings = ["--num-gpus=2", *data, "train.max_iter=8", "train.checkpointer.period=100"]
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    result = forked(configs["plain"], *settings, *STOP, f"train.output_dir={stopped}")
+    assert result.returncode == EXIT_STOPPED, result.stderr[-3000:]
+    assert "error" not in result.stderr and "Traceback" not in result.stderr
+    (name,) = names(stopped)
+    assert 0 < torch.load(stopped / name, weights_only=True)["iteration"] < 7
     ends = [
-        launch("--num-gpus", configs["plain"], *settings, outputs[0]),
-        launch("--num-gpus", configs["plain"], "--resume", *settings, outputs[1]),
+        forked(configs["plain"], *settings, f"train.output_dir={straight}"),
+        forked(configs["plain"], "--resume", *settings, f"train.output_dir={stopped}"),
     ]
     assert [end.returncode for end in ends] == [0, 0], ends[1].stderr[-3000:]
-    assert_same(*folders[:2])
+    assert_same(stopped, straight)
+
+
+def test_processes_and_loaders_of_torchrun_stop_too(data, configs, tmp_path):
+    settings = ["train.max_iter=8", "train.checkpointer.period=100"]
+    settings += ["dataloader.train.num_workers=1", f"train.output_dir={tmp_path}"]
+    result = torchrun(configs["plain"], *data, *settings, *STOP)
+    assert "stopped by SIGTERM" in result.stderr, result.stderr[-3000:]
+    assert len(names(tmp_path)) == 1

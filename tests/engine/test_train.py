@@ -10,6 +10,7 @@ import textwrap
 import pytest
 import torch
 from commands import ENV, command, run
+from forked import forked
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from toys import build, make_batch
 
@@ -271,7 +272,7 @@ def test_two_processes_train_evaluate_and_agree_on_the_end(runs, data, configs, 
 
 
 def test_error_under_two_processes_is_one_line(data, configs, tmp_path):
-    result = command(configs["dfd"], "--num-gpus=2", *data, f"train.output_dir={tmp_path}")
+    result = forked(configs["dfd"], "--num-gpus=2", *data, f"train.output_dir={tmp_path}")
     assert result.returncode == 1
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1

@@ -1,0 +1,82 @@
+"""train_net.py in processes that need not import anything first, which takes them longest."""
+
+import functools
+import multiprocessing
+import os
+import runpy
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+from dfd.engine import argument_parser, launch, main
+
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["pytest", "dfd.engine"])
+
+
+def forked(config, *arguments, env=None):
+    """``python train_net.py --config-file config arguments``: the finished process.
+
+    It leaves a server that has imported what it needs, has a session of its own, and forks the
+    processes of --num-gpus where train_net.py would spawn them. For the CPU alone.
+    """
+    arguments = ["--config-file", config, *map(str, arguments)]
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder) / name for name in ("out", "err")]
+        process = SERVER.Process(target=_launch, args=(arguments, env or {}, paths))
+        process.start()
+        process.join()
+        said = [path.read_text() for path in paths]
+    return subprocess.CompletedProcess(arguments, process.exitcode, *said)
+
+
+class Started:
+    """``python script arguments`` so: what is used of a subprocess.Popen with one pipe."""
+
+    def __init__(self, command):
+        with tempfile.TemporaryDirectory() as folder:
+            pipe = Path(folder) / "pipe"
+            os.mkfifo(pipe)
+            self._process = SERVER.Process(target=_run_script, args=(command[1:], pipe))
+            self._process.start()
+            self.stdout = open(pipe)  # Once the process has opened it too.
+
+    def poll(self):
+        return self._process.exitcode
+
+    def wait(self):
+        self._process.join()
+        return self._process.exitcode
+
+    returncode = property(poll)
+
+    def communicate(self):
+        text = self.stdout.read()
+        self.wait()
+        return text, None
+
+
+def _run_script(arguments, pipe):
+    _begin([pipe, pipe])
+    sys.argv = arguments
+    runpy.run_path(arguments[0], run_name="__main__")
+
+
+def _begin(outputs):
+    os.setsid()
+    for number, path in enumerate(outputs, start=1):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    torch.set_num_threads(1)
+
+
+def _launch(arguments, env, paths):
+    _begin(paths)
+    os.environ.update(env)
+    multiple = torch.multiprocessing
+    multiple.start_processes = functools.partial(multiple.start_processes, start_method="fork")
+    parser = argument_parser()
+    parser.set_defaults(dist_url="auto")
+    launch(main, parser.parse_args(arguments))
