@@ -1,7 +1,10 @@
+import copy
+import functools
 from pathlib import Path
 
 import pytest
 from coco_files import write_coco
+from detectron2.config import LazyConfig
 
 
 @pytest.fixture(scope="session")
@@ -17,3 +20,20 @@ def data(tmp_path_factory):
 def configs():
     """Paths of the toy configs by name; teacher, student and dfd belong together."""
     return {path.stem: str(path) for path in Path("tests/engine/configs").glob("*.py")}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def configs_loaded_once(configs):
+    """Every run has a copy of its toy config, which does not change: loading takes its time."""
+    load = LazyConfig.load
+    once = functools.cache(load)
+    paths = {str(Path(path).resolve()) for path in configs.values()}
+
+    def load_or_copy(filename, *args, **kwargs):
+        if args or kwargs or str(Path(filename).resolve()) not in paths:
+            return load(filename, *args, **kwargs)
+        return copy.deepcopy(once(str(Path(filename).resolve())))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LazyConfig, "load", staticmethod(load_or_copy))
+        yield
