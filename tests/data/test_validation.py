@@ -550,14 +550,101 @@ def test_class_names_of_other_code(read, tmp_path, names):
         class_names(name)
 
 
-def test_a_json_that_other_code_names_is_the_ground_truth_only_where_it_fits(read, tmp_path):
-    for data, same in ((content(), True), (change(area="80"), False), (change_image(id=5), False)):
-        path = tmp_path / "named.json"
-        path.write_text(json.dumps(data))
-        name = read("records", records(tmp_path))
-        MetadataCatalog.get(name).json_file = str(path)
-        assert (dataset_report(name).ground_truth == str(path)) is same
-        assert evaluate(name)["bbox"]["AP"] == pytest.approx(100)
+@pytest.mark.parametrize(
+    "data, same",
+    [
+        (content(), True),
+        (change(area="80"), False),
+        (change_image(id=5), False),
+        (change(bbox=[3, 2, 10, 8]), False),
+        (change(category_id=2), False),
+        (change(iscrowd=1), False),
+        ({**content(), "annotations": content()["annotations"][1:]}, False),
+        ({**content(), "categories": [{"id": 1, "name": "dog"}, {"id": 2, "name": "cat"}]}, False),
+    ],
+)
+def test_a_json_that_other_code_names_is_the_ground_truth_only_where_it_fits(
+    read, tmp_path, data, same
+):
+    path = tmp_path / "named.json"
+    path.write_text(json.dumps(data))
+    name = read("records", records(tmp_path))
+    ids = {1: 0, 2: 1}
+    MetadataCatalog.get(name).set(json_file=str(path), thing_dataset_id_to_contiguous_id=ids)
+    assert (dataset_report(name).ground_truth == str(path)) is same
+    assert evaluate(name)["bbox"]["AP"] == pytest.approx(100)
+
+
+@pytest.mark.parametrize("ids", [{"1": 0, "2": 1}, {1: 0, 2: 0}, {7: 0}, {7: 0, 9: 0}, [0, 1]])
+def test_category_ids_of_other_code_that_are_no_map(read, tmp_path, ids):
+    name = read("records", records(tmp_path))
+    MetadataCatalog.get(name).thing_dataset_id_to_contiguous_id = ids
+    assert evaluate(name)["bbox"]["AP"] == pytest.approx(100)
+
+
+@pytest.mark.parametrize("name", ["my/data", "../../evil", "/abs", "x" * 300, "..", "Käse"])
+def test_ground_truth_stays_in_its_folder_whatever_the_name(tmp_path, name):
+    write_images(tmp_path)
+    found = records(tmp_path)
+    DatasetCatalog.register(name, lambda: found)
+    MetadataCatalog.get(name).thing_classes = ["cat", "dog"]
+    out = tmp_path / "a" / "b" / "out"
+    try:
+        evaluate(name, output_dir=str(out))
+        with pytest.raises(UserError, match="output_dir .* cannot be made"):
+            build_evaluator(dataset=name, output_dir=found[0]["file_name"])
+    finally:
+        DatasetCatalog.pop(name)
+        MetadataCatalog.pop(name)
+    assert len(list(out.glob("*_ground_truth.json"))) == 1
+    assert {p.name for p in tmp_path.iterdir()} == {"1.png", "2.png", "a"}
+
+
+@WAYS
+@pytest.mark.parametrize("far", [1e8, -1e9, 1e308])
+def test_outline_without_an_end_is_dropped(read, way, far):
+    name = read(way, change(segmentation=[[1, 1, far, 5, 3, far]]))
+    (key,) = dataset_report(name).dropped
+    assert key == "annotations dropped, mask cannot be read"
+
+
+@pytest.mark.parametrize("way", ["coco_json", "register_coco_instances"])
+@pytest.mark.parametrize(
+    "mask",
+    [
+        [[], [1, 2, 11, 2, 11, 10, 1, 10]],
+        [[1, 2, 3, 4], [1, 2, 11, 2, 11, 10, 1, 10]],
+        {"size": ["30", "40"], "counts": [32, 8, 1160]},
+    ],
+)
+def test_masks_that_pycocotools_cannot_use_are_written_anew(read, way, mask):
+    data = change(segmentation=mask)
+    for annotation in data["annotations"][1:]:
+        annotation["segmentation"] = [[1, 2, 11, 2, 11, 10, 1, 10]]
+    name = read(way, data)
+    assert dataset_report(name).ground_truth is None
+    assert "segm" in evaluate(name, masks=True)
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"num_images": 1.5}, "num_images=1.5"),
+        ({"num_images": "x"}, "num_images='x'"),
+        ({"num_images": []}, r"num_images=\[\]"),
+        ({"num_images": 1, "subset_seed": -1}, "subset_seed=-1"),
+        ({"num_images": 1, "subset_seed": None}, "subset_seed=None"),
+    ],
+)
+def test_numbers_of_a_subset_that_are_none(tmp_path, given, message):
+    write_images(tmp_path)
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps(content()))
+    with pytest.raises(UserError, match=message):
+        coco_json(json=str(path), images=str(tmp_path), **given)
+    for number in (1.0, "1", np.int64(1)):
+        name = coco_json(json=str(path), images=str(tmp_path), num_images=number)
+        assert len(dataset_dicts(dataset=name)) == 1
 
 
 def test_image_on_its_side_has_the_size_in_which_it_is_loaded(read, tmp_path):

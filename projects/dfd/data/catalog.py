@@ -23,6 +23,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..errors import UserError
 from .image_files import ImageFiles
+from .numbers import as_whole
 
 logger = logging.getLogger(__name__)
 
@@ -128,6 +129,20 @@ def checked_path(reader: str, argument: str, value: str, what: str) -> str:
 def check_choice(reader: str, argument: str, value: str, choices: Sequence[str]) -> None:
     if value not in choices:
         raise UserError(f"{reader}: {argument}={value!r}: it must be one of {', '.join(choices)}")
+
+
+def checked_subset(reader: str, num_images: Any, subset_seed: Any) -> tuple[int | None, int]:
+    """``num_images`` and ``subset_seed`` as whole numbers.
+
+    Raises:
+        UserError: one of them is none, or the seed is negative.
+    """
+    count, seed = as_whole(num_images), as_whole(subset_seed)
+    if count is None and num_images is not None:
+        raise UserError(f"{reader}: num_images={num_images!r}: it must be a whole number, or null")
+    if seed is None or seed < 0:
+        raise UserError(f"{reader}: subset_seed={subset_seed!r}: it must be 0 or more")
+    return count, seed
 
 
 def clean_box(

@@ -15,6 +15,7 @@ from .catalog import (
     Tally,
     check_choice,
     checked_path,
+    checked_subset,
     clean_box,
     dataset_name,
     drop_missing_images,
@@ -80,6 +81,7 @@ def coco_json(
     root = checked_path("coco_json", "images", images, "the folder of the images")
     check_choice("coco_json", "missing_images", missing_images, ("error", "drop"))
     check_choice("coco_json", "unknown_classes", unknown_classes, ("error", "drop"))
+    num_images, subset_seed = checked_subset("coco_json", num_images, subset_seed)
     parent, file = os.path.split(path)
     name = dataset_name(
         f"{os.path.basename(parent)}_{os.path.splitext(file)[0]}",
@@ -256,6 +258,8 @@ def _annotate(
         evaluable &= type(number) is int and 0 < number < 2**53 and number not in ids
         evaluable &= "area" in annotation and "iscrowd" in annotation
         evaluable &= "keypoints" not in annotation or "num_keypoints" in annotation
+        evaluable &= isinstance(annotation.get("image_id"), int | str)
+        evaluable &= _is_official_mask(annotation.get("segmentation"))
         if evaluable:
             ids.add(number)
         record = index.find(annotation.get("image_id"), tally, where)
@@ -268,6 +272,16 @@ def _annotate(
             if instance is not None:
                 record["annotations"].append(instance)
     return evaluable
+
+
+def _is_official_mask(value: Any) -> bool:
+    """Whether pycocotools can take a mask as it is: none, polygons all of them, or run lengths."""
+    if isinstance(value, dict):
+        size = value.get("size")
+        return isinstance(size, list) and all(type(side) is int for side in size)
+    if not isinstance(value, list):
+        return True
+    return all(isinstance(p, list) and len(p) >= 6 and len(p) % 2 == 0 for p in value)
 
 
 def _instance(

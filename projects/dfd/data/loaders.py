@@ -6,14 +6,16 @@ this package or by detectron2 itself ("coco_2017_val").
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import logging
 import os
 import random
+import re
 import sys
 import tempfile
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -191,8 +193,7 @@ def build_evaluator(
     classes = class_names(dataset)
     metadata = MetadataCatalog.get(dataset)
     report = dataset_report(dataset)
-    ids = metadata.get("thing_dataset_id_to_contiguous_id")
-    ids = ids or {i + 1: i for i in range(len(classes))}
+    ids = _category_ids(metadata.get("thing_dataset_id_to_contiguous_id"), len(classes))
     # pycocotools wants keypoints of every annotation or of none.
     alike = sum(report.keypoints.values()) in (0, report.annotations)
     original = report.ground_truth if alike else None
@@ -201,8 +202,7 @@ def build_evaluator(
         if original is not None:
             path = original
         elif output_dir is not None:
-            os.makedirs(output_dir, exist_ok=True)
-            path = os.path.join(output_dir, f"{dataset}_ground_truth.json")
+            path = os.path.join(_made(output_dir), f"{_file_stem(dataset)}_ground_truth.json")
         if original is None:
             records = dataset_dicts(dataset=dataset, filter_empty=False)
             write_ground_truth(path, records, classes, {v: k for k, v in ids.items()})
@@ -223,6 +223,34 @@ def build_evaluator(
             )
         finally:
             MetadataCatalog.pop(entry)
+
+
+def _category_ids(given: Any, count: int) -> dict[int, int]:
+    """The id of every class in a json to its position; those that are no such map are not used."""
+    if isinstance(given, Mapping) and sorted(map(str, given.values())) == sorted(
+        map(str, range(count))
+    ):
+        if all(type(key) is int for key in given):
+            return dict(given)
+    return {i + 1: i for i in range(count)}
+
+
+def _made(folder: str) -> str:
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as e:
+        raise UserError(
+            f"the evaluator's output_dir {folder} cannot be made ({e.strerror}): choose another"
+        ) from e
+    return folder
+
+
+def _file_stem(dataset: str) -> str:
+    """A name of a dataset, which may hold anything, as that of a file in a folder."""
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", dataset)[:100]
+    if stem == dataset and not stem.startswith("."):
+        return stem
+    return f"{stem.lstrip('.')}-{hashlib.sha256(dataset.encode()).hexdigest()[:8]}"
 
 
 class _BatchSampler(Sampler):

@@ -18,6 +18,10 @@ ONE_LIST = "masks converted, polygon not in a list of its own or of points in pa
 TEXT = "masks converted, numbers given as text"
 
 
+# Pixels. pycocotools draws an outline point by point, and crashes on one without an end.
+_FAR = 1e6
+
+
 class Unusable(ValueError):
     """A mask that cannot be used; the message is the kind under which it is counted."""
 
@@ -61,7 +65,7 @@ def plain_segmentation(
 def _all_finite(numbers: list[float]) -> bool:
     # The sum is quick, and finite only if they all are; COCO has 20 million of them.
     try:
-        return math.isfinite(sum(numbers))
+        return math.isfinite(sum(numbers)) and -_FAR < min(numbers) and max(numbers) < _FAR
     except OverflowError:
         return False
 
@@ -88,7 +92,7 @@ def _polygons(value: Any) -> tuple[list[list[float]] | None, str | None]:
         if polygon and all(_is_point(p) for p in polygon):
             polygon, note = [v for point in polygon for v in point], ONE_LIST
         numbers = [as_number(v) for v in polygon]
-        if len(numbers) % 2 or any(v is None or not math.isfinite(v) for v in numbers):
+        if len(numbers) % 2 or any(v is None or not -_FAR < v < _FAR for v in numbers):
             raise Unusable(UNREADABLE)
         if any(isinstance(v, str) for v in polygon):
             note = TEXT

@@ -195,7 +195,7 @@ def _read(dataset: str, tally: Tally) -> tuple[list[dict], str | None]:
     with _one_line(dataset), _count_lost(tally):
         records = DatasetCatalog.get(dataset)
     records = clean_records(records, f"dataset {dataset}", _classes(dataset, tally), tally)
-    return records, path if path is not None and _describes(path, records) else None
+    return records, path if path is not None and _describes(dataset, path, records) else None
 
 
 def _read_coco(dataset: str, json_file: Any, tally: Tally) -> tuple[list[dict], str | None]:
@@ -232,16 +232,41 @@ def _one_line(dataset: str) -> Iterator[None]:
         ) from e
 
 
-def _describes(path: str, records: list[dict]) -> bool:
-    """Whether a json that other code names is one of these images that pycocotools can use."""
-    tally = Tally()
+def _describes(dataset: str, path: str, records: list[dict]) -> bool:
+    """Whether a json that other code names holds what these records do, and pycocotools can use it.
+
+    Images, classes, and the boxes of every image: records that a function has filtered, merged or
+    corrected are other data.
+    """
+    tally, metadata = Tally(), MetadataCatalog.get(dataset)
     try:
         path = PathManager.get_local_path(os.fspath(path))
-        images, _, evaluable = read_registered(path, "", tally, sizes=False)
-    except (UserError, OSError):
+        images, classes, evaluable = read_registered(path, "", tally, sizes=False)
+    except (UserError, OSError, TypeError):
         return False
-    ids = {r["image_id"] for r in images}
-    return evaluable and ids == {r["image_id"] for r in records} and _GEOMETRY >= set(tally.counts)
+    ids = {category: i for i, category in enumerate(classes)}
+    same = metadata.get("thing_dataset_id_to_contiguous_id") == ids
+    same = same and list(metadata.thing_classes) == list(classes.values())
+    same = same and _boxes_of_images(images) == _boxes_of_images(records)
+    return evaluable and same and _GEOMETRY >= set(tally.counts)
+
+
+def _boxes_of_images(records: list[dict]) -> dict[Any, list[tuple]]:
+    """Class, crowd flag and box of every annotation, by image, whatever their order."""
+    return {
+        record["image_id"]: sorted(
+            (
+                a["category_id"],
+                a.get("iscrowd", 0),
+                *(
+                    round(v, 2)
+                    for v in BoxMode.convert(list(a["bbox"]), a["bbox_mode"], BoxMode.XYXY_ABS)
+                ),
+            )
+            for a in record["annotations"]
+        )
+        for record in records
+    }
 
 
 @contextlib.contextmanager

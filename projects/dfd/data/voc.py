@@ -17,6 +17,7 @@ from .catalog import (
     Tally,
     check_choice,
     checked_path,
+    checked_subset,
     clean_box,
     dataset_name,
     drop_missing_images,
@@ -87,6 +88,8 @@ def voc_folder(
     folder = checked_path("voc_folder", "root", root, "the folder that holds Annotations/")
     check_choice("voc_folder", "missing_images", missing_images, ("error", "drop"))
     check_choice("voc_folder", "unknown_classes", unknown_classes, ("error", "drop"))
+    num_images, subset_seed = checked_subset("voc_folder", num_images, subset_seed)
+    split = str(split)
     names = (
         None if classes is None else class_labels(classes, f"voc_folder: classes={list(classes)}")
     )
