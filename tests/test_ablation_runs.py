@@ -2,7 +2,6 @@
 
 import csv
 import fcntl
-import importlib.util
 import json
 import os
 import shutil
@@ -14,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from commands import load_tool
 from plain import write_rectangles
 
 from dfd import console
@@ -25,15 +25,6 @@ from dfd.ablation.runs import locked
 from dfd.console import Interrupted, end, start
 from dfd.engine import argument_parser, main
 from dfd.errors import UserError
-
-
-def load_tool(name):
-    """``tools/<name>.py`` as a module."""
-    spec = importlib.util.spec_from_file_location(name, f"tools/{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
 
 CONFIG = "tests/engine/configs/student.py"
 # Its AP is train.max_iter plus ten times the seed. 13 fails, 17 is killed, 19 does not end, 23
@@ -211,6 +202,26 @@ def test_runs_of_other_settings_are_never_mixed(ablation):
     record = given.runs[0].record
     record.write_text(record.read_text().replace('"lr":', '"rate":'))
     with pytest.raises(UserError, match=r"optimizer.lr was not there, now 0.0005"):
+        given.execute()
+
+
+def test_runs_made_before_an_upgrade_are_the_same(ablation):
+    given = ablation()
+    given.execute()
+    before = modified(given)
+    record = given.runs[0].record
+    settings = json.loads(record.read_text())["settings"]
+    # A setting of the run that was not there yet, and a class by the module that has it inside.
+    assert settings["train"].pop("ema") == {"decay": None}
+    name = settings["optimizer"]["_target_"]
+    settings["optimizer"]["_target_"] = "torch.optim.AdamW"
+    assert name != "torch.optim.AdamW"
+    record.write_text(json.dumps({"settings": settings}))
+    given.execute()
+    assert modified(given) == before
+    settings["train"]["ema"] = {"decay": 0.9}
+    record.write_text(json.dumps({"settings": settings}))
+    with pytest.raises(UserError, match=r"train.ema.decay was 0.9, now None"):
         given.execute()
 
 

@@ -1,13 +1,13 @@
 """tools/ablate.py: refusals of one line, the list, and an ablation of real trainings."""
 
 import csv
-import importlib.util
 import json
 import os
 
 import pytest
 import torch
 from coco_files import write_coco
+from commands import load_tool
 from detectron2.config import instantiate
 from toys import faster_rcnn_config
 
@@ -18,9 +18,7 @@ LENIENT = "model.head.criterion.lenient_on=[high,low]"
 @pytest.fixture
 def ablate(monkeypatch):
     """``tools/ablate.py`` as a function of its arguments."""
-    spec = importlib.util.spec_from_file_location("ablate", "tools/ablate.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_tool("ablate")
     monkeypatch.setattr(module, "stop_on_signals", lambda: None)
 
     def call(*arguments):

@@ -1,7 +1,6 @@
 """tools/report.py and tools/demo.py: right numbers, a complete page, refusals of one line."""
 
 import copy
-import importlib.util
 import json
 import os
 import shutil
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from coco_files import write_coco
+from commands import load_tool
 from detectron2.config import LazyConfig
 from forked import Started
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -310,10 +310,7 @@ def test_report_fails_in_one_line(tmp_path):
 
 @pytest.fixture
 def demo():
-    spec = importlib.util.spec_from_file_location("demo", "tools/demo.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("demo")
 
 
 def test_demo_runs_from_data_to_report(demo, tmp_path, capsys, monkeypatch):

@@ -29,18 +29,22 @@ class FlatSettings:
 
 
 def flat_settings(
-    parts: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
+    parts: Mapping[str, Any],
+    defaults: Mapping[str, Any] | None = None,
+    *,
+    of_functions: bool = True,
 ) -> FlatSettings:
-    """Every setting of a config's parts, those left to defaults included.
+    """Every setting of a config's parts, those left to the defaults of functions included.
 
     Args:
         parts: plain containers without references, by the name of the part.
         defaults: of what belongs to no function, in the same form.
+        of_functions: False: only what the parts say, where both sides leave as much unsaid.
     """
     known = dict(_leaves(defaults or {}, ""))
     leaves = dict(_leaves(parts, ""))
     at_default = {key for key, value in leaves.items() if key in known and value == known[key]}
-    for key, node in _calls(parts, ""):
+    for key, node in _calls(parts, "") if of_functions else ():
         for name, default in _default_arguments(node["_target_"]):
             own = dict(_leaves(default, f"{key}.{name}"))
             there = dict(_leaves(node[name], f"{key}.{name}")) if name in node else own

@@ -1,4 +1,4 @@
-"""What functions and classes are called in public, wherever they are defined."""
+"""What functions and classes are called, in public wherever they are defined."""
 
 from __future__ import annotations
 
@@ -6,6 +6,21 @@ import functools
 import importlib
 import sys
 from typing import Any
+
+
+def plain_values(node: Any) -> Any:
+    """A config's content as json can hold it: names in place of functions and classes.
+
+    Of anything else the name of its kind, as its repr may hold an address.
+    """
+    if isinstance(node, dict):
+        return {str(key): plain_values(value) for key, value in node.items()}
+    if isinstance(node, list | tuple):
+        return [plain_values(value) for value in node]
+    if node is None or isinstance(node, bool | int | float | str):
+        return node
+    owner = node if hasattr(node, "__qualname__") else type(node)
+    return f"{owner.__module__}.{owner.__qualname__}"
 
 
 def public_name(thing: Any) -> str:

@@ -21,14 +21,6 @@ FOLDER = "images found without the folders that their name begins with"
 
 
 @pytest.fixture
-def forget(monkeypatch):
-    monkeypatch.setattr("dfd.data.registered._reports", {})
-    yield
-    DatasetCatalog.pop(NAME, None)
-    MetadataCatalog.pop(NAME, None)
-
-
-@pytest.fixture
 def write(tmp_path, forget):
     """Writes images into a folder ``photos`` and a json of names, and registers them."""
 
@@ -127,6 +119,7 @@ def test_folders_before_the_images_folder_are_left_out(write, tmp_path, reader, 
         ("sub/a.jpg", "other/a.jpg"),
         ("a.jpg/b.jpg", "a.jpg"),
         ("a.jpg", "a.jpg\0"),
+        ("a.jpg", "b\nc.jpg"),
         ("a.jpg", "x" * 5000),
     ],
 )
@@ -134,7 +127,7 @@ def test_folders_before_the_images_folder_are_left_out(write, tmp_path, reader, 
 def test_no_other_image_is_taken(write, reader, on_disk, listed):
     with pytest.raises(UserError, match=r"1 of 1 images .* are missing on disk") as e:
         dataset_dicts(dataset=write([on_disk], [listed], reader))
-    assert str(e.value).count("\n") == listed.count("\n")
+    assert "\n" not in str(e.value)
 
 
 def test_image_of_another_split_is_not_taken(write):

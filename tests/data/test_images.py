@@ -107,15 +107,6 @@ def xyxy(box):
     return [box[0], box[1], box[0] + box[2], box[1] + box[3]]
 
 
-@pytest.fixture
-def forget(monkeypatch):
-    monkeypatch.setattr("dfd.data.registered._reports", {})
-    monkeypatch.setattr("dfd.data.images._told", set(), raising=False)
-    yield
-    DatasetCatalog.pop("dfd_test_images", None)
-    MetadataCatalog.pop("dfd_test_images", None)
-
-
 def register_one(record):
     DatasetCatalog.register("dfd_test_images", lambda: [record])
     MetadataCatalog.get("dfd_test_images").thing_classes = ["thing"]

@@ -27,14 +27,6 @@ LOGGER = "dfd.data.registered"
 
 
 @pytest.fixture
-def forget(monkeypatch):
-    monkeypatch.setattr(f"{LOGGER}._reports", {})
-    yield
-    DatasetCatalog.pop(NAME, None)
-    MetadataCatalog.pop(NAME, None)
-
-
-@pytest.fixture
 def register(tmp_path, forget):
     """Registers a small COCO data set the way that detectron2 registers COCO."""
 

@@ -5,7 +5,6 @@ import json
 import logging
 
 import pytest
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from PIL import Image
 
@@ -43,14 +42,6 @@ def write_json(folder, encode):
     }  # fmt: skip
     (folder / "data.json").write_bytes(encode(json.dumps(content, ensure_ascii=False)))
     return {"json": str(folder / "data.json"), "images": str(folder)}
-
-
-@pytest.fixture
-def forget(monkeypatch):
-    monkeypatch.setattr("dfd.data.registered._reports", {})
-    yield
-    DatasetCatalog.pop(NAME, None)
-    MetadataCatalog.pop(NAME, None)
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)

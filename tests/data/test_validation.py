@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import pathlib
+import xml.etree.ElementTree as ElementTree
 
 import cv2
 import detectron2.data.transforms as T
@@ -34,6 +35,7 @@ from dfd.errors import UserError
 WIDTH, HEIGHT = 40, 30
 NUMBERS = itertools.count()
 POLYGON = [1.0, 2.0, 11.0, 2.0, 11.0, 10.0, 1.0, 10.0]
+PIXELS = [[int(1 <= x < 11 and 2 <= y < 10) for x in range(WIDTH)] for y in range(HEIGHT)]
 UNCOMPRESSED = {"size": [HEIGHT, WIDTH], "counts": [100, 50, HEIGHT * WIDTH - 150]}
 COMPRESSED = mask_util.frPyObjects(UNCOMPRESSED, HEIGHT, WIDTH)
 TEXT = {**COMPRESSED, "counts": COMPRESSED["counts"].decode()}
@@ -226,6 +228,11 @@ READ_ALIKE = {
     ),
     "points": (change(segmentation=[[1, 2], [11, 2], [11, 10]]), "masks converted"),
     "polygon as text": (change(segmentation=[[str(v) for v in POLYGON]]), "masks converted"),
+    "mask pixel by pixel": (change(segmentation=PIXELS), "masks converted, given pixel"),
+    "mask of true and false": (
+        change(segmentation=[[bool(v) for v in row] for row in PIXELS]),
+        "masks converted, given pixel",
+    ),
     "run lengths": (change(segmentation=UNCOMPRESSED), None),
     "compressed run lengths": (change(segmentation=TEXT), None),
     "keypoints null": (change(keypoints=None), None),
@@ -293,6 +300,16 @@ DROPPED_ALIKE = {
     ),
     "counts are a word": (change(segmentation={**TEXT, "counts": "word"}), "cannot be read"),
     "counts empty text": (change(segmentation={**TEXT, "counts": ""}), "cannot be read"),
+    "polygon without an area": (change(segmentation=[[1.0] * 6]), "without a pixel"),
+    "polygon on a line": (change(segmentation=[[1, 5, 9, 5, 4, 5]]), "without a pixel"),
+    "polygon outside": (change(segmentation=[[50, 2, 60, 2, 60, 9]]), "without a pixel"),
+    "polygon left of it": (change(segmentation=[[-9, 2, -1, 2, -1, 9]]), "without a pixel"),
+    "runs without a pixel": (
+        change(segmentation={**UNCOMPRESSED, "counts": [HEIGHT * WIDTH]}), "without a pixel",
+    ),
+    "pixels of another size": (change(segmentation=[[0, 1] * 30] * 50), "of another size"),
+    "pixels, none set": (change(segmentation=[[0] * WIDTH] * HEIGHT), "without a pixel"),
+    "side of no pixel": (change(bbox=[1, 2, 1e-9, 8]), "without area"),
     "runs of another size": (
         change(segmentation={"size": [10, 10], "counts": [100]}), "of another size",
     ),
@@ -624,6 +641,49 @@ def test_masks_that_pycocotools_cannot_use_are_written_anew(read, way, mask):
     name = read(way, data)
     assert dataset_report(name).ground_truth is None
     assert "segm" in evaluate(name, masks=True)
+
+
+@WAYS
+def test_pixels_and_their_outline_are_one_mask(read, way):
+    x, y, w, h = 1, 2, 10, 8
+    outline = [x, y, x + w, y, x + w, y + h, x, y + h]
+    masks = []
+    for segmentation in ([outline], PIXELS):
+        data = change(segmentation=segmentation)
+        for annotation in data["annotations"][1:]:
+            annotation["segmentation"] = [outline]
+        name = read(way, data)
+        record = dataset_dicts(dataset=name, filter_empty=False)[0]
+        mask = record["annotations"][0]["segmentation"]
+        if isinstance(mask, list):
+            mask = mask_util.merge(mask_util.frPyObjects(mask, HEIGHT, WIDTH))
+        masks.append(mask_util.decode(mask))
+        assert "segm" in evaluate(name, masks=True)
+    assert masks[0].sum() == w * h and np.array_equal(*masks)
+
+
+@pytest.mark.parametrize("names", ["cat", {"cat", "dog"}, {0: "cat", 1: "dog"}])
+def test_class_names_that_are_no_list(read, tmp_path, names):
+    name = read("records", records(tmp_path))
+    MetadataCatalog.pop(name)
+    MetadataCatalog.get(name).thing_classes = names
+    with pytest.raises(UserError, match="give a list"):
+        dataset_dicts(dataset=name)
+    with pytest.raises(UserError, match="give a list"):
+        voc_folder(root=str(tmp_path), split="train", classes=names)
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("no"), ElementTree.ParseError("no"), StopIteration(), EOFError()]
+)
+def test_function_of_other_code_that_fails_is_one_line(forget, error):
+    def fail():
+        raise error
+
+    DatasetCatalog.register("dfd_test_fails", fail)
+    MetadataCatalog.get("dfd_test_fails").thing_classes = ["cat"]
+    with pytest.raises(UserError, match=f"dfd_test_fails cannot be read .{type(error).__name__}"):
+        dataset_dicts(dataset="dfd_test_fails")
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,27 @@ def test_every_split_gets_the_classes_of_the_whole_folder(root):
     assert class_names(chosen) == ["cat", "ant"] and chosen not in names
 
 
+def test_split_that_is_called_a_number(root):
+    (root / "ImageSets/Main/2007.txt").write_text("a\n")
+    assert len(dataset_dicts(dataset=voc_folder(root=str(root), split=2007))) == 1
+
+
+def test_whole_size_with_a_point(root):
+    (root / "Annotations/a.xml").write_text(xml([("cat", (1, 1, 9, 9), False)], "40.0", " 30 "))
+    record = dataset_dicts(dataset=voc_folder(root=str(root), split="train"))[0]
+    assert (record["width"], record["height"]) == (40, 30)
+
+
+@pytest.mark.parametrize("content", ["<html><body>not found</body></html>", "<data/>"])
+def test_xml_of_something_else_is_no_image_without_objects(root, content):
+    (root / "Annotations/a.xml").write_text(content)
+    with pytest.raises(UserError, match=r"a\.xml is no annotation: its root is <(html|data)>"):
+        voc_folder(root=str(root), split="train")
+    (root / "Annotations/a.xml").write_text("<annotation/>")
+    name = voc_folder(root=str(root), split="train")
+    assert len(dataset_dicts(dataset=name, filter_empty=False)) == 2
+
+
 def test_box_of_one_point_is_dropped_counted_and_leaves_an_image_without_objects(root):
     name = voc_folder(root=str(root), split="train")
     report = MetadataCatalog.get(name).dfd_report

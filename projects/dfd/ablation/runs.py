@@ -14,14 +14,13 @@ from typing import IO, Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ..engine.config import load_config
+from ..engine.config import PARTS, TRAIN_DEFAULTS, load_config
 from ..errors import UserError, first_line
 from ..files import whole_file
+from ..flat_settings import differing, flat_settings
+from ..names import plain_values
 from .cells import Cell
 
-# A run uses nothing else of its config. What other parts hold, such as criteria that the cell does
-# not choose, may change without making it another run.
-_PARTS = ("model", "dataloader", "optimizer", "lr_multiplier", "train")
 _LOCK = "ablation.lock"
 _TAIL = 64 * 1024  # Bytes; more than the longest line.
 
@@ -95,27 +94,18 @@ def plan_runs(
 
 
 def _plain_settings(cfg: DictConfig, seed: int) -> dict[str, Any]:
-    """What a config says that a run uses, resolved, without its output folder."""
+    """What a config says that a run uses, resolved, without its output folder.
+
+    What other parts hold, such as criteria that the cell does not choose, may change without making
+    it another run.
+    """
     cfg.train.seed = seed
     cfg.train.output_dir = ""
     try:
         container = OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
         raise UserError(f"the config cannot be resolved: {first_line(error)}") from error
-    # As it is read back: keys become strings, tuples lists.
-    return json.loads(json.dumps({part: _plain(container[part]) for part in _PARTS}))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if value is None or isinstance(value, str | int | float | bool):
-        return value
-    # A function or class by its name; of anything else the kind, as its repr may hold an address.
-    named = value if hasattr(value, "__qualname__") else type(value)
-    return f"{named.__module__}.{named.__qualname__}"
+    return {part: plain_values(container[part]) for part in PARTS}
 
 
 def check_earlier(runs: Sequence[CellRun]) -> None:
@@ -140,38 +130,27 @@ def check_earlier(runs: Sequence[CellRun]) -> None:
 
 def _check_settings(run: CellRun) -> None:
     try:
-        earlier = json.loads(run.record.read_text(encoding="utf-8"))["settings"]
+        earlier = dict(json.loads(run.record.read_text(encoding="utf-8"))["settings"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{run.name}: {run.record}, the settings of {run.folder}, cannot be read "
             f"({first_line(error)}): move both away to begin that run anew"
         ) from error
-    then, now = _flat(earlier), _flat(run.settings)
-    # The shallowest first: what others refer to is most often above them.
-    keys = sorted(dict.fromkeys([*now, *then]), key=lambda key: key.count("."))
-    for key in keys:
-        if then.get(key) != now.get(key):
-            before, after = (side.get(key, "not there") for side in (then, now))
-            state = "done" if run.summary() is not None else "begun"
-            raise UserError(
-                f"{run.name} is {state}, but was run with other settings ({key} was {before}, now "
-                f"{after}): choose another --out, or remove {run.folder}"
-            )
-
-
-def _flat(value: Any, key: str = "") -> dict[str, str]:
-    """The values of nested dicts and lists as JSON, by dotted key."""
-    items: dict[str, Any] = {}
-    if isinstance(value, dict):
-        items = value
-    elif isinstance(value, list):
-        items = {str(i): item for i, item in enumerate(value)}
-    if not items:
-        return {key: json.dumps(value)}
-    flat: dict[str, str] = {}
-    for name, item in items.items():
-        flat |= _flat(item, f"{key}.{name}" if key else name)
-    return flat
+    # What is new since and at its default, or has moved, is no other setting.
+    then, now = (
+        flat_settings(settings, {"train": TRAIN_DEFAULTS}, of_functions=False)
+        for settings in (earlier, run.settings)
+    )
+    keys = differing(then, now)
+    if keys:
+        # The shallowest: what others refer to is most often above them.
+        key = min(keys, key=lambda key: (key.count("."), key not in now.texts))
+        before, after = (side.texts.get(key, "not there") for side in (then, now))
+        state = "done" if run.summary() is not None else "begun"
+        raise UserError(
+            f"{run.name} is {state}, but was run with other settings ({key} was {before}, now "
+            f"{after}): choose another --out, or remove {run.folder}"
+        )
 
 
 def prepare(run: CellRun) -> bool:

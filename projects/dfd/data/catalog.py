@@ -27,6 +27,8 @@ from .numbers import as_whole
 
 logger = logging.getLogger(__name__)
 
+# Pixels. A thinner box has no area in float32, or after it is resized.
+_LEAST_SIDE = 1e-3
 # COCO writes coordinates with two decimals, so a box may pass the border by a rounding error.
 ROUNDING = 0.1
 
@@ -111,9 +113,22 @@ class DatasetReport:
 def dataset_name(stem: str, *, num_images: int | None = None, **arguments: Any) -> str:
     """A readable, filesystem-safe name that is the same for the same arguments in any process."""
     key = json.dumps({**arguments, "num_images": num_images}, sort_keys=True)
-    safe = re.sub(r"[^A-Za-z0-9._]+", "-", stem).strip("-.") or "dataset"
     subset = "" if num_images is None else f"_n{num_images}"
-    return f"{safe}{subset}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
+    return f"{_file_safe(stem)}{subset}-{_digest(key)}"
+
+
+def file_stem(dataset: str) -> str:
+    """The name of a file of a dataset, whatever the name that other code has registered."""
+    safe = _file_safe(dataset)
+    return safe if safe == dataset else f"{safe}-{_digest(dataset)}"
+
+
+def _file_safe(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._]+", "-", text).strip("-.")[:100] or "dataset"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def checked_path(reader: str, argument: str, value: str, what: str) -> str:
@@ -166,7 +181,8 @@ def clean_box(
     """
     x0, y0, x1, y1 = box
     # What follows would find the same, but COCO has 860 000 boxes.
-    if 0 <= x0 < x1 <= width < math.inf and 0 <= y0 < y1 <= height < math.inf:
+    wide = x1 - x0 >= _LEAST_SIDE and y1 - y0 >= _LEAST_SIDE
+    if wide and 0 <= x0 and x1 <= width < math.inf and 0 <= y0 and y1 <= height < math.inf:
         return [x0, y0, x1, y1]
 
     def example() -> str:
@@ -176,11 +192,11 @@ def clean_box(
     if not all(math.isfinite(v) for v in box):
         tally.add("boxes dropped, not finite", example)
         return None
-    if x1 <= x0 or y1 <= y0:
+    if not wide:
         tally.add(NO_AREA, example)
         return None
     clipped = [max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height))]
-    if clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
+    if clipped[2] - clipped[0] < _LEAST_SIDE or clipped[3] - clipped[1] < _LEAST_SIDE:
         tally.add(OUTSIDE, example)
         return None
     if max(abs(a - b) for a, b in zip(clipped, box, strict=True)) > ROUNDING:

@@ -6,12 +6,10 @@ this package or by detectron2 itself ("coco_2017_val").
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import logging
 import os
 import random
-import re
 import sys
 import tempfile
 import uuid
@@ -33,6 +31,7 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..errors import UserError
+from .catalog import file_stem
 from .fit import fit_to_mapper
 from .ground_truth import Evaluator, write_ground_truth
 from .images import ReadableMapper
@@ -202,7 +201,7 @@ def build_evaluator(
         if original is not None:
             path = original
         elif output_dir is not None:
-            path = os.path.join(_made(output_dir), f"{_file_stem(dataset)}_ground_truth.json")
+            path = os.path.join(_made(output_dir), f"{file_stem(dataset)}_ground_truth.json")
         if original is None:
             records = dataset_dicts(dataset=dataset, filter_empty=False)
             write_ground_truth(path, records, classes, {v: k for k, v in ids.items()})
@@ -227,10 +226,8 @@ def build_evaluator(
 
 def _category_ids(given: Any, count: int) -> dict[int, int]:
     """The id of every class in a json to its position; those that are no such map are not used."""
-    if isinstance(given, Mapping) and sorted(map(str, given.values())) == sorted(
-        map(str, range(count))
-    ):
-        if all(type(key) is int for key in given):
+    if isinstance(given, Mapping) and all(type(n) is int for pair in given.items() for n in pair):
+        if sorted(given.values()) == list(range(count)):
             return dict(given)
     return {i + 1: i for i in range(count)}
 
@@ -243,14 +240,6 @@ def _made(folder: str) -> str:
             f"the evaluator's output_dir {folder} cannot be made ({e.strerror}): choose another"
         ) from e
     return folder
-
-
-def _file_stem(dataset: str) -> str:
-    """A name of a dataset, which may hold anything, as that of a file in a folder."""
-    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", dataset)[:100]
-    if stem == dataset and not stem.startswith("."):
-        return stem
-    return f"{stem.lstrip('.')}-{hashlib.sha256(dataset.encode()).hexdigest()[:8]}"
 
 
 class _BatchSampler(Sampler):

@@ -14,12 +14,15 @@ from .numbers import NUMBERS, as_number, as_whole, plain
 FEW_POINTS = "annotations dropped, polygon with less than 3 points"
 UNREADABLE = "annotations dropped, mask cannot be read"
 OTHER_SIZE = "annotations dropped, mask of another size than the image"
+NO_PIXEL = "annotations dropped, mask without a pixel in the image"
 ONE_LIST = "masks converted, polygon not in a list of its own or of points in pairs"
+BITMAP = "masks converted, given pixel by pixel in lists"
 TEXT = "masks converted, numbers given as text"
-
 
 # Pixels. pycocotools draws an outline point by point, and crashes on one without an end.
 _FAR = 1e6
+# From so many rows of zeros and ones on, they are a mask of another size than the image.
+_LEAST_ROWS = 8
 
 
 class Unusable(ValueError):
@@ -42,24 +45,27 @@ def plain_segmentation(
     Raises:
         Unusable: it is none of these.
     """
-    if type(value) is list and value:
-        for polygon in value:
-            if (
-                type(polygon) is not list
-                or len(polygon) < 6
-                or len(polygon) % 2
-                or not NUMBERS.issuperset(map(type, polygon))
-                or not _all_finite(polygon)
-            ):
-                break
-        else:
-            return value, None
-    if isinstance(value, Mapping):
+    if type(value) is list and value and all(map(_is_plain_polygon, value)):
+        polygons, note = value, None
+    elif isinstance(value, Mapping):
         return (_run_lengths(value, width, height) if value else None), None
-    if isinstance(value, np.ndarray) and value.shape == (height, width):
-        value = np.asfortranarray(value != 0, dtype=np.uint8)
-        return mask_util.encode(value), None
-    return _polygons(_deeply_plain(value))
+    else:
+        bitmap = _bitmap(value, height, width)
+        if bitmap is not None:
+            return _encoded(bitmap, height, width), BITMAP if isinstance(value, list) else None
+        polygons, note = _polygons(_deeply_plain(value))
+    if polygons is not None and not any(_in_image(p, width, height) for p in polygons):
+        raise Unusable(NO_PIXEL)
+    return polygons, note
+
+
+def _is_plain_polygon(value: Any) -> bool:
+    if type(value) is not list or len(value) < 6 or len(value) % 2:
+        return False
+    if not NUMBERS.issuperset(map(type, value)) or not _all_finite(value):
+        return False
+    # Or it may be a row of a mask that is given pixel by pixel.
+    return max(value) > 1 or min(value) < 0
 
 
 def _all_finite(numbers: list[float]) -> bool:
@@ -68,6 +74,39 @@ def _all_finite(numbers: list[float]) -> bool:
         return math.isfinite(sum(numbers)) and -_FAR < min(numbers) and max(numbers) < _FAR
     except OverflowError:
         return False
+
+
+def _in_image(polygon: list[float], width: float, height: float) -> bool:
+    """Whether the box around a polygon has an area and shares some with the image."""
+    xs, ys = polygon[0::2], polygon[1::2]
+    left, right, top, bottom = min(xs), max(xs), min(ys), max(ys)
+    return 0 < right > left < width and 0 < bottom > top < height
+
+
+def _bitmap(value: Any, height: float, width: float) -> np.ndarray | None:
+    """A mask that is given pixel by pixel, (h,w) bool; None if a value is not of that kind."""
+    if getattr(value, "shape", None) == (height, width):
+        return np.asarray(plain(value)) != 0
+    rows = _deeply_plain(value)
+    if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
+        return None
+    if len(rows) < 2 or len({len(row) for row in rows}) > 1 or any(_holds_others(r) for r in rows):
+        return None
+    # A few short rows may be as many small polygons.
+    is_one = (len(rows), len(rows[0])) == (height, width) or len(rows) >= _LEAST_ROWS
+    return np.array(rows, dtype=bool) if is_one else None
+
+
+def _holds_others(row: list) -> bool:
+    return not all(isinstance(v, bool | int | float) and v in (0, 1) for v in row)
+
+
+def _encoded(bitmap: np.ndarray, height: float, width: float) -> dict[str, Any]:
+    if bitmap.shape != (height, width):
+        raise Unusable(OTHER_SIZE)
+    if not bitmap.any():
+        raise Unusable(NO_PIXEL)
+    return mask_util.encode(np.asfortranarray(bitmap, dtype=np.uint8))
 
 
 def _deeply_plain(value: Any) -> Any:
@@ -124,6 +163,8 @@ def _run_lengths(value: Mapping[str, Any], width: float, height: float) -> dict[
         runs = decoded_counts(counts)
         if runs is None or runs.min() < 0 or runs.sum() != size[0] * size[1]:
             raise Unusable(UNREADABLE)
+        if not runs[1::2].any():
+            raise Unusable(NO_PIXEL)
         # A json holds text, and so it may go back into one.
         return value if value.get("size") == size else {"size": size, "counts": counts}
     if not isinstance(counts, list | tuple):
@@ -131,6 +172,8 @@ def _run_lengths(value: Mapping[str, Any], width: float, height: float) -> dict[
     lengths = [as_whole(v) for v in counts]
     if any(v is None or v < 0 for v in lengths) or sum(lengths) != size[0] * size[1]:
         raise Unusable(UNREADABLE)
+    if not any(lengths[1::2]):
+        raise Unusable(NO_PIXEL)
     return mask_util.frPyObjects({"size": size, "counts": lengths}, *size)
 
 

@@ -39,7 +39,10 @@ from .validation import class_labels, complete_sizes
 
 logger = logging.getLogger(__name__)
 
-REMEDY = "set DETECTRON2_DATASETS to the folder that holds detectron2's datasets"
+REMEDY = (
+    "set DETECTRON2_DATASETS to the folder that holds detectron2's datasets, or correct the paths "
+    "of one of your own"
+)
 
 # What may be wrong with boxes of a json against which is evaluated nevertheless: its numbers stay
 # the official ones.
@@ -133,7 +136,7 @@ def _classes(dataset: str, tally: Tally | None = None) -> list[str]:
     names = MetadataCatalog.get(dataset).get("thing_classes")
     if names is None or not len(names):
         raise UserError(f"dataset {dataset} has no class names: set its metadata's thing_classes")
-    return class_labels(list(names), f"dataset {dataset}", tally)
+    return class_labels(names, f"dataset {dataset}", tally)
 
 
 def no_file(dataset: str, path: str) -> UserError:
@@ -225,7 +228,7 @@ def _one_line(dataset: str) -> Iterator[None]:
         raise
     except FileNotFoundError as e:
         raise no_file(dataset, e.filename) from e
-    except (AssertionError, AttributeError, LookupError, OSError, TypeError, ValueError) as e:
+    except Exception as e:  # Other code reads it, and may fail in any way.
         raise UserError(
             f"dataset {dataset} cannot be read ({type(e).__name__}: {first_line(e)}): correct its "
             "annotations"

@@ -73,6 +73,13 @@ def read_xml(path: str, tally: Tally) -> ElementTree.Element:
         raise UserError(f"{path} is not valid XML ({e}): repair it or correct the split") from e
     for element in root.iter():
         element.tag = element.tag.rpartition("}")[2]
+    known = ("object", "size", "filename")
+    if root.tag != "annotation" and not any(root.find(tag) is not None for tag in known):
+        # Taken for one, it would be an image without objects.
+        raise UserError(
+            f"{path} is no annotation: its root is <{root.tag}>, and it holds none of "
+            f"{', '.join(known)}: replace it or correct the split"
+        )
     return root
 
 

@@ -44,14 +44,16 @@ def as_flag(value: Any) -> int | None:
     return whole if whole in (0, 1) else None
 
 
-def as_size(width: Any, height: Any, tally: Tally, where: str) -> tuple[int, int] | None:
+def as_size(
+    width: Any, height: Any, tally: Tally | None = None, where: str = ""
+) -> tuple[int, int] | None:
     """Width and height in whole pixels, None if they are not two positive numbers."""
     if type(width) is type(height) is int and 0 < width < _MOST and 0 < height < _MOST:
         return width, height
     size = as_whole(width), as_whole(height)
     if any(side is None or not 0 < side < _MOST for side in size):
         return None
-    if isinstance(width, str) or isinstance(height, str):
+    if tally is not None and (isinstance(width, str) or isinstance(height, str)):
         tally.add(TEXT_SIZE, where)
     return size  # type: ignore[return-value]
 
@@ -177,8 +179,10 @@ def class_labels(values: Sequence[Any], source: str, tally: Tally | None = None)
     """Names of classes, stripped; numbers become text.
 
     Raises:
-        UserError: a name is empty or no text, or two are the same.
+        UserError: they are no list, a name is empty or no text, or two are the same.
     """
+    if isinstance(values, str | Mapping | set | frozenset):
+        raise UserError(f"{source}: the class names are {values!r}: give a list of them")
     names = []
     for value in values:
         number = value if isinstance(value, str) else as_whole(value)

@@ -25,9 +25,9 @@ from .catalog import (
     subset,
 )
 from .images import image_size
-from .numbers import as_number
+from .numbers import as_number, as_whole
 from .text import read_xml
-from .validation import class_labels
+from .validation import as_size, class_labels
 from .voc_files import (
     Files,
     annotation_files,
@@ -91,7 +91,7 @@ def voc_folder(
     num_images, subset_seed = checked_subset("voc_folder", num_images, subset_seed)
     split = str(split)
     names = (
-        None if classes is None else class_labels(classes, f"voc_folder: classes={list(classes)}")
+        None if classes is None else class_labels(classes, f"voc_folder: classes={classes!r}")
     )
     name = dataset_name(
         f"{os.path.basename(folder)}_{split}",
@@ -111,8 +111,8 @@ def voc_folder(
     stems = listed_stems(source, annotations, tally)
     if names is None:
         names = _classes_found(annotations)
-    if not names or len(set(names)) < len(names):
-        raise UserError(f"voc_folder: classes={names} for {folder}: give distinct class names")
+    if not names:
+        raise UserError(f"voc_folder: classes=[] for {folder}: name at least one class")
 
     images = image_files(folder)
     difficult: dict[int, int] = {}
@@ -208,8 +208,6 @@ def _record(
 
 def _size(root: ElementTree.Element, image: str) -> tuple[int, int]:
     """Width and height in pixels; labelling tools often leave them 0, then the image is asked."""
-    try:
-        width, height = int(_text(root, "size/width")), int(_text(root, "size/height"))
-    except ValueError:
-        width = height = 0
-    return (width, height) if width > 0 and height > 0 else image_size(image)
+    # Text is what an xml file has: no conversion to be counted.
+    size = as_size(*(as_whole(_text(root, f"size/{side}")) for side in ("width", "height")))
+    return size or image_size(image)

@@ -18,6 +18,7 @@ from ..data import registered_name
 from ..data.registered import dataset_dicts, has_objects
 from ..distiller import DistilledDetector
 from ..errors import UserError
+from ..names import plain_values
 from ..processes import share_buffers
 from .build import student_of
 from .checkpoint import StudentCheckpointer
@@ -37,7 +38,7 @@ from .machine import processor_name
 from .metrics import build_writers
 from .settings import make
 from .stop import StopRequest, guard_workers
-from .wandb_writer import WandbWriter, plain_values
+from .wandb_writer import WandbWriter
 
 logger = logging.getLogger("dfd")
 # Of a test item, what its pictures are made from.

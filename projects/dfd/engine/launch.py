@@ -32,7 +32,6 @@ from .stop import EXIT_STOPPED, STOP_SIGNALS
 # So long a process with an error waits for what started it to end it: if another one has met the
 # same, or is the cause, that one says so first.
 _GRACE_SECONDS = 5
-_ERROR_NAME = f"{UserError.__module__}.{UserError.__qualname__}"
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -327,10 +326,8 @@ def end_with(error: Exception, rank: int | None = None) -> NoReturn:
         time.sleep(_GRACE_SECONDS)
     get_error_handler().record_exception(error)  # For torchrun's own report.
     if isinstance(error, UserError):
-        # A loader's worker process wraps its error's message in its traceback; ours comes last.
-        message = str(error).strip().splitlines()[-1].removeprefix(f"{_ERROR_NAME}: ")
         who = f"process {rank}: " if rank else ""
-        print(f"error: {who}{message}", file=sys.stderr)
+        print(f"error: {who}{error}", file=sys.stderr)
     else:
         traceback.print_exception(error)
     if lost:

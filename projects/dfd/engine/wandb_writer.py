@@ -14,7 +14,6 @@ from ..errors import UserError, first_line
 from ..files import whole_file
 from .metrics import _SMOOTHING_WINDOW
 
-_PLAIN = (type(None), bool, int, float, str)
 RUN_ID = "wandb_id.txt"
 
 
@@ -32,18 +31,6 @@ def import_wandb() -> ModuleType:
             "pip install wandb, or set train.wandb.project=null"
         ) from error
     return wandb
-
-
-def plain_values(node: Any) -> Any:
-    """A config's content with names in place of functions and other objects."""
-    if isinstance(node, dict):
-        return {str(key): plain_values(value) for key, value in node.items()}
-    if isinstance(node, list | tuple):
-        return [plain_values(value) for value in node]
-    if isinstance(node, _PLAIN):
-        return node
-    owner = node if hasattr(node, "__qualname__") else type(node)
-    return f"{owner.__module__}.{owner.__qualname__}"
 
 
 class WandbWriter(EventWriter):
