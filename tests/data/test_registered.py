@@ -69,6 +69,25 @@ def test_a_dataset_is_reported_once(register, caplog, tmp_path):
     assert str(dataset_report(NAME)) == report
 
 
+def test_a_dataset_is_read_once(forget, tmp_path):
+    paths, calls = write_mixed_coco(tmp_path), []
+    name = coco_json(**paths)
+
+    def read():
+        calls.append(1)
+        return dataset_dicts(dataset=name, filter_empty=False)
+
+    for times in (1, 2):  # Again where the name has become another function's.
+        DatasetCatalog.register(NAME, lambda: read())
+        MetadataCatalog.get(NAME).thing_classes = class_names(name)
+        first = dataset_dicts(dataset=NAME)
+        first[0]["annotations"].clear()
+        assert dataset_dicts(dataset=NAME)[0]["annotations"]
+        assert dataset_report(NAME).images == 12 and build_evaluator(dataset=NAME)
+        assert len(calls) == times
+        DatasetCatalog.pop(NAME)
+
+
 def test_degenerate_boxes_are_counted_and_left_out(register, caplog):
     paths = register(
         extra=[[5, 5, 0, 8], [5, 5, -3, 8], [60, 5, 3, 8], [float("nan"), 5, 3, 8], [20, 20, 30, 9]]

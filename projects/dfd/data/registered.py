@@ -11,6 +11,7 @@ import errno
 import logging
 import math
 import os
+import pickle
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -50,6 +51,7 @@ _GEOMETRY = {CLIPPED, NO_AREA, OUTSIDE, UNLISTED}
 
 _reports: dict[str, DatasetReport] = {}
 _functions: dict[str, Callable] = {}
+_records: dict[str, bytes] = {}
 
 
 def registered_name(node: Any) -> str:
@@ -69,10 +71,11 @@ def registered_name(node: Any) -> str:
 def dataset_dicts(*, dataset: str, filter_empty: bool = True) -> list[dict]:
     """The records of a registered dataset, in detectron2's format.
 
-    A dataset that none of this package's readers registered is checked every time, its values read
-    as those of our readers, and reported in the log once per process. Its degenerate boxes are left
-    out of the records: detectron2's mapper would drop them without a word. A box that leaves its
-    image is counted and left to the mapper, which clips it. Rotated boxes need only be finite.
+    A dataset that none of this package's readers registered is read, checked and reported in the
+    log once per process, as those of our readers are, and its values are read by the same rules.
+    Its degenerate boxes are left out of the records: detectron2's mapper would drop them without a
+    word. A box that leaves its image is counted and left to the mapper, which clips it. Rotated
+    boxes need only be finite.
 
     Args:
         dataset: a registered name.
@@ -87,10 +90,12 @@ def dataset_dicts(*, dataset: str, filter_empty: bool = True) -> list[dict]:
             f"dataset {dataset!r} is not registered: use one of dfd.data's readers or "
             "a name that detectron2 registers, such as coco_2017_train"
         )
-    if MetadataCatalog.get(dataset).get("dfd_report") is None:
-        records = _checked(dataset)
-    else:
+    if MetadataCatalog.get(dataset).get("dfd_report") is not None:
         records = DatasetCatalog.get(dataset)
+    else:
+        if not _is_reported(dataset):
+            _check(dataset)
+        records = pickle.loads(_records[dataset])
     kept = [r for r in records if has_objects(r)] if filter_empty else records
     if not kept:
         raise UserError(
@@ -144,8 +149,8 @@ def no_file(dataset: str, path: str) -> UserError:
     return UserError(f"dataset {dataset}: {path} does not exist: {REMEDY}")
 
 
-def _checked(dataset: str) -> list[dict]:
-    """The records with values that are what they should be and without degenerate boxes."""
+def _check(dataset: str) -> None:
+    """Keep the records, with values that are what they should be and without degenerate boxes."""
     tally = Tally()
     records, ground_truth = _read(dataset, tally)
     classes = _classes(dataset)
@@ -156,20 +161,20 @@ def _checked(dataset: str) -> list[dict]:
         annotations = record["annotations"]
         kept = [a for a in annotations if _has_box(a, record, tally)]
         checked.append({**record, "annotations": kept} if len(kept) < len(annotations) else record)
-    if not _is_reported(dataset):
-        source = MetadataCatalog.get(dataset).get("json_file")
-        report = summarise(
-            dataset,
-            checked,
-            classes=classes,
-            source=os.fspath(source) if source else "registered by other code",
-            images_in_source=len(records),
-            tally=tally,
-            ground_truth=ground_truth if _GEOMETRY.issuperset(tally.counts) else None,
-        )
-        _reports[dataset], _functions[dataset] = report, DatasetCatalog[dataset]
-        logger.info("%s", report)
-    return checked
+    source = MetadataCatalog.get(dataset).get("json_file")
+    report = summarise(
+        dataset,
+        checked,
+        classes=classes,
+        source=os.fspath(source) if source else "registered by other code",
+        images_in_source=len(records),
+        tally=tally,
+        ground_truth=ground_truth if _GEOMETRY.issuperset(tally.counts) else None,
+    )
+    # As bytes, for the reason of catalog.register.
+    _records[dataset] = pickle.dumps(checked, protocol=pickle.HIGHEST_PROTOCOL)
+    _reports[dataset], _functions[dataset] = report, DatasetCatalog[dataset]
+    logger.info("%s", report)
 
 
 def _found(dataset: str, records: list[dict], tally: Tally) -> list[dict]:
@@ -299,6 +304,11 @@ def _has_box(annotation: dict, record: dict, tally: Tally) -> bool:
     x0, y0, x1, y1 = box
     if mode == BoxMode.XYWH_ABS:
         x1, y1 = x0 + x1, y0 + y1
-    size = {key: record.get(key, math.inf) for key in ("width", "height")}
-    box = clean_box([x0, y0, x1, y1], **size, tally=tally, where=lambda: name_of(record))
+    box = clean_box(
+        [x0, y0, x1, y1],
+        width=record.get("width", math.inf),
+        height=record.get("height", math.inf),
+        tally=tally,
+        where=lambda: name_of(record),
+    )
     return box is not None
