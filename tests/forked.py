@@ -60,15 +60,18 @@ class Started:
 
 
 def _run_script(arguments, pipe):
-    _begin([pipe, pipe])
+    _begin([pipe])
     sys.argv = arguments
     runpy.run_path(arguments[0], run_name="__main__")
 
 
 def _begin(outputs):
+    """One file for standard output and errors, or one for each."""
     os.setsid()
-    for number, path in enumerate(outputs, start=1):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    # A pipe is opened once: its folder goes as soon as the reader has opened it too.
+    opened = [os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND) for path in outputs]
+    os.dup2(opened[0], 1)
+    os.dup2(opened[-1], 2)
     torch.set_num_threads(1)
 
 
