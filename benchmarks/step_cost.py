@@ -26,7 +26,7 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from dfd import UserError
-from dfd.distiller import tap_backbone
+from dfd.detectors import run_features
 from dfd.engine.config import load_config, resolve_pixels
 from dfd.engine.machine import peak_memory_mib
 
@@ -92,12 +92,11 @@ def make_step(model: nn.Module, batch: list[dict]) -> Callable[[], None]:
 
 def make_loss(model: nn.Module, batch: list[dict]) -> Callable[[], None]:
     """The distillation losses alone, forward and backward, adapters and criterion included."""
-    trunk = model.head.trunk
-    with torch.no_grad(), tap_backbone(model.student, trunk) as student:
-        model.student.backbone(model.student.preprocess_image(batch).tensor)
-        teacher = model.teacher(
-            batch, input_format=model.input_format, device=model.device, trunk=trunk
-        )
+    what = model.head.features
+    with torch.no_grad():
+        images = model.student.preprocess_image(batch).tensor
+        student = run_features(model.student, images, "student", **what)
+        teacher = model.teacher(batch, input_format=model.input_format, device=model.device, **what)
     student = {name: features.requires_grad_() for name, features in student.items()}
     sizes = [tuple(item["image"].shape[-2:]) for item in batch]
 

@@ -294,11 +294,11 @@ def test_only_what_a_pass_needs_is_on_its_device(precision):
     """On a device without memory: torch's meta device."""
     model = build()
     teacher = teacher_of(model, precision=precision)
-    teacher._make_backbone(torch.device("meta"))
+    teacher._make_part(torch.device("meta"))
     there = {name for name, p in model.named_parameters() if p.is_meta}
     backbone = {name for name, _ in model.named_parameters() if name.startswith("backbone.")}
     assert there == (backbone if precision == "fp32" else set())
-    assert all(p.is_meta for p in teacher._backbone.parameters())
+    assert all(p.is_meta for p in teacher._part.parameters())
     assert teacher.device.type == model.pixel_std.device.type == "meta"
 
 

@@ -73,6 +73,55 @@ def trunk_of(backbone: nn.Module, who: str) -> nn.Module:
     )
 
 
+def stems_of(model: nn.Module) -> nn.Module | None:
+    """What a detector's head makes of each level before its branches part, if it has such: YOLOX's.
+
+    It maps the pyramid to levels of the same names, and has an ``output_shape`` as backbones have.
+    """
+    stems = getattr(getattr(model, "head", None), "stems", None)
+    return stems if hasattr(stems, "output_shape") else None
+
+
+def feature_modules(
+    model: nn.Module, who: str, *, trunk: bool = False, stems: bool = False
+) -> list[nn.Module]:
+    """Which modules put out what is distilled: the pyramid's first, then its trunk.
+
+    Args:
+        model: a detector, or a ``feature_part`` of one.
+        who: "student" or "teacher", for the message.
+        trunk: what the pyramid is made from too.
+        stems: the pyramid as the stems of the head put it out, where there are stems.
+
+    Raises:
+        UserError: the trunk is asked for, and there is none.
+    """
+    last = stems_of(model) if stems else None
+    modules = [model.backbone if last is None else last]
+    return [*modules, trunk_of(model.backbone, who)] if trunk else modules
+
+
+def feature_part(model: nn.Module) -> nn.Module:
+    """What of a detector its features need, under the names that it has there."""
+    part = nn.Module()
+    part.backbone = model.backbone
+    if stems_of(model) is not None:
+        part.head = nn.Module()
+        part.head.stems = stems_of(model)
+    return part
+
+
+def run_features(
+    model: nn.Module, images: Tensor, who: str, *, trunk: bool = False, stems: bool = False
+) -> dict[str, Tensor]:
+    """The features of preprocessed images (N,3,H,W), and nothing of a detector beyond them."""
+    with tap(feature_modules(model, who, trunk=trunk, stems=stems)) as features:
+        pyramid = model.backbone(images)
+        if stems and stems_of(model) is not None:
+            stems_of(model)(pyramid)
+    return features
+
+
 @contextlib.contextmanager
 def tap(modules: Sequence[nn.Module]) -> Iterator[dict[str, Tensor]]:
     """Within the context, the named features that each of these modules puts out are left here.

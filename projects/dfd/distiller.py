@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 from collections.abc import Iterator, Sequence
 
@@ -11,7 +12,14 @@ from detectron2.utils.events import get_event_storage, has_event_storage
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
-from .detectors import channel_order, check_fits_square_padding, tap, trunk_of
+from .detectors import (
+    channel_order,
+    check_fits_square_padding,
+    feature_modules,
+    run_features,
+    stems_of,
+    tap,
+)
 from .errors import UserError
 from .head import DFDHead
 from .inherit import InheritReport, inherit_weights
@@ -66,10 +74,18 @@ class DistilledDetector(nn.Module):
         self.head = head
         self.inherit = tuple(inherit)
         self.input_format = channel_order(student, input_format, "student")
-        student_shapes, trunks = dict(student.backbone.output_shape()), ()
-        if head.trunk:
-            trunks = (trunk_of(student.backbone, "student").output_shape(), teacher.trunk_shape())
-        head.attach(student_shapes, teacher.output_shape(), *trunks, teacher_scale=teacher.scale)
+        if head.stems and stems_of(student) is None and stems_of(teacher.model) is None:
+            raise UserError(
+                f"model.head.stems is True, but neither the student, a {type(student).__name__}, "
+                f"nor the teacher, a {type(teacher.model).__name__}, has stems in its head: set it "
+                "to False"
+            )
+        modules = feature_modules(student, "student", **head.features)
+        ours = [dict(module.output_shape()) for module in modules]
+        theirs = teacher.output_shapes(**head.features)
+        # The two pyramids, then the two trunks where those are wanted.
+        shapes = itertools.chain(*zip(ours, theirs, strict=True))
+        head.attach(*shapes, teacher_scale=teacher.scale)
         if head.needs_objectness:
             teacher.check_objectness([pair.teacher_name for pair in head.pairs])
         for pair in head.pairs:
@@ -84,7 +100,7 @@ class DistilledDetector(nn.Module):
                 type(head.adapters[pair.name]).__name__,
             )
         self.inherit_report: InheritReport | None = None
-        names = set(student_shapes).union(*trunks[:1])
+        names = set().union(*ours)
         unpaired = names - {pair.name for pair in head.pairs}
         if unpaired and head.levels is None:
             logger.warning(
@@ -126,11 +142,11 @@ class DistilledDetector(nn.Module):
                 batched_inputs,
                 input_format=self.input_format,
                 device=self.device,
-                trunk=self.head.trunk,
+                **self.head.features,
             )
             if self.head.needs_objectness:
                 objectness = self.teacher.objectness(teacher_pyramid)
-        with tap_backbone(self.student, self.head.trunk) as student_pyramid:
+        with tap(feature_modules(self.student, "student", **self.head.features)) as student_pyramid:
             losses = dict(self.student(batched_inputs))
         if not active:
             losses.update(self.head.idle_losses())
@@ -197,16 +213,18 @@ class DistilledDetector(nn.Module):
         it was.
         """
         check_fits_square_padding(self.student, batched_inputs, "student")
-        with batch_statistics(self.student), tap_backbone(self.student, self.head.trunk) as tapped:
+        with batch_statistics(self.student):
             images = self.student.preprocess_image(batched_inputs)
-            self.student.backbone(images.tensor)
+            features = run_features(
+                self.student, images.tensor, "student", **self.head.features
+            )
         teacher_pyramid = self.teacher(
             batched_inputs,
             input_format=self.input_format,
             device=self.device,
-            trunk=self.head.trunk,
+            **self.head.features,
         )
-        return self.head.disparity_maps(tapped, teacher_pyramid, **image_area(batched_inputs))
+        return self.head.disparity_maps(features, teacher_pyramid, **image_area(batched_inputs))
 
 
 @contextlib.contextmanager
@@ -226,18 +244,6 @@ def batch_statistics(model: nn.Module) -> Iterator[None]:
             norm.track_running_stats = tracked
         for module, training in modes.items():
             module.training = training
-
-
-def tap_backbone(
-    detector: nn.Module, trunk: bool = False
-) -> contextlib.AbstractContextManager[dict[str, Tensor]]:
-    """Within the context, the detector's forward leaves its pyramid in the dict.
-
-    Args:
-        trunk: and what the pyramid is made from.
-    """
-    backbone = detector.backbone
-    return tap([backbone, trunk_of(backbone, "student")] if trunk else [backbone])
 
 
 def labelled_boxes(batched_inputs: Sequence[dict]) -> list[Tensor] | None:

@@ -53,6 +53,7 @@ class DFDHead(nn.Module):
         level_weights: str | Mapping[str, float] = "cells",
         adapter: str | Callable[[int, int], nn.Module] = "auto",
         trunk: bool = False,
+        stems: bool = False,
         align: str = "stride",
         warmup_iters: int = 0,
         end_iter: int | None = None,
@@ -69,6 +70,8 @@ class DFDHead(nn.Module):
             adapter: from the student's channels to the teacher's; see ``pyramid.make_adapter``.
             trunk: distil, beside the pyramids, what they are made from: the last block's tokens
                 of a ViT as a map, the stages of a CNN. Pairs are by stride, which is by grid.
+            stems: distil a YOLOX's levels after the stems of its head, as FGD did, and not the
+                pyramid that these are given; nothing changes for a detector without stems.
             align: where the teacher's images are larger or smaller (``FrozenTeacher.scale``):
                 "stride": levels whose cells cover the same part of the image make a pair, so that
                 nothing is resampled; "resize": levels of equal stride do, and the teacher's map is
@@ -92,7 +95,9 @@ class DFDHead(nn.Module):
         if align not in ALIGN:
             raise UserError(f"model.head.align is {align!r}; it must be one of {', '.join(ALIGN)}")
         self.weight = weight
-        self.trunk = trunk
+        # What is tapped, see detectors.feature_modules.
+        self.features = {"trunk": trunk, "stems": stems}
+        self.stems = stems
         self.align = align
         self._resample = self._teacher_scale = 1.0
         self.levels = None if levels is None else list(levels)

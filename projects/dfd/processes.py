@@ -50,12 +50,13 @@ def share_buffers(model: nn.Module) -> None:
             dist.broadcast(buffer, 0)
 
 
-def share_running_means(detector: nn.Module) -> None:
-    """Let RetinaNet, FCOS and their kin divide their losses by what one process would.
+def share_divisors(detector: nn.Module) -> None:
+    """Let a dense detector divide its losses by what one process would.
 
-    They divide by a running mean of the positives, each process of its own part of the batch. From
-    now on it is that of the whole batch, and alike in all processes; a process without any
-    positive counts as one with a single one. For training: all processes must make every step.
+    RetinaNet, FCOS and their kin divide by a running mean of the positives, each process of its own
+    part of the batch; YOLOX and RepPoints by their number (``divisor``). From now on it is that of
+    the whole batch, and alike in all processes; a process without any positive counts as one with
+    a single one in a running mean. For training: all processes must make every step.
     """
     if comm.get_world_size() == 1:
         return
@@ -63,6 +64,28 @@ def share_running_means(detector: nn.Module) -> None:
         # A detector with a rule of its own keeps it.
         if getattr(type(module), "_ema_update", None) is DenseDetector._ema_update:
             module._ema_update = MethodType(_update_together, module)
+        if hasattr(module, "divisor"):
+            module.divisor = MethodType(_divide_together, module)
+
+
+def own_divisors(detector: nn.Module) -> None:
+    """Let a dense detector divide its losses by its own positives of a batch, and keep no mean."""
+    for module in detector.modules():
+        if hasattr(module, "_ema_update"):  # Of Detectron2's DenseDetector.
+            module._ema_update = _own_number
+        # In place of what share_divisors may have set, its class's own.
+        module.__dict__.pop("divisor", None)
+
+
+def _own_number(name: str, value: float, initial_value: float, momentum: float = 0.9) -> float:
+    """In place of a running mean: what it would take in."""
+    return value
+
+
+def _divide_together(detector: nn.Module, positives: Tensor) -> Tensor:
+    whole = type(detector).divisor(detector, sum_over_processes(positives.float()))
+    # The gradients, and the losses in the log, are means over the processes.
+    return whole / comm.get_world_size()
 
 
 def _update_together(

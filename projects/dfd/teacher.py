@@ -10,7 +10,13 @@ import torch
 from detectron2.layers import Conv2d, FrozenBatchNorm2d, ShapeSpec
 from torch import Tensor, nn
 
-from .detectors import channel_order, check_fits_square_padding, tap, trunk_of
+from .detectors import (
+    channel_order,
+    check_fits_square_padding,
+    feature_modules,
+    feature_part,
+    run_features,
+)
 from .errors import UserError
 from .weights import WeightFile, load_strict, read_weights
 
@@ -94,24 +100,22 @@ class FrozenTeacher:
         else:
             logger.warning("Teacher: RANDOM WEIGHTS, as model.teacher.allow_random=True permits")
         self.input_format = channel_order(model, input_format, "teacher")
-        self._backbone: nn.Module | None = None
+        # What a pass runs, on its device.
+        self._part: nn.Module | None = None
         self._modules: list[nn.Module] = []
         self._device: torch.device | None = None
         self._dtype = torch.float32
         # Whether the whole detector, of which a pass needs the backbone alone, is on the device.
         self._whole = False
 
-    def output_shape(self) -> dict[str, ShapeSpec]:
-        """Channels and stride of each level of the teacher's pyramid."""
-        return self.model.backbone.output_shape()
+    def output_shapes(self, **what: bool) -> list[dict[str, ShapeSpec]]:
+        """Channels and stride of each level of its pyramid, then of its trunk where that is asked.
 
-    def trunk_shape(self) -> dict[str, ShapeSpec]:
-        """Of what its pyramid is made from.
-
-        Raises:
-            UserError: its backbone is no pyramid over a trunk.
+        Args:
+            what: ``trunk`` and ``stems``, see ``detectors.feature_modules``.
         """
-        return trunk_of(self.model.backbone, "teacher").output_shape()
+        modules = feature_modules(self.model, "teacher", **what)
+        return [dict(module.output_shape()) for module in modules]
 
     @property
     def device(self) -> torch.device:
@@ -173,35 +177,32 @@ class FrozenTeacher:
         *,
         input_format: str,
         device: torch.device | str | None = None,
-        trunk: bool = False,
+        **what: bool,
     ) -> dict[str, Tensor]:
-        """The teacher's pyramid of a batch, without gradients. Only its backbone runs.
+        """The teacher's pyramid of a batch, without gradients. No more of it runs than that needs.
 
         Args:
             batched_inputs: Detectron2's; ``image`` is (3,H,W) in ``input_format`` order, [0, 255].
             device: where to run; None for where the teacher is.
-            trunk: put out what the pyramid is made from too.
+            what: ``trunk`` and ``stems``, see ``detectors.feature_modules``.
 
         Returns:
             Level name to (N,C,H,W), in the precision of the pass.
         """
         device = torch.device(device or self.device)
-        if self._backbone is None or device != self._device:
-            self._make_backbone(device)
+        if self._part is None or device != self._device:
+            self._make_part(device)
         elif self._whole:
             self._settle()
         # Nothing here calls train(), but a user's hook may. Looking costs a hundredth of eval().
         if any(module.training for module in self._modules):
-            self._backbone.eval()
+            self._part.eval()
         images = self.preprocess(batched_inputs, input_format).tensor
         low = self._dtype != torch.float32
         if low:
             images = images.contiguous(memory_format=torch.channels_last)
-        with (
-            torch.autocast(device.type, dtype=self._dtype, enabled=low),
-            tap([trunk_of(self._backbone, "teacher")] if trunk else []) as features,
-        ):
-            return self._backbone(images) | features
+        with torch.autocast(device.type, dtype=self._dtype, enabled=low):
+            return run_features(self._part, images, "teacher", **what)
 
     @torch.no_grad()
     def detect(
@@ -255,23 +256,23 @@ class FrozenTeacher:
         scores = (level.sigmoid().amax(dim=1) for level in logits)
         return dict(zip(generator.in_features, scores, strict=True))
 
-    def _make_backbone(self, device: torch.device) -> None:
+    def _make_part(self, device: torch.device) -> None:
         """What passes on this device run, and everything else where it costs no memory there."""
         dtype = resolve_precision(self.precision, device)
         self._device, self._dtype = device, dtype
         logger.info("Teacher's pass: %s on %s", str(dtype).removeprefix("torch."), device)
-        self._backbone = self.model.backbone
+        self._part = feature_part(self.model)
         if dtype != torch.float32:
-            self._backbone = low_precision_copy(self._backbone, dtype).to(device)
+            self._part = low_precision_copy(self._part, dtype).to(device)
         self._settle()
-        self._modules = list(self._backbone.modules())
+        self._modules = list(self._part.modules())
 
     def _settle(self) -> None:
         """Leave on the device what a pass needs alone: not the heads, nor weights that it has in
         lower precision. They are needed for detections, and compared when a run starts."""
         if self._device.type != "cpu":
             self.model.to("cpu")
-        self._backbone.to(self._device)
+        self._part.to(self._device)
         for name, buffer in self.model.named_buffers(recurse=False):  # Mean and deviation.
             setattr(self.model, name, buffer.to(self._device))
         self._whole = False
@@ -310,15 +311,15 @@ def has_bf16_units(device: torch.device) -> bool:
 
 
 @torch.no_grad()
-def low_precision_copy(backbone: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A copy of a backbone in eval mode that computes the same faster under autocast.
+def low_precision_copy(network: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy of a network in eval mode that computes the same faster under autocast.
 
     Batch norms, constants in eval mode, are folded into the convolutions before them, and the
     weights of matrix products are converted once, not once a pass: autocast keeps no copy of
     weights without gradients. Norms of other kinds stay in fp32.
     """
-    backbone = copy.deepcopy(backbone).eval()
-    for module in backbone.modules():
+    network = copy.deepcopy(network).eval()
+    for module in network.modules():
         if isinstance(module, Conv2d) and isinstance(
             module.norm, nn.modules.batchnorm._BatchNorm | FrozenBatchNorm2d
         ):
@@ -336,4 +337,4 @@ def low_precision_copy(backbone: nn.Module, dtype: torch.dtype) -> nn.Module:
             module.weight.data = module.weight.to(dtype)
             if module.bias is not None:
                 module.bias.data = module.bias.to(dtype)
-    return backbone.to(memory_format=torch.channels_last)
+    return network.to(memory_format=torch.channels_last)

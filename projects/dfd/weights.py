@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,6 +54,8 @@ def local_path(path: str, what: str) -> str:
 def read_weights(path: str, what: str) -> WeightFile:
     """Read a Detectron2 zoo ``.pkl`` (numpy), a ``.pth``, ours or anybody's, or ``.safetensors``.
 
+    The weights are what the file has under ``model`` or, as mmdetection's, ``state_dict``.
+
     Raises:
         UserError: no such file, not a weight file, or one that refers to more than weights.
     """
@@ -74,7 +77,7 @@ def read_weights(path: str, what: str) -> WeightFile:
             f"{what}: {path} needs Detectron2's name-matching heuristics (a backbone pre-trained "
             "on ImageNet?), which are never strict: give a whole detector's checkpoint"
         )
-    state = content.get("model", content)
+    state = named_weights(content)
     if not isinstance(state, Mapping) or not all(isinstance(key, str) for key in state):
         raise UserError(f"{what}: {path} holds no named weights")
     model = {}
@@ -84,11 +87,39 @@ def read_weights(path: str, what: str) -> WeightFile:
         if not isinstance(value, Tensor):
             raise UserError(f"{what}: {path} holds {key!r}, a {type(value).__name__}, not a tensor")
         model[key.removeprefix("module.")] = value
-    return WeightFile(path, sha256.hexdigest(), model, content.get("class_names"))
+    return WeightFile(path, sha256.hexdigest(), model, _class_names(content))
+
+
+def named_weights(content: Mapping[str, Any]) -> Any:
+    """The weights in the content of a file, whatever training has kept beside them."""
+    return content.get("model", content.get("state_dict", content))
+
+
+def own_layout(model: nn.Module, weights: Mapping[str, Any]) -> dict[str, Any]:
+    """Weights under the keys of a model that knows other layouts of its kind, such as YOLOX.
+
+    Those of any other model, and those that have its keys already, stay as they are.
+    """
+    convert = getattr(model, "convert_weights", None)
+    return dict(weights) if convert is None else convert(weights)
+
+
+def _class_names(content: Mapping[str, Any]) -> list[str] | None:
+    """Those that the file tells: of this project, or of mmdetection's versions 2 and 3."""
+    meta = content.get("meta")
+    meta = meta if isinstance(meta, Mapping) else {}
+    dataset = meta.get("dataset_meta")
+    dataset = dataset if isinstance(dataset, Mapping) else {}
+    for names in (content.get("class_names"), meta.get("CLASSES"), dataset.get("classes")):
+        if isinstance(names, list | tuple) and all(isinstance(name, str) for name in names):
+            return list(names)
+    return None
 
 
 def load_strict(model: nn.Module, weights: WeightFile, what: str) -> None:
     """Load every weight, or raise.
+
+    A published layout that the model knows (``own_layout``) is brought into its own.
 
     Tolerated: anchors and pixel statistics that old checkpoints carry (the statistics must equal
     the model's), a batch-norm counter on one side only, and the renamings that Detectron2's own
@@ -99,7 +130,8 @@ def load_strict(model: nn.Module, weights: WeightFile, what: str) -> None:
             deviation differ from the config's; they are named.
     """
     expected = model.state_dict()
-    state = {k: v for k, v in weights.model.items() if not any(x in k for x in _REBUILT)}
+    state = own_layout(model, weights.model)
+    state = {k: v for k, v in state.items() if not any(x in k for x in _REBUILT)}
     for key in ("pixel_mean", "pixel_std"):
         ours = getattr(model, key, None)
         theirs = weights.model.get(key)

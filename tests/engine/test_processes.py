@@ -17,7 +17,7 @@ from dfd.engine.checks import check_same_start
 from dfd.engine.stop import StopRequest
 from dfd.errors import UserError
 from dfd.losses import DFDLoss, PKDLoss
-from dfd.processes import share_running_means
+from dfd.processes import share_divisors
 
 # Of the whole batch and, of each process, the images and whether they are all valid.
 IMAGES = {0: slice(0, 1), 1: slice(1, 3)}
@@ -87,7 +87,7 @@ def steps_of_dense(kind, images):
     """Losses, gradients and running mean of a dense detector after each of three steps."""
     model, found = build(kind).train(), []
     model.backbone.eval()  # Whose batch norms would look beyond an image.
-    share_running_means(model)
+    share_divisors(model)
     for seed in range(3):
         model.zero_grad()
         batch = make_batch(((64, 96), (64, 96)), seed=seed)

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from ..distiller import DistilledDetector, tap_backbone
+from ..detectors import feature_modules, tap
+from ..distiller import DistilledDetector
 from ..errors import UserError
 from ..real_pixels import image_area
 from .boxes import IGNORED, SIZES, UNMATCHED, cells_inside, match_detections, owners, size_classes
@@ -122,7 +123,7 @@ def collect(
             [image.item],
             input_format=model.input_format,
             device=model.device,
-            trunk=model.head.trunk,
+            **model.head.features,
         )
         views = [(s.iteration, *_look(s, teacher, image, score, iou)) for s in snapshots]
         for tally, (_, maps, outcome) in zip(tallies, views, strict=True):
@@ -143,7 +144,7 @@ def _look(
     iou: float,
 ) -> tuple[dict[str, np.ndarray], Outcome]:
     """The maps (H,W) by level, nan on padding, and the outcome of one checkpoint on one image."""
-    with tap_backbone(snapshot.student, snapshot.head.trunk) as pyramid:
+    with tap(feature_modules(snapshot.student, "student", **snapshot.head.features)) as pyramid:
         instances = snapshot.student([image.item])[0]["instances"].to("cpu")
     found = snapshot.head.disparity_maps(pyramid, teacher, **image_area([image.item]))
     maps = {}

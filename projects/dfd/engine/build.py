@@ -16,7 +16,7 @@ from ..data import class_names, registered_name
 from ..detectors import guard_square_padding
 from ..distiller import DistilledDetector
 from ..errors import UserError
-from ..processes import share_running_means
+from ..processes import share_divisors
 from .checkpoint import StudentCheckpointer
 from .checks import (
     check_classes,
@@ -125,7 +125,7 @@ def build_trainer(
 ) -> Trainer:
     """The training loop around the model, in DistributedDataParallel if there are processes."""
     on_cuda = torch.device(cfg.train.device).type == "cuda"
-    share_running_means(student_of(model))
+    share_divisors(student_of(model))
     ddp = {"device_ids": [torch.cuda.current_device()] if on_cuda else None}
     return Trainer(
         create_ddp_model(model, **cfg.train.ddp, **ddp),

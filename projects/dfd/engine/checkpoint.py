@@ -20,6 +20,7 @@ from torch import nn
 from ..errors import UserError, first_line
 from ..files import whole_file
 from ..weight_files import ForeignContentError, read_file
+from ..weights import named_weights, own_layout
 from .kept_settings import changed_settings
 from .metrics import metrics_size
 
@@ -75,7 +76,7 @@ class StudentCheckpointer(DetectionCheckpointer):
             "teacher_sha256": self.teacher_sha256,
             "teacher_results": self.teacher_results,
             "random_states": states,
-            # Detectron2's dense detectors keep it beside their weights; share_running_means makes
+            # Detectron2's dense detectors keep it beside their weights; share_divisors makes
             # it alike in all processes.
             _NORMALIZER: getattr(self.model, _NORMALIZER, None),
             "settings": self.settings,
@@ -223,7 +224,13 @@ class StudentCheckpointer(DetectionCheckpointer):
     def _read(self, filename: str) -> dict[str, Any]:
         """A weight file as Detectron2's own checkpointer takes it, but without running code."""
         if not filename.endswith((".pkl", ".pyth")):
-            return super()._load_file(filename)  # By _torch_load.
+            content = super()._load_file(filename)  # By _torch_load.
+            weights = content["model"]
+            if isinstance(weights, Mapping):
+                weights = named_weights(weights)
+            if isinstance(weights, Mapping) and all(isinstance(key, str) for key in weights):
+                weights = own_layout(self.model, weights)
+            return {**content, "model": weights}
         data = read_file(filename)
         if not isinstance(data, Mapping):
             raise ValueError(f"it holds a {type(data).__name__}, not named weights")

@@ -15,6 +15,7 @@ from timm.layers import DropPath
 from torch import nn
 from torchvision.ops import StochasticDepth
 
+from ...processes import own_divisors
 from ..checkpoint import kept_random_state
 from ..evaluate import share_buffers
 
@@ -129,11 +130,5 @@ def _losses_without_training(detector: nn.Module) -> nn.Module:
     for module in detector.modules():
         if isinstance(module, _LAYERS):
             module.eval()
-        if hasattr(module, "_ema_update"):  # Of Detectron2's DenseDetector.
-            module._ema_update = _own_number
+    own_divisors(detector)
     return detector
-
-
-def _own_number(name: str, value: float, initial_value: float, momentum: float = 0.9) -> float:
-    """In place of a running mean: what it would take in."""
-    return value
