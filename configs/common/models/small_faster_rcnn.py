@@ -5,9 +5,8 @@ proposals and regions are looked at.
 """
 
 from detectron2 import model_zoo
-from detectron2.config import LazyCall as L
-from detectron2.modeling.backbone import ResNet
-from detectron2.modeling.backbone.resnet import BasicBlock
+
+from .small_trunk import small_trunk
 
 
 def small_faster_rcnn(num_blocks, width, fpn_channels, head_channels, norm="BN"):
@@ -21,22 +20,7 @@ def small_faster_rcnn(num_blocks, width, fpn_channels, head_channels, norm="BN")
     model = model_zoo.get_config("common/models/mask_rcnn_fpn.py").model
     for key in ("mask_in_features", "mask_pooler", "mask_head"):
         del model.roi_heads[key]
-    bottom_up = model.backbone.bottom_up
-    bottom_up.stem.out_channels = width
-    bottom_up.stem.norm = norm
-    bottom_up.stages = [
-        L(ResNet.make_stage)(
-            block_class=BasicBlock,
-            num_blocks=blocks,
-            stride_per_block=[1 if stage == 0 else 2] + [1] * (blocks - 1),
-            in_channels=width * 2 ** max(stage - 1, 0),
-            out_channels=width * 2**stage,
-            norm=norm,
-        )
-        for stage, blocks in enumerate(num_blocks)
-    ]
-    bottom_up.freeze_at = 0
-    model.backbone.out_channels = fpn_channels
+    small_trunk(model.backbone, num_blocks, width, fpn_channels, norm)
     model.proposal_generator.head.in_channels = fpn_channels
     model.proposal_generator.anchor_generator.sizes = [[16], [32], [64], [128], [256]]
     model.proposal_generator.pre_nms_topk = [500, 500]

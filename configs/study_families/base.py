@@ -1,0 +1,14 @@
+"""What the runs of the families of detectors share: data, optimizer, schedule.
+
+Settings are chosen on the validation split of BCCD (the default here); the table is made on the
+test split, dataloader.test.dataset.split=test.
+"""
+
+from ..bccd.base import dataloader, lr_multiplier, optimizer, train
+
+dataloader.train.dataset.split = "train"
+dataloader.test.dataset.split = "val"
+dataloader.train.num_workers = 0  # The whole of a run on one core.
+dataloader.test.num_workers = 0
+
+train.disparity_images.period = 0
