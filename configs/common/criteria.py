@@ -7,7 +7,8 @@ Chosen by an override, so that a run with a baseline differs from a DFD run by t
 The published weights are for COCO, full-size FPN detectors and equal weights of levels: set
 model.head.level_weights=equal to have them as published. MGD and FGD are sums, so theirs also
 depend on resolution and channels. Sources: each criterion's docstring; mimic's weights are those of
-FreeKD's repository (Gumpest/FreeKD), G2SD's is for ViTDet Mask R-CNN.
+FreeKD's repository (Gumpest/FreeKD), G2SD's is for ViTDet Mask R-CNN; those of RepPoints and YOLOX
+are of the repositories of FGD, MGD and (PKD) mmrazor.
 """
 
 from detectron2.config import LazyCall as L
@@ -38,4 +39,25 @@ retinanet = dict(
 fcos = dict(
     retinanet,
     fgd=L(FGDLoss)(temp=0.8, alpha_fgd=1.6e-3, beta_fgd=8e-4, gamma_fgd=8e-4, lambda_fgd=8e-6),
+)
+
+# As published, FGD and MGD take the pyramid before its GroupNorm, here it is after it; PKD is not
+# on p7: model.head.levels=[p3,p4,p5,p6]. Mimic and CWD are RetinaNet's.
+reppoints = dict(
+    retinanet,
+    fgd=L(FGDLoss)(temp=0.5, alpha_fgd=1.6e-3, beta_fgd=8e-4, gamma_fgd=8e-4, lambda_fgd=8e-6),
+)
+
+# FGD alone was published for YOLOX, after the stems: model.head.stems=True. The others are
+# RetinaNet's.
+yolox = dict(
+    retinanet,
+    fgd=L(FGDLoss)(
+        temp=0.5,
+        alpha_fgd=2e-3,
+        beta_fgd=1e-3,
+        gamma_fgd=1e-3,
+        lambda_fgd=1e-5,
+        reference_size=640,
+    ),
 )

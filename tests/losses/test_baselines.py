@@ -210,6 +210,14 @@ def test_fgd_overlapping_boxes_take_the_larger_weight_and_boxes_may_leave_the_ma
     torch.testing.assert_close(background.sum(), torch.tensor(0.0))
 
 
+def test_fgd_of_another_image_size_is_divided_by_the_area():
+    torch.manual_seed(0)
+    student, teacher = torch.randn(2, 2, 4, 8, 12)
+    plain = FGDLoss(channels=4)(student, teacher, stride=8)
+    by_size = FGDLoss(channels=4, reference_size=32)(student, teacher, stride=8)
+    torch.testing.assert_close(by_size, plain * (32 * 32) / (64 * 96))
+
+
 @pytest.mark.parametrize(
     ("criterion", "settings", "named"),
     [
@@ -221,6 +229,7 @@ def test_fgd_overlapping_boxes_take_the_larger_weight_and_boxes_may_leave_the_ma
         (MGDLoss, dict(lambda_mgd=1.0), "lambda_mgd=1.0"),
         (FGDLoss, dict(temp=0), "temp=0"),
         (FGDLoss, dict(gamma_fgd=-1), "gamma_fgd=-1"),
+        (FGDLoss, dict(reference_size=0), "reference_size=0"),
         (G2SDLoss, dict(weight=-1), "weight=-1"),
     ],
 )

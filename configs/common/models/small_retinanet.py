@@ -1,7 +1,7 @@
 """RetinaNet with an FPN over a basic-block ResNet of any size, from stock Detectron2 parts.
 
-For small images and from scratch: anchors are half the usual size on every level, and the towers are
-short and have norms.
+For small images and from scratch: anchors are half the usual size on every level, and the towers
+are short and have norms.
 """
 
 from detectron2 import model_zoo

@@ -31,9 +31,9 @@ class FGDLoss(FeatureCriterion):
 
     Yang et al., "Focal and Global Knowledge Distillation for Detectors", CVPR 2022, in the form of
     the authors' code. As there all are sums over cells, so weights mean something else at another
-    resolution or number of channels. Deviations: padding is left out of every softmax and sum, and
-    boxes are placed by the level's stride, where the original scales by the size of the image and
-    so misplaces boxes where images are padded.
+    resolution or number of channels; ``reference_size`` takes the resolution out. Deviations:
+    padding is left out of every softmax and sum, and boxes are placed by the level's stride, where
+    the original scales by the size of the image and so misplaces boxes where images are padded.
     """
 
     def __init__(
@@ -45,6 +45,7 @@ class FGDLoss(FeatureCriterion):
         beta_fgd: float = 5e-4,
         gamma_fgd: float = 5e-4,
         lambda_fgd: float = 5e-6,
+        reference_size: float | None = None,
     ) -> None:
         """
         Args:
@@ -53,6 +54,9 @@ class FGDLoss(FeatureCriterion):
             alpha_fgd, beta_fgd, gamma_fgd, lambda_fgd: weights of foreground, background,
                 attention and relations, >= 0. The defaults are those published for RetinaNet;
                 5e-5, 2.5e-5, 5e-5, 5e-7 for Faster and Mask R-CNN.
+            reference_size: the loss is divided by the area of the batch's images, in pixels, over
+                that of a square of this side, as the authors do under YOLOX's changing sizes (640
+                there); None: it is not divided.
         """
         super().__init__()
         self.alpha_fgd = non_negative("FGDLoss", alpha_fgd=alpha_fgd)
@@ -62,6 +66,9 @@ class FGDLoss(FeatureCriterion):
         if not temp > 0:
             raise UserError(f"FGDLoss(temp={temp}): it must be above 0")
         self.temp = temp
+        if reference_size is not None and not reference_size > 0:
+            raise UserError(f"FGDLoss(reference_size={reference_size}): it must be above 0 or null")
+        self.reference_size = reference_size
         self.student_context: GlobalContext | None = None
         self.teacher_context: GlobalContext | None = None
         if channels is not None:
@@ -104,7 +111,11 @@ class FGDLoss(FeatureCriterion):
             "relation": self._relation(student, teacher, valid),
         }
         self.stats = {f"term_{name}": term.detach() / images for name, term in terms.items()}
-        return sum(terms.values()) / images
+        total = sum(terms.values()) / images
+        if self.reference_size is None:
+            return total
+        area = student.shape[-2] * student.shape[-1] * stride**2
+        return total * (self.reference_size**2 / area)
 
     def _attention(self, features: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
         """Of cells (N,H,W), 0 outside the valid ones, and of channels (N,C).
