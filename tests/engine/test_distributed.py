@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ from detectron2.engine import default_argument_parser
 from forked import forked
 from plain import write_rectangles
 
-from dfd.engine.launch import check_flags, find_place, read_device
+from dfd.engine.launch import _wait_for, check_flags, find_place, read_device
 from dfd.errors import UserError
 
 
@@ -154,6 +155,28 @@ def test_killed_process_ends_the_run_and_is_named(data, configs, tmp_path):
     assert len(errors) == 1
     assert "process 1 (pid " in errors[0] and "was killed by SIGKILL" in errors[0]
     assert "Traceback" not in result.stderr
+
+
+def one_dies_and_the_other_notices(rank):
+    """The loader worker of the one that is killed outlives it, and holds what tells of its end."""
+    if rank == 0:
+        time.sleep(3)
+        os._exit(1)
+    if os.fork() == 0:
+        time.sleep(4)
+        os._exit(0)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_the_process_that_died_first_is_named_though_its_workers_live_on(capfd):
+    context = torch.multiprocessing.start_processes(
+        one_dies_and_the_other_notices, nprocs=2, join=False, start_method="fork"
+    )
+    with pytest.raises(SystemExit) as end:
+        _wait_for(context, 2, [])
+    assert end.value.code == 1
+    said = capfd.readouterr().err
+    assert said.startswith("error: process 3 (pid ") and "was killed by SIGKILL" in said
 
 
 def test_error_of_one_process_ends_the_run_and_is_shown(data, configs, tmp_path):

@@ -209,10 +209,15 @@ def _wait_for(context: mp.ProcessContext, first_rank: int, signals: Sequence[int
         signals: those that have been passed on; they may grow.
     """
     processes = context.processes
+    cause: mp.Process | None = None
     try:
         while running := [p for p in processes if p.exitcode is None]:
-            multiprocessing.connection.wait([p.sentinel for p in running])
-            if not signals and any(p.exitcode not in (None, 0, EXIT_STOPPED) for p in processes):
+            # Not without end: loader workers hold a dead process's sentinel for some seconds.
+            multiprocessing.connection.wait([p.sentinel for p in running], timeout=1)
+            failed = [p for p in processes if p.exitcode not in (None, 0, EXIT_STOPPED)]
+            if failed and not signals:
+                # Before those that have met its end.
+                cause = min(failed, key=lambda process: process.exitcode)
                 # The others would take join's SIGTERM for a wish to save, which they cannot.
                 for process in running:
                     process.kill()
@@ -222,15 +227,17 @@ def _wait_for(context: mp.ProcessContext, first_rank: int, signals: Sequence[int
     except mp.ProcessExitedException as error:
         if len(signals) > 1:
             sys.exit(128 + signals[-1])
+        cause = cause or processes[error.error_index]
+        code = cause.exitcode
         # By the signal itself, if it came before a process listened; then it has done nothing.
-        if error.exit_code == EXIT_STOPPED or -error.exit_code in signals:
+        if code == EXIT_STOPPED or -code in signals:
             sys.exit(EXIT_STOPPED)
         # Another that failed has said why.
-        if error.signal_name:
+        if code < 0:
             print(
-                f"error: process {first_rank + error.error_index} (pid {error.error_pid}) was "
-                f"killed by {error.signal_name}"
-                + (", as the system does when memory is short" * (error.exit_code == -9)),
+                f"error: process {first_rank + processes.index(cause)} (pid {cause.pid}) was "
+                f"killed by {signal.Signals(-code).name}"
+                + (", as the system does when memory is short" * (code == -signal.SIGKILL)),
                 file=sys.stderr,
             )
         sys.exit(1)
