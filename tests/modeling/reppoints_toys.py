@@ -54,12 +54,14 @@ def small_detector(norm="GN", head=None, **settings):
         ResNet.make_stage(
             BasicBlock, 1, stride_per_block=[1 + (i > 0)], in_channels=c, out_channels=d, norm="BN"
         )
-        for i, (c, d) in enumerate(((4, 4), (4, 8), (8, 8), (8, 16)))
+        for i, (c, d) in enumerate(((4, 4), (4, 8), (8, 16), (16, 32)))
     ]
     levels = ["res3", "res4", "res5"]
     trunk = ResNet(BasicStem(3, 4, norm="BN"), stages, out_features=levels)
-    backbone = FPN(trunk, levels, 32, norm=norm, top_block=P6P7(16, 32, norm=norm))
-    head = RepPointsHead(32, NUM_CLASSES, feat_channels=32, num_convs=1, norm=norm, **(head or {}))
+    backbone = FPN(trunk, levels, 64, norm=norm, top_block=P6P7(32, 64, norm=norm))
+    head = RepPointsHead(
+        64, NUM_CLASSES, feat_channels=32, num_convs=1, norm=norm, norm_groups=8, **(head or {})
+    )
     return detector(backbone, head, **settings)
 
 

@@ -64,10 +64,11 @@ class RepPointsHead(nn.Module):
             )
         if norm not in ("", "GN"):
             raise UserError(f'RepPointsHead: norm is {norm!r}; it must be "GN" or ""')
-        if norm and feat_channels % norm_groups:
+        # Of a single channel in a level of one cell a norm would leave nothing.
+        if norm and (feat_channels % norm_groups or feat_channels == norm_groups):
             raise UserError(
                 f"RepPointsHead: {feat_channels} feat_channels cannot be divided into "
-                f"{norm_groups} groups (norm_groups)"
+                f"{norm_groups} groups (norm_groups) of several channels"
             )
         self.num_classes = num_classes
         self.transform = known_transform(transform)
