@@ -23,6 +23,16 @@ def test_offsets_are_y_then_x_in_cells(place):
     torch.testing.assert_close(conv(x, offset)[inside], expected[inside])
 
 
+def test_half_precision_is_computed_in_full():
+    torch.manual_seed(0)
+    conv = DeformConv(4, 6, 3, padding=1)
+    x, offset = torch.randn(1, 4, 5, 5).bfloat16(), torch.randn(1, 18, 5, 5).bfloat16()
+    expected = conv(x.float(), offset.float())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = conv(x, offset)
+    assert torch.equal(found, expected)
+
+
 BLOCKS = [
     {},
     {"stride": 2},

@@ -1,7 +1,7 @@
 """Deformable convolutions (Dai et al., ICCV 2017) that need no compiled part of Detectron2.
 
-They are torchvision's, computed in float32 whatever autocast says: half precision would place the
-samples up to some cells off.
+They are torchvision's, computed in float32 under autocast too: in half precision samples would be
+off their places, by the more the further these are.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 import fvcore.nn.weight_init as weight_init
-import torch
 from detectron2.layers import Conv2d, get_norm
 from detectron2.modeling.backbone.resnet import BottleneckBlock
 from torch import Tensor, nn
@@ -21,7 +20,9 @@ from .points import at_least_float32
 class DeformConv(DeformConv2d):
     """A deformable convolution without bias, whose offsets are given."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, **kwargs: Any):
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int, **kwargs: Any
+    ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, bias=False, **kwargs)
 
     def forward(self, x: Tensor, offset: Tensor) -> Tensor:
@@ -33,8 +34,7 @@ class DeformConv(DeformConv2d):
         Returns:
             (N,C',H',W'), at least in float32.
         """
-        with torch.autocast(x.device.type, enabled=False):
-            return super().forward(at_least_float32(x), at_least_float32(offset))
+        return super().forward(at_least_float32(x), at_least_float32(offset))
 
 
 class _ConvOfOwnOffsets(DeformConv):
@@ -50,8 +50,7 @@ class _ConvOfOwnOffsets(DeformConv):
         nn.init.zeros_(self.conv_offset.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        # What follows may add in place to a tensor of the type that it had without this.
-        out = super().forward(x, self.conv_offset(x)).to(x.dtype)
+        out = super().forward(x, self.conv_offset(x))
         return out if self.norm is None else self.norm(out)
 
 
