@@ -8,6 +8,7 @@ from detectron2.modeling.backbone.resnet import BottleneckBlock
 
 from dfd.modeling import DeformConvBlock
 from dfd.modeling.reppoints import DeformConv
+from dfd.teacher import low_precision_copy
 
 
 @pytest.mark.parametrize("place", ["y", "x"])
@@ -83,3 +84,10 @@ def test_a_resnet_of_such_blocks_under_autocast():
     assert (half.float() - full).abs().max() < 0.05 * full.abs().max()
     half.float().sum().backward()
     assert all(parameter.grad.isfinite().all() for parameter in trunk.parameters())
+    # As a frozen teacher's pyramid runs.
+    frozen = low_precision_copy(trunk, torch.bfloat16)
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
+        low = frozen(images)["res3"]
+    with torch.no_grad():
+        full = trunk.eval()(images)["res3"]
+    assert (low.float() - full).abs().max() < 0.05 * full.abs().max()
