@@ -22,3 +22,11 @@ coco_2x = L(WarmupParamScheduler)(
     warmup_method="linear",
     warmup_factor=0.001,
 )
+
+# RepPoints' of 24 epochs: dropped after 16 and 22, with a warm-up of 500 iterations from a third.
+reppoints_2x = L(WarmupParamScheduler)(
+    scheduler=L(MultiStepParamScheduler)(values=[1.0, 0.1, 0.01], milestones=[16, 22, 24]),
+    warmup_length=500 / 175920,
+    warmup_method="linear",
+    warmup_factor=1 / 3,
+)

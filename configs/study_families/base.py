@@ -8,7 +8,8 @@ from ..bccd.base import dataloader, lr_multiplier, optimizer, train
 
 dataloader.train.dataset.split = "train"
 dataloader.test.dataset.split = "val"
-dataloader.train.num_workers = 0  # The whole of a run on one core.
-dataloader.test.num_workers = 0
+for _split in ("train", "test"):
+    dataloader[_split].mapper.image_format = "auto"  # RepPoints takes RGB, the others BGR.
+    dataloader[_split].num_workers = 0  # The whole of a run on one core.
 
 train.disparity_images.period = 0

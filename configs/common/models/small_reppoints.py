@@ -1,7 +1,7 @@
-"""RepPoints with an FPN over the small basic-block ResNet of ``small_faster_rcnn``."""
+"""RepPoints with an FPN over a basic-block ResNet of any size, for small images, from scratch."""
 
 from .reppoints import reppoints
-from .small_faster_rcnn import small_faster_rcnn
+from .small_trunk import small_trunk
 
 
 def small_reppoints(num_blocks, width, fpn_channels, head_channels, num_convs=1, norm="BN"):
@@ -15,11 +15,7 @@ def small_reppoints(num_blocks, width, fpn_channels, head_channels, num_convs=1,
         norm: of the trunk.
     """
     model = reppoints()
-    trunk = small_faster_rcnn(num_blocks, width, fpn_channels, head_channels, norm).backbone
-    model.backbone.bottom_up.stem = trunk.bottom_up.stem
-    model.backbone.bottom_up.stages = trunk.bottom_up.stages
-    model.backbone.bottom_up.freeze_at = 0
-    model.backbone.out_channels = fpn_channels
+    small_trunk(model.backbone, num_blocks, width, fpn_channels, norm)
     model.backbone.top_block.in_channels = width * 8
     model.head.feat_channels = head_channels
     model.head.norm_groups = 8

@@ -1,0 +1,26 @@
+"""The RepPoints student of the families under a teacher of its own kind; others by an override.
+
+python train_net.py --config-file configs/study_families/dfd_reppoints.py \
+    dataloader.train.dataset.root=BCCD model.teacher='${teachers.retinanet}'
+
+Needs the teacher's checkpoint (configs/study_families/teacher_reppoints.py). Nothing is inherited, so
+that own and other teachers give the same: features. Hardware: one CPU core, minutes. Result:
+docs/results.md.
+"""
+
+from detectron2.config import LazyCall as L
+
+from dfd import DFDHead, DistilledDetector
+from dfd.losses import DFDLoss
+
+from ..common.criteria import reppoints as criteria
+from .student_reppoints import dataloader, lr_multiplier, optimizer, train
+from .student_reppoints import model as _student
+from .teachers import teachers
+
+model = L(DistilledDetector)(
+    student=_student,
+    teacher=teachers["reppoints"],
+    head=L(DFDHead)(criterion=L(DFDLoss)()),
+)
+train.output_dir = "output/study_families/dfd_reppoints"

@@ -1,0 +1,24 @@
+"""The teachers of the families by name, for model.teacher='${teachers.retinanet}'."""
+
+from detectron2.config import LazyCall as L
+
+from dfd import FrozenTeacher
+
+from .teacher_faster_rcnn import model as _faster_rcnn
+from .teacher_reppoints import model as _reppoints
+from .teacher_retinanet import model as _retinanet
+from .teacher_yolox import model as _yolox
+
+
+def _teacher(name, model):
+    return L(FrozenTeacher)(
+        model=model, checkpoint=f"output/study_families/teacher_{name}/model_final.pth"
+    )
+
+
+teachers = dict(
+    faster_rcnn=_teacher("faster_rcnn", _faster_rcnn),
+    retinanet=_teacher("retinanet", _retinanet),
+    reppoints=_teacher("reppoints", _reppoints),
+    yolox=_teacher("yolox", _yolox),
+)
