@@ -125,16 +125,17 @@ def neighbourhood(
         it costs no penalty.
     """
     radius, inside_boxes, _ = FORMS[form]
-    middle = gt_boxes[:, None, :2]
+    x, y, width, height = gt_boxes[:, :, None].unbind(1)
 
-    def within(reach: Tensor) -> Tensor:
-        inside = (centres > middle - reach) & (centres < middle + reach)
-        return inside.all(2) & valid[:, None]
+    def within(reach_x: Tensor, reach_y: Tensor) -> Tensor:
+        across = (centres[:, 0] > x - reach_x) & (centres[:, 0] < x + reach_x)
+        along = (centres[:, 1] > y - reach_y) & (centres[:, 1] < y + reach_y)
+        return across & along & valid[:, None]
 
-    near = within(radius * strides[:, None])
+    near = within(radius * strides, radius * strides)
     if not inside_boxes:
         return near.any(0), near
-    inside = within(gt_boxes[:, None, 2:] / 2)
+    inside = within(width / 2, height / 2)
     return (near | inside).any(0), near & inside
 
 
