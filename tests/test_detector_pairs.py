@@ -3,12 +3,14 @@
 import pytest
 import torch
 from detectron2.utils.events import EventStorage
-from toys import build, faster_rcnn_config, instantiate_seeded, make_batch, toy_config
+from toys import CONFIGS, build, instantiate_seeded, make_batch
 from vit_toys import timm_vit_config
 
 from dfd import DFDHead, DistilledDetector, FrozenTeacher, UserError
+from dfd.engine.checkpoint import StudentCheckpointer
 from dfd.losses import CWDLoss, DFDLoss, FGDLoss
-from dfd.weights import load_strict, read_weights
+from dfd.modeling import YOLOX
+from dfd.weights import read_weights
 
 LEVELS = {
     "faster_rcnn": range(2, 7),
@@ -22,7 +24,7 @@ PAIRS = [(t, s) for t in LEVELS for s in LEVELS if t in NEW or s in NEW]
 
 
 def config(kind):
-    return timm_vit_config() if kind == "vit" else toy_config(kind)
+    return timm_vit_config() if kind == "vit" else CONFIGS[kind]()
 
 
 def pair(teacher, student, precision="fp32", **head):
@@ -72,13 +74,12 @@ def test_in_mixed_precision_under_a_teacher_in_bf16(kind):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         losses = step(model, batch)
     assert any(loss > 0 for name, loss in losses.items() if name.startswith("loss_dfd_"))
-    full = pair(kind, kind)(batch) if False else None
-    assert full is None
     exact = FrozenTeacher(model=model.teacher.model, allow_random=True, precision="fp32")
-    for a, b in zip(
-        *(t(batch, input_format="BGR").values() for t in (model.teacher, exact)), strict=True
-    ):
-        torch.testing.assert_close(a.float(), b, rtol=0.05, atol=0.05 * float(b.abs().max()))
+    low, full = (teacher(batch, input_format="BGR") for teacher in (model.teacher, exact))
+    # A norm over a level of one cell has little to go by.
+    for name in ("p3", "p4"):
+        difference = (low[name].float() - full[name]).abs().mean()
+        assert difference < 0.03 * full[name].abs().mean()
 
 
 @pytest.mark.parametrize("kind", NEW)
@@ -151,17 +152,24 @@ def test_file_of_the_authors_is_a_teacher_as_it_is(tmp_path):
         assert torch.equal(value, model.state_dict()[key]), key
 
 
-@pytest.mark.parametrize("meta", [{"CLASSES": ("a", "b")}, {"dataset_meta": {"classes": ["a", "b"]}}])
-def test_file_of_mmdetection_is_a_teacher_and_tells_its_classes(tmp_path, meta):
-    model = build("yolox", seed=3)
-    # The head's part of mmdetection's names is enough to see them mapped.
-    names = {"head.cls_preds.": "bbox_head.multi_level_conv_cls."}
-    state = mmdet_names(model.state_dict())
-    assert any(key.startswith(names["head.cls_preds."]) for key in state)
-    torch.save({"meta": meta, "state_dict": state}, tmp_path / "mm.pth")
-    weights = read_weights(str(tmp_path / "mm.pth"), "weights")
-    assert weights.class_names == ["a", "b"]
-    other = build("yolox", seed=4)
-    load_strict(other, weights, "weights")
-    for key, value in other.state_dict().items():
-        assert torch.equal(value, model.state_dict()[key]), key
+@pytest.mark.parametrize(
+    "meta", [{"CLASSES": ("a", "b")}, {"dataset_meta": {"classes": ["a", "b"]}}], ids=["2", "3"]
+)
+def test_file_of_mmdetection_is_read_and_tells_its_classes(tmp_path, monkeypatch, meta):
+    """As a teacher's, and as the start of a student; in the layout that the detector converts."""
+    model, path = build("yolox", seed=3), str(tmp_path / "mm.pth")
+    state = {f"theirs.{key}": value for key, value in model.state_dict().items()}
+    torch.save({"meta": meta, "state_dict": state, "optimizer": {}}, path)
+    assert read_weights(path, "weights").class_names == ["a", "b"]
+    monkeypatch.setattr(
+        YOLOX,
+        "convert_weights",
+        lambda self, state: {key.removeprefix("theirs."): state[key] for key in state},
+    )
+    teacher = FrozenTeacher(model=build("yolox", seed=4), checkpoint=path)
+    assert teacher.class_names == ["a", "b"]
+    student = build("yolox", seed=5)
+    StudentCheckpointer(student, str(tmp_path), class_names=[]).load(path)
+    for key, value in model.state_dict().items():
+        assert torch.equal(teacher.model.state_dict()[key], value), key
+        assert torch.equal(student.state_dict()[key], value), key

@@ -3,9 +3,9 @@
 python train_net.py --config-file configs/study_families/dfd_reppoints.py \
     dataloader.train.dataset.root=BCCD model.teacher='${teachers.retinanet}'
 
-Needs the teacher's checkpoint (configs/study_families/teacher_reppoints.py). Nothing is inherited, so
-that own and other teachers give the same: features. Hardware: one CPU core, minutes. Result:
-docs/results.md.
+Needs the teacher's checkpoint (configs/study_families/teacher_reppoints.py). Nothing is
+inherited, so that an own and another kind of teacher give the same: features. Hardware: one CPU
+core, minutes. Result: docs/results.md.
 """
 
 from detectron2.config import LazyCall as L

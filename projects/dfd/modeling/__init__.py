@@ -6,8 +6,10 @@ from .simple_pyramid import SimplePyramid
 from .timm_pyramid import TimmPyramid
 from .timm_vit import TimmViT
 from .timm_weights import pixel_statistics
+from .yolox import YOLOX, named_yolox
 
 __all__ = [
+    "YOLOX",
     "DeformConvBlock",
     "P6P7",
     "RepPoints",
@@ -16,5 +18,6 @@ __all__ = [
     "TimmPyramid",
     "TimmViT",
     "layer_norm",
+    "named_yolox",
     "pixel_statistics",
 ]

@@ -1,0 +1,142 @@
+"""YOLOX's decoupled head, and what its raw outputs mean.
+
+Shape shorthand: N images, C classes, A cells of all levels: p3's row by row, then p4's, then p5's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from detectron2.layers import ShapeSpec
+from torch import Tensor, nn
+
+from .blocks import BaseConv, conv3x3
+from .network import LEVELS, level_channels
+
+# Of a fresh head, the probability that a cell holds an object, and that it is of a given class.
+PRIOR = 0.01
+
+
+class Grid(NamedTuple):
+    """The cells that predict: one prediction each."""
+
+    cells: Tensor  # (A,2): column and row of the cell on its level, from 0
+    strides: Tensor  # (A,): pixels
+
+    @property
+    def centres(self) -> Tensor:
+        """(A,2): x and y of the cells' centres, pixels."""
+        return (self.cells + 0.5) * self.strides[:, None]
+
+
+class Predictions(NamedTuple):
+    """Raw outputs, before any sigmoid."""
+
+    regression: Tensor  # (N,A,4): x and y from the cell's corner in strides, log w and h in strides
+    objectness: Tensor  # (N,A)
+    classes: Tensor  # (N,A,C)
+
+
+def make_grid(
+    sizes: Sequence[tuple[int, int]], strides: Sequence[int], device: torch.device | None = None
+) -> Grid:
+    """
+    Args:
+        sizes: rows and columns of each level.
+        strides: of each level, pixels.
+    """
+    cells, cell_strides = [], []
+    for (height, width), stride in zip(sizes, strides, strict=True):
+        row = torch.arange(height, dtype=torch.float32, device=device)
+        column = torch.arange(width, dtype=torch.float32, device=device)
+        rows, columns = torch.meshgrid(row, column, indexing="ij")
+        cells.append(torch.stack([columns, rows], dim=-1).flatten(0, 1))
+        cell_strides.append(torch.full((height * width,), float(stride), device=device))
+    return Grid(torch.cat(cells), torch.cat(cell_strides))
+
+
+def decode(regression: Tensor, grid: Grid) -> Tensor:
+    """
+    Args:
+        regression: (...,A,4), float32, for half precision overflows here.
+
+    Returns:
+        (...,A,4): centre x, y, width and height, pixels.
+    """
+    strides = grid.strides[:, None]
+    centres = (regression[..., :2] + grid.cells) * strides
+    return torch.cat([centres, regression[..., 2:].exp() * strides], dim=-1)
+
+
+class Stems(nn.ModuleList):
+    """The first convolution of each level's head, 1x1 to one number of channels.
+
+    A module of its own that runs once in a forward, so that a hook sees all levels: it is here that
+    FGD distils YOLOX, after norm and activation.
+    """
+
+    def __init__(self, *, width: float, activation: str) -> None:
+        levels = level_channels(width)
+        super().__init__(BaseConv(c, levels[0], 1, activation=activation) for c in levels)
+        self._channels = levels[0]
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        return {
+            name: ShapeSpec(channels=self._channels, stride=stride)
+            for name, stride in LEVELS.items()
+        }
+
+    def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Level name to features, for the backbone's."""
+        return {name: stem(features[name]) for name, stem in zip(LEVELS, self, strict=True)}
+
+
+class YOLOXHead(nn.Module):
+    """A tower for classes and one for boxes and objectness, on each level with its own weights."""
+
+    def __init__(self, *, num_classes: int, width: float, depthwise: bool, activation: str) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        channels = level_channels(width)[0]
+
+        def tower() -> nn.Sequential:
+            kind = {"depthwise": depthwise, "activation": activation}
+            return nn.Sequential(*(conv3x3(channels, channels, **kind) for _ in range(2)))
+
+        def towers() -> nn.ModuleList:
+            return nn.ModuleList(tower() for _ in LEVELS)
+
+        def outputs(number: int) -> nn.ModuleList:
+            return nn.ModuleList(nn.Conv2d(channels, number, 1) for _ in LEVELS)
+
+        self.cls_convs = towers()
+        self.reg_convs = towers()
+        self.cls_preds = outputs(num_classes)
+        self.reg_preds = outputs(4)
+        self.obj_preds = outputs(1)
+        self.stems = Stems(width=width, activation=activation)
+        for module in (*self.cls_preds, *self.obj_preds):
+            nn.init.constant_(module.bias, -math.log((1 - PRIOR) / PRIOR))
+
+    def forward(self, features: dict[str, Tensor]) -> tuple[Predictions, Grid]:
+        """
+        Args:
+            features: level name to the backbone's (N,channels,H,W).
+        """
+        stems = self.stems(features)
+        classes, regression, objectness, sizes = [], [], [], []
+        for i, x in enumerate(stems.values()):
+            classes.append(self.cls_preds[i](self.cls_convs[i](x)).flatten(2))
+            boxes = self.reg_convs[i](x)
+            regression.append(self.reg_preds[i](boxes).flatten(2))
+            objectness.append(self.obj_preds[i](boxes).flatten(1))
+            sizes.append(tuple(x.shape[-2:]))
+        predictions = Predictions(
+            torch.cat(regression, dim=2).transpose(1, 2),
+            torch.cat(objectness, dim=1),
+            torch.cat(classes, dim=2).transpose(1, 2),
+        )
+        return predictions, make_grid(sizes, list(LEVELS.values()), predictions.objectness.device)
