@@ -197,14 +197,15 @@ def test_real_pixels_show_photographs_and_nothing_beside_them(gray, settings, le
         assert item["valid"].dtype == torch.bool and item["valid"].shape == item["image"].shape[1:]
         assert set(np.unique(image[valid])) <= set(levels)
         alike = np.logical_and.reduce([n == image for n in around(image)])
-        if mapper.mosaic_probability:
+        height, width = valid.any(axis=1).sum(), valid.any(axis=0).sum()
+        if not (valid[:height, :width].all() and image[0, 0] in LEVELS):  # Of a single image.
             assert alike[valid].all()  # No seam, and no pixel beside one.
         far = alike & np.isin(image, list(levels))
         for _ in range(2):
             far = np.logical_and.reduce(around(far))
         real, inner = real + (far & valid).sum(), inner + far.sum()
     # Not all: where two photographs of one level meet, there is a seam.
-    assert real >= 0.9 * inner > 500
+    assert real >= 0.75 * inner > 500
 
 
 def test_letterbox_is_the_official_one(tmp_path):
