@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from commands import load_tool, run
+from detectron2.modeling.meta_arch import RetinaNet
 from toys import dense_config
 
 from dfd.data import MosaicMapper
@@ -29,49 +30,48 @@ class Killed(BaseException):
 
 
 @pytest.fixture(scope="module")
-def straight(tmp_path_factory, data, configs):
+def watched(tmp_path_factory, data, configs):
+    """The run that is never killed, and what it has seen."""
     folder = tmp_path_factory.mktemp("straight")
     with pytest.MonkeyPatch.context() as patch:
-        run(configs["mosaic"], *data, *RUN, f"train.output_dir={folder}", *watched(patch, folder))
-    return folder
+        seen = watch(patch)
+        run(configs["mosaic"], *data, *RUN, f"train.output_dir={folder}")
+    return folder, seen
 
 
-def watched(patch, folder):
-    """Let a run write down what it trains on; nothing is added to its overrides."""
-    step = Trainer.run_step
+@pytest.fixture(scope="module")
+def straight(watched):
+    return watched[0]
 
-    def watching(trainer):
-        iterator = trainer._data_loader_iter
 
-        def watch():
-            for batch in iterator:
-                with open(folder / "batches.jsonl", "a") as f:
-                    parts = [[*i["image"].shape[1:], is_one_image(i)] for i in batch]
-                    f.write(json.dumps([trainer.iter, parts]) + "\n")
-                yield batch
+def watch(patch):
+    """What a run trains on: size and whether it is a single image, of each image of each batch."""
+    forward, seen = RetinaNet.forward, []
 
-        if trainer.iter == trainer.start_iter:
-            trainer._data_loader_iter_obj = watch()
-        step(trainer)
+    def watching(model, batch):
+        if "valid" in batch[0]:  # Those of a loss on test images are of another mapper.
+            seen.append([(item["image"].shape[1], is_one_image(item)) for item in batch])
+        return forward(model, batch)
 
-    patch.setattr(Trainer, "run_step", watching)
-    return []
+    patch.setattr(RetinaNet, "forward", watching)
+    return seen
 
 
 def is_one_image(item):
     """Whether the real pixels are an image of 64 x 80 in the corner, but for resized borders."""
-    size = item["valid"].shape[0]
+    valid = item["valid"]
+    size = len(valid)
     height = size * 51 // 64
-    return bool(item["valid"][: height - 2, : size - 2].all() and not item["valid"][height + 1 :].any())
+    inner = valid[2 : height - 2, 2 : size - 2]
+    return bool(inner.all() and not valid[height + 1 :].any())
 
 
-def test_run_sees_mosaics_then_single_images_in_sizes_that_change(straight):
-    lines = [json.loads(line) for line in open(straight / "batches.jsonl")]
-    assert [iteration for iteration, _ in lines] == list(range(8))
-    sizes = [{part[0] for part in parts} for _, parts in lines]
-    assert all(len(s) == 1 for s in sizes) and sizes[::2] == sizes[1::2]
-    assert len(set(map(tuple, sizes))) > 1
-    alone = [all(part[2] for part in parts) for _, parts in lines]
+def test_run_sees_mosaics_then_single_images_in_sizes_that_change(watched):
+    _, seen = watched
+    sizes = [{size for size, _ in batch} for batch in seen]
+    assert len(seen) == 8 and all(len(of_batch) == 1 for of_batch in sizes)
+    assert sizes[::2] == sizes[1::2] and len(set(map(tuple, sizes))) > 1
+    alone = [all(single for _, single in batch) for batch in seen]
     assert alone[6:] == [True, True] and not any(alone[:6])
 
 
