@@ -1,10 +1,12 @@
 """Mosaic and mixup: boxes lie where the objects are seen, real is what a photograph shows."""
 
 import cv2
+import detectron2.data.transforms as T
 import numpy as np
 import pytest
 import torch
 from detectron2.structures import BoxMode
+from PIL import Image
 
 from dfd import UserError
 from dfd.data import Letterbox, MosaicMapper, closing_batch
@@ -168,6 +170,29 @@ def test_boxes_of_both_images_of_a_mixup(coloured, flip):
     assert found > 30
 
 
+def test_second_image_of_a_mixup_lies_in_its_square_as_the_official_one(tmp_path):
+    """Turned over with its fill of 114; beyond the square is 0."""
+    dark = np.full((SIZE, SIZE, 3), 20, np.uint8)
+    first = record_of(tmp_path / "first.png", dark, [(0, 0, 99, 99)])
+    tall = np.full((SIZE, SIZE // 2, 3), 220, np.uint8)
+    second = record_of(tmp_path / "second.png", tall, [(0, 0, 64, 128)])
+    bare = [{**first, "annotations": []}] * 2000
+    plain = dict(rotation=0, shear=0, translation=0, scale=(2, 2), hsv_probability=0,
+                 flip_probability=0, mixup_scale=(0.5, 0.5))  # fmt: skip
+    mapper, sides = mapper_of([*bare, second], **plain), set()
+    for seed in range(20):
+        image = seeded(mapper, first, seed)["image"][0].numpy()
+        # Half of what the second one shows; the other half is of 20 to 114.
+        ranges = [image >= 120, (image >= 67) & (image <= 114), image <= 57]
+        shown = np.select(ranges, [220, 114, 0], -1)
+        left = shown[0, 0] == 220
+        sides.add(bool(left))
+        expected = np.zeros((SIZE, SIZE), int)
+        expected[:64, :32], expected[:64, 32:64] = (220, 114) if left else (114, 220)
+        np.testing.assert_array_equal(shown, expected)
+    assert sides == {True, False}
+
+
 def around(mask):
     """3 x 3 about each pixel of a mask; what is outside the picture is left out."""
     padded = np.pad(mask, 1, mode="edge")
@@ -223,15 +248,10 @@ def test_letterbox_is_the_official_one(tmp_path):
     known = ("file_name", "image_id", "height", "width")
     assert {k: item[k] for k in known} == {k: record[k] for k in known}
     # What is evaluated is resized in the same way; the detector pads it.
-    tested = Letterbox(640)(inputs := T_input(pixels)).apply_box(np.array([[0, 0, 500, 334]]))
+    inputs = T.AugInput(pixels)
+    tested = Letterbox(640)(inputs).apply_box(np.array([[0, 0, 500, 334]]))
     np.testing.assert_array_equal(inputs.image, expected[:427])
     np.testing.assert_allclose(tested, [[0, 0, 640, 427]])
-
-
-def T_input(pixels):
-    from detectron2.data import transforms as T
-
-    return T.AugInput(pixels)
 
 
 def test_image_that_is_no_mosaic_lies_in_the_corner_after_its_flip(tmp_path):
@@ -319,8 +339,6 @@ def test_mapper_without_records_says_what_is_missing(coloured):
 
 
 def test_images_are_read_by_the_rules_of_the_loaders(tmp_path, coloured):
-    from PIL import Image
-
     photo = Image.fromarray(np.full((40, 80, 3), 200, np.uint8))
     exif = Image.Exif()
     exif[274] = 6  # To be turned by a quarter.

@@ -2,6 +2,7 @@
 
 import pickle
 
+import detectron2.data.transforms as T
 import numpy as np
 import pytest
 import torch
@@ -143,8 +144,6 @@ class Told(DatasetMapper):
 
 
 def test_any_mapper_may_ask_for_records_and_batch(name):
-    import detectron2.data.transforms as T
-
     mapper = Told(True, augmentations=[T.FixedSizeCrop((96, 96))], image_format="BGR")
     loader = build_train_loader(
         dataset=name, mapper=mapper, total_batch_size=2, seed=3, aspect_ratio_grouping=False
