@@ -120,7 +120,7 @@ def check_boxes(item, *, tight):
 def test_boxes_are_where_the_objects_of_a_mosaic_are_seen(coloured, settings, tight, image_format):
     settings = dict(mixup_probability=0, hsv_probability=0, image_format=image_format) | settings
     mapper, checked, objects = mapper_of(coloured, **settings), 0, 0
-    for seed in range(60):
+    for seed in range(40):
         mapper.at_batch(10 * seed)
         item = seeded(mapper, coloured[seed % len(coloured)], seed)
         classes = item["instances"].gt_classes.tolist()
@@ -130,7 +130,7 @@ def test_boxes_are_where_the_objects_of_a_mosaic_are_seen(coloured, settings, ti
             item["image"] = item["image"].flip(0)  # The images were written as BGR.
             check_boxes(item, tight=tight)
             checked, objects = checked + 1, objects + len(classes)
-    assert checked >= 10 and objects >= 15
+    assert checked >= 8 and objects >= 12
 
 
 def repeated(item):
@@ -154,7 +154,7 @@ def test_boxes_of_both_images_of_a_mixup(coloured, flip):
     mapper = mapper_of([{**first, "annotations": []}] * 2000 + [second], rotation=0, shear=0,
                        scale=(1, 1), hsv_probability=0, flip_probability=flip)  # fmt: skip
     found = 0
-    for seed in range(60):
+    for seed in range(30):
         item = seeded(mapper, first, seed)
         classes = item["instances"].gt_classes.tolist()
         if classes.count(1) != 1:
@@ -167,7 +167,7 @@ def test_boxes_of_both_images_of_a_mixup(coloured, flip):
         seen = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
         np.testing.assert_allclose(box, seen, atol=1.01)
         found += 1
-    assert found > 30
+    assert found > 15
 
 
 def test_second_image_of_a_mixup_lies_in_its_square_as_the_official_one(tmp_path):
@@ -215,7 +215,7 @@ def around(mask):
 def test_real_pixels_show_photographs_and_nothing_beside_them(gray, settings, levels):
     """And most of those that show photographs are real."""
     mapper, real, inner = mapper_of(gray, hsv_probability=0, **settings), 0, 0
-    for seed in range(30):
+    for seed in range(20):
         mapper.at_batch(10 * seed)
         item = seeded(mapper, gray[seed % 3], seed)
         image, valid = item["image"][0].numpy(), item["valid"].numpy()

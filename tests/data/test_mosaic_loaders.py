@@ -1,14 +1,17 @@
 """Mosaics in the training loader: what they are depends on seed, place and batch alone."""
 
 import pickle
+from pathlib import Path
 
 import detectron2.data.transforms as T
 import numpy as np
 import pytest
 import torch
 from coco_files import write_mixed_coco
+from detectron2.config import LazyConfig, instantiate
 from detectron2.data import DatasetMapper
 from detectron2.utils import comm
+from omegaconf import OmegaConf
 from plain import PlainDetector
 
 from dfd import DFDHead, DistilledDetector, FrozenTeacher, UserError
@@ -206,3 +209,39 @@ def test_neither_fill_nor_seams_of_a_mosaic_are_distilled(name):
 def test_evaluation_is_refused_a_mosaic(name):
     with pytest.raises(UserError, match="no other images.*build_train_loader"):
         next(iter(build_test_loader(dataset=name, mapper=MosaicMapper(size=64))))
+
+
+def config_of(data, *overrides, **settings):
+    """The loaders of a dataset's config in YOLOX's form."""
+    configs = Path(__file__).parents[2] / "configs" / "common" / "data"
+    cfg = OmegaConf.create(flags={"allow_objects": True})
+    cfg.train = {"seed": 7, "max_iter": 600, "accumulation_steps": 2}
+    cfg.dataloader = LazyConfig.load(str(configs / f"{data}.py")).dataloader
+    LazyConfig.load(str(configs / "mosaic.py"), "use_mosaic")(cfg.dataloader, **settings)
+    return LazyConfig.apply_overrides(cfg, list(overrides))
+
+
+@pytest.mark.parametrize("data", ["coco", "coco_json", "voc", "shapes"])
+def test_config_makes_yolox_data_of_any_dataset(data):
+    size = "dataloader.train.mapper.size=416"
+    cfg = config_of(data, size, scale=(0.5, 1.5), mixup_probability=0)
+    mapper = instantiate(cfg.dataloader.train.mapper)
+    assert mapper.size == 416 and mapper.sizes == tuple(range(480, 801, 32))
+    assert (mapper.off_from_batch, mapper.size_period) == (2 * 570, 2 * 10)
+    assert mapper.affine.scale == (0.5, 1.5) and mapper.mixup_probability == 0
+    assert cfg.dataloader.train.aspect_ratio_grouping is False
+    test = cfg.dataloader.test.mapper
+    assert (instantiate(test.augmentations[0]).size, test.image_format) == (416, "BGR")
+
+
+def test_saved_config_makes_the_same_pictures(tmp_path):
+    root = f"dataloader.train.dataset.root={tmp_path / 'shapes'}"
+    small = [f"dataloader.train.dataset.{k}" for k in ("num_train=6", "num_val=2", "image_size=64")]
+    batch = ["dataloader.train.total_batch_size=2", "dataloader.train.num_workers=0"]
+    cfg = config_of("shapes", root, *small, *batch, size=64, sizes=(64, 96))
+    LazyConfig.save(cfg, str(tmp_path / "config.yaml"))
+    again = LazyConfig.load(str(tmp_path / "config.yaml"))
+    first, second = (batches(instantiate(c.dataloader.train), 3) for c in (cfg, again))
+    assert first == second
+    tested = [item["image"].shape[1:] for (item,) in instantiate(again.dataloader.test)]
+    assert tested == [(64, 64)] * 2

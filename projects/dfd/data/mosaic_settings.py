@@ -25,7 +25,7 @@ def closing_batch(*, max_iter: int, closing: float = 15 / 300, accumulation_step
     Raises:
         UserError: the share is not from 0 to 1.
     """
-    check_probability("closing", closing)
+    check_probability("closing_batch: closing", closing)
     return round(max_iter * (1 - closing)) * accumulation_steps
 
 
