@@ -119,13 +119,14 @@ def build_loader(cfg: DictConfig) -> tuple[Any, int | None]:
     def described() -> Any:
         return OmegaConf.to_container(micro_batches(cfg), resolve=True)
 
-    before = described()
     loader = make(micro_batches(cfg), "dataloader.train")
     num_images = count_images(loader)
-    set_length(cfg, num_images)
-    if described() != before:
-        # Some of it follows the run's length, which was not known before its images were counted.
-        loader = make(micro_batches(cfg), "dataloader.train")
+    if cfg.train.epochs is not None:
+        before = described()
+        set_length(cfg, num_images)
+        if described() != before:
+            # Some of it follows the run's length, which was not known before images were counted.
+            loader = make(micro_batches(cfg), "dataloader.train")
     return guard_workers(loader), num_images
 
 
