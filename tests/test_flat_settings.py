@@ -75,6 +75,19 @@ def test_older_run_goes_on_without_a_parameter_that_is_gone_and_tells_it(setting
     assert "optimizer.decay is not set, was 0.0" in found
 
 
+def test_run_from_before_there_was_a_warmup_of_the_ema_goes_on_without_one():
+    def kept(**ema):
+        parts = {part: {} for part in ("model", "dataloader", "optimizer", "lr_multiplier")}
+        cfg = OmegaConf.create(parts | {"train": {"ema": ema}})
+        return run_settings(cfg, None, 8)
+
+    began = kept(decay=0.9)
+    assert changed_settings(began, kept(decay=0.9, warmup=None)) == []
+    assert changed_settings(began, kept(decay=0.9, warmup=2000)) == [
+        "train.ema.warmup is 2000, was not set"
+    ]
+
+
 @pytest.mark.parametrize("older", [False, True])
 def test_other_value_of_a_default_is_a_change(settings, older):
     began = settings(optimizer)

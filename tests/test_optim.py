@@ -194,6 +194,23 @@ def test_groups_of_a_cnn_are_detectron2s(kind, name):
     assert len(optimizer.param_groups) == 2
 
 
+def test_yolox_optimizer_decays_weights_alone():
+    model = build("fcos")
+    cfg = OmegaConf.create({"optimizer": LazyConfig.load(str(OPTIMIZERS)).NesterovSGD})
+    optimizer = build_optimizer(cfg, model)
+    assert optimizer.defaults["nesterov"] and optimizer.defaults["momentum"] == 0.9
+    decays = {
+        name: group["weight_decay"]
+        for group in optimizer.param_groups
+        for name in group["param_names"]
+    }
+    assert set(decays) == {n for n, p in model.named_parameters() if p.requires_grad}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert decays[name] == (5e-4 if parameter.ndim == 4 else 0), name
+    assert {parameter.ndim for parameter in model.parameters()} >= {1, 4}
+
+
 def one_of(name):
     return lambda: getattr(timm.layers, name)(8)
 

@@ -14,6 +14,21 @@ SGD = L(torch.optim.SGD)(
     weight_decay=1e-4,
 )
 
+# YOLOX's: only the weights of convolutions and linear layers decay. lr is that of 64 images a step,
+# and proportional to their number.
+NesterovSGD = L(torch.optim.SGD)(
+    params=L(parameter_groups)(
+        base_lr="${..lr}",
+        weight_decay="${..weight_decay}",
+        weight_decay_norm=0.0,
+        weight_decay_bias=0.0,
+    ),
+    lr=0.01,
+    momentum=0.9,
+    nesterov=True,
+    weight_decay=5e-4,
+)
+
 AdamW = L(torch.optim.AdamW)(
     params=L(parameter_groups)(
         base_lr="${..lr}", weight_decay="${..weight_decay}", weight_decay_norm=0.0

@@ -4,6 +4,8 @@ from detectron2.config import LazyCall as L
 from detectron2.solver import WarmupParamScheduler
 from fvcore.common.param_scheduler import CosineParamScheduler, MultiStepParamScheduler
 
+from dfd.schedule import QuadraticWarmupCosine
+
 # The warm-up is a share of the run.
 cosine = L(WarmupParamScheduler)(
     scheduler=L(CosineParamScheduler)(start_value=1.0, end_value=0.0),
@@ -30,3 +32,7 @@ reppoints_2x = L(WarmupParamScheduler)(
     warmup_method="linear",
     warmup_factor=1 / 3,
 )
+
+# YOLOX's of 300 epochs: 5 of warm-up, the last 15 at a constant rate. The same share of the run is
+# without mosaic in data/mosaic.py.
+yolox = L(QuadraticWarmupCosine)(warmup=5 / 300, closing=15 / 300, end_value=0.05)

@@ -25,7 +25,7 @@ train = dict(
     # Ours: hooks, off unless a metric, patience, decay, period or project is set.
     best_checkpoint=dict(metric=None, mode="max"),  # "bbox/AP": writes model_best.pth.
     early_stop=dict(metric=None, mode="max", patience=None, min_delta=0.0),
-    ema=dict(decay=None),
+    ema=dict(decay=None, warmup=None),
     val_loss=dict(period=0, num_images=None),
     wandb=dict(project=None, entity=None, name=None, mode=None),
 )

@@ -15,6 +15,7 @@ from plain import PlainDetector
 
 from dfd import DFDHead, DistilledDetector, FrozenTeacher, UserError
 from dfd.data import MarkPadding, TwoSizeMapper, build_test_loader, build_train_loader, coco_json
+from dfd.data.letterbox import BilinearResize
 from dfd.data.padding import real_pixels
 from dfd.disparity_image import draw_disparity
 from dfd.engine.config import load_config
@@ -165,6 +166,9 @@ def test_tokens_and_trunks_are_masked_as_levels_are():
         ([T.PadTransform(2, 3, 4, 5, pad_value=64, seg_pad_value=64)], (3, 51, 2, 82)),
         ([T.PadTransform(2, 3, 4, 5, seg_pad_value=1), T.HFlipTransform(86)], (3, 51, 4, 84)),
         ([T.PadTransform(8, 8, 8, 8), T.ResizeTransform(64, 96, 32, 48)], (5, 27, 5, 43)),
+        ([T.PadTransform(8, 8, 8, 8), BilinearResize(64, 96, 32, 48)], (5, 27, 5, 43)),
+        ([BilinearResize(HEIGHT, WIDTH, 24, 40)], None),
+        ([BilinearResize(HEIGHT, WIDTH, 24, 40), T.PadTransform(0, 0, 9, 9)], (0, 24, 0, 40)),
         ([T.PadTransform(8, 8, 8, 8), T.CropTransform(8, 8, WIDTH, HEIGHT)], None),
         ([T.ExtentTransform((-20, -12, 80, 48), (60, 100), fill=64)], (12, 60, 20, 100)),
         ([T.PadTransform(0, 0, 0, 9), T.ColorTransform(lambda x: x * 0)], (0, 48, 0, 80)),

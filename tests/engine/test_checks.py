@@ -1,14 +1,34 @@
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch.utils.data import DataLoader
 from toys import build
 
 from dfd import DFDHead, DistilledDetector, FrozenTeacher, UserError
 from dfd.engine.build import count_images
-from dfd.engine.checks import check_classes, check_optimizer, check_output_dir
+from dfd.engine.checks import (
+    check_classes,
+    check_image_format,
+    check_optimizer,
+    check_output_dir,
+)
 from dfd.losses import DFDLoss
 
+MOSAIC = {"_target_": "dfd.data.MosaicMapper"}
 CLASSES = ["disc", "box", "bar"]
+
+
+@pytest.mark.parametrize("wanted", ["BGR", "RGB"])
+def test_channel_order_that_a_mosaic_has_by_default_is_compared(wanted):
+    student = build("retinanet")
+    student.input_format = wanted
+    student.pixel_mean.fill_(100.0)  # Of no order.
+    loaders = OmegaConf.create({"train": {"mapper": MOSAIC}, "test": {}})
+    if wanted == "BGR":
+        check_image_format(student, loaders)
+        return
+    with pytest.raises(UserError, match="train.mapper.image_format is BGR, but the student takes"):
+        check_image_format(student, loaders)
 
 
 def make_teacher(**kwargs):

@@ -1,6 +1,7 @@
 """Best checkpoint, early stop, EMA and validation loss, each by itself."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -215,6 +216,51 @@ def test_ema_is_the_recursion_once_a_step_and_survives_a_restart(tmp_path):
         average.update(Toy())
     for key, value in ema.state_dict()["model"].items():
         assert torch.equal(value, again.state_dict()["model"][key]), key
+
+
+def test_ema_with_a_warmup_begins_with_the_weights_before_the_first_step(tmp_path):
+    """Also of what was loaded after the EMA was made; the decay grows with the updates."""
+    decay, warmup, model, seen = 0.75, 2.5, Toy(), []
+
+    class Watch(HookBase):
+        def before_train(self):
+            seen.append(copy.deepcopy(model.state_dict()))
+
+        def after_step(self):
+            seen.append(copy.deepcopy(model.state_dict()))
+
+    ema = StudentEMA(model, decay, warmup)
+    model.load_state_dict({k: v + 1 for k, v in model.state_dict().items()})
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    trainer = Trainer(model, batches(4), optimizer, device="cpu")
+    trainer.register_hooks([Watch(), UpdateEMA(ema, model, make_checkpointer(model, tmp_path))])
+    trainer.train(0, 2)
+    state = copy.deepcopy(ema.state_dict())
+    again = Toy()
+    again.load_state_dict(model.state_dict())
+    trainer.train(2, 4)
+
+    expected = seen[0]
+    # Of the second call of train, the first state is that after the step before it.
+    for n, new in enumerate(seen[1:3] + seen[4:], start=1):
+        grown = decay * (1 - math.exp(-n / warmup))
+        for key, value in new.items():
+            mean = grown * expected[key] + (1 - grown) * value
+            expected[key] = mean if value.is_floating_point() else value
+        if n == 2:
+            torch.testing.assert_close(state["model"], expected)
+    torch.testing.assert_close(dict(ema.model.state_dict()), dict(expected))
+
+    # One that goes on from its state is the same to the bit, and is not begun anew.
+    resumed = StudentEMA(again, decay, warmup)
+    resumed.load_state_dict(state)
+    resumed.begin(again)
+    for new in (seen[4], seen[5]):
+        student = Toy()
+        student.load_state_dict(new)
+        resumed.update(student)
+    for key, value in ema.state_dict()["model"].items():
+        assert torch.equal(value, resumed.state_dict()["model"][key]), key
 
 
 # Validation loss.

@@ -3,6 +3,7 @@
 from .catalog import DatasetReport
 from .coco import coco_json
 from .drawing import SHAPE_CLASSES
+from .letterbox import Letterbox
 from .loaders import (
     build_evaluator,
     build_test_loader,
@@ -10,6 +11,8 @@ from .loaders import (
     skip_batches,
     stream_seed,
 )
+from .mosaic import MosaicMapper
+from .mosaic_settings import closing_batch, in_batches
 from .padding import MarkPadding
 from .registered import class_names, dataset_dicts, dataset_report, registered_name
 from .shapes import generated_shapes
@@ -19,16 +22,20 @@ from .voc import voc_folder
 __all__ = [
     "SHAPE_CLASSES",
     "DatasetReport",
+    "Letterbox",
     "MarkPadding",
+    "MosaicMapper",
     "TwoSizeMapper",
     "build_evaluator",
     "build_test_loader",
     "build_train_loader",
     "class_names",
+    "closing_batch",
     "coco_json",
     "dataset_dicts",
     "dataset_report",
     "generated_shapes",
+    "in_batches",
     "registered_name",
     "size_ratio",
     "skip_batches",

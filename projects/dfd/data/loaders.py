@@ -6,6 +6,7 @@ this package or by detectron2 itself ("coco_2017_val").
 
 from __future__ import annotations
 
+import copy
 import itertools
 import logging
 import os
@@ -64,7 +65,10 @@ def build_train_loader(
         dataset: a registered name.
         mapper: turns a record into a model's input, e.g. detectron2's ``DatasetMapper``. Where it
             returns None, the next record of the dataset takes the place. Pixels that it pads are
-            marked, see ``MarkPadding``.
+            marked, see ``MarkPadding``. If it has a method ``bind``, a copy of it is given all
+            records and the seed once, ``bind(records, seed)``, for a mapper that makes one picture
+            of several images. If it has a method ``at_batch``, it is told the number of the batch,
+            from 0, before each record: ``at_batch(number)``.
         total_batch_size: images per step over all processes.
         num_workers: worker processes of each process; 0 loads in the training process.
         seed: at least 0; None or a negative number draws one, the same for all processes.
@@ -76,13 +80,19 @@ def build_train_loader(
 
     Raises:
         UserError: the dataset is unknown or empty, the mapper cannot make its masks or keypoints,
-            the batch size cannot be dealt out, or (when iterating) an image cannot be read.
+            the batch size cannot be dealt out, the mapper has ``at_batch`` and images are grouped,
+            or (when iterating) an image cannot be read.
     """
     world = comm.get_world_size()
     if total_batch_size < 1 or total_batch_size % world:
         raise UserError(
             f"total_batch_size={total_batch_size} must be a positive multiple of the "
             f"number of processes, {world}"
+        )
+    if aspect_ratio_grouping and hasattr(mapper, "at_batch"):
+        raise UserError(
+            f"{type(mapper).__name__} follows the number of the batch, which groups of wide and "
+            "tall images leave open: set dataloader.train.aspect_ratio_grouping=False"
         )
     if seed is None or seed < 0:
         seed = comm.shared_random_seed()
@@ -99,8 +109,12 @@ def build_train_loader(
         kinds = [record["width"] > record["height"] for record in records]
     generator = torch.Generator()
     generator.manual_seed(seed)
+    records = DatasetFromList(records, copy=False)
+    if hasattr(mapper, "bind"):
+        mapper = copy.copy(mapper)
+        mapper.bind(records, seed)
     loader = DataLoader(
-        _SeededMap(DatasetFromList(records, copy=False), MarkPadding(mapper), seed),
+        _SeededMap(records, MarkPadding(mapper), seed, total_batch_size),
         batch_sampler=_BatchSampler(
             TrainingSampler(len(records), seed=seed), total_batch_size // world, kinds
         ),
@@ -276,14 +290,20 @@ class _BatchSampler(Sampler):
 class _SeededMap(Dataset):
     """Maps the record at ``(position, index)`` with randomness of ``(seed, position)`` alone."""
 
-    def __init__(self, records: DatasetFromList, mapper: Callable, seed: int) -> None:
+    def __init__(
+        self, records: DatasetFromList, mapper: MarkPadding, seed: int, total_batch_size: int
+    ) -> None:
         self.records, self.mapper, self.seed = records, ReadableMapper(mapper), seed
+        self.total_batch_size = total_batch_size
+        self.at_batch = getattr(mapper.mapper, "at_batch", None)
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, item: tuple[int, int]) -> dict:
         position, index = item
+        if self.at_batch is not None:
+            self.at_batch(position // self.total_batch_size)
         states = np.random.get_state(), random.getstate(), torch.default_generator.get_state()
         number = int(np.random.SeedSequence((self.seed, position)).generate_state(1)[0])
         np.random.seed(number)

@@ -18,11 +18,13 @@ import numpy as np
 import torch
 
 from ..errors import UserError
+from .letterbox import BilinearResize
 
 logger = logging.getLogger(__name__)
 
 # Of these it is known that they show nothing but the image that they are given.
 _NEVER_PAD = (
+    BilinearResize,
     T.BlendTransform,
     T.ColorTransform,
     T.CropTransform,
@@ -61,7 +63,7 @@ def real_pixels(transforms: T.TransformList, height: int, width: int) -> torch.T
         if type(step) in _COLOURS:
             continue
         light, dark = _again(step, light), _again(step, dark)
-        if type(step) is T.ResizeTransform:
+        if type(step) in (T.ResizeTransform, BilinearResize):
             dark = np.where(_inside(light != dark, step), dark, light)
     real = light != dark
     return None if real.all() else torch.from_numpy(np.ascontiguousarray(real))
@@ -105,7 +107,7 @@ class MarkPadding:
     image, as Detectron2's ``DatasetMapper`` and what is derived from it. To the record that it
     returns it adds ``valid``, (H,W) bool, which is absent where all of ``image`` is real. A record
     that has ``valid`` already is left as it is, so that a mapper of another kind (one that makes a
-    mosaic, say) can tell by itself.
+    mosaic, say) can tell by itself; its attribute ``marks_padding`` says that it does.
     """
 
     def __init__(self, mapper: Callable[[dict], dict | None]) -> None:
@@ -120,7 +122,7 @@ class MarkPadding:
         if callable(getattr(mapper, "augmentations", None)):
             self.mapper = copy.copy(mapper)
             self.mapper.augmentations = _Recorded(mapper.augmentations, self.applied)
-        elif not isinstance(mapper, MarkPadding):
+        elif not isinstance(mapper, MarkPadding) and not getattr(mapper, "marks_padding", False):
             logger.warning(
                 "%s does not tell what it does to an image (it has no augmentations), so every "
                 "pixel is taken for real: if it pads, let it put `valid`, (H,W) bool, into its "

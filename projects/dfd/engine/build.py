@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from detectron2.engine import create_ddp_model
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -26,9 +26,11 @@ from .checks import (
     check_mixed_precision,
     check_optimizer,
 )
+from .config import set_length
 from .hooks import Best, StudentEMA
 from .kept_settings import run_settings
 from .settings import make
+from .stop import guard_workers
 from .trainer import Trainer
 
 
@@ -108,6 +110,26 @@ def micro_batches(cfg: DictConfig) -> DictConfig:
     return node
 
 
+def build_loader(cfg: DictConfig) -> tuple[Any, int | None]:
+    """The loader of training batches, and the number of its images; None if it does not say.
+
+    Turns ``train.epochs``, if given, into ``train.max_iter``, in place.
+    """
+
+    def described() -> Any:
+        return OmegaConf.to_container(micro_batches(cfg), resolve=True)
+
+    loader = make(micro_batches(cfg), "dataloader.train")
+    num_images = count_images(loader)
+    if cfg.train.epochs is not None:
+        before = described()
+        set_length(cfg, num_images)
+        if described() != before:
+            # Some of it follows the run's length, which was not known before images were counted.
+            loader = make(micro_batches(cfg), "dataloader.train")
+    return guard_workers(loader), num_images
+
+
 def count_images(loader: Any) -> int | None:
     """The number of training images behind a loader, None if it does not say."""
     while loader is not None:
@@ -157,10 +179,10 @@ def build_checkpointer(cfg: DictConfig, model: nn.Module, trainer: Trainer) -> S
 
 def hook_states(cfg: DictConfig, student: nn.Module) -> dict[str, Any]:
     """What the hooks that are asked for remember, by its key in a checkpoint and in ``train``."""
-    best, early_stop, decay = cfg.train.best_checkpoint, cfg.train.early_stop, cfg.train.ema.decay
+    best, early_stop, ema = cfg.train.best_checkpoint, cfg.train.early_stop, cfg.train.ema
     states: dict[str, Any] = {}
-    if decay is not None:
-        states["ema"] = StudentEMA(student, decay)
+    if ema.decay is not None:
+        states["ema"] = StudentEMA(student, ema.decay, ema.warmup)
     if best.metric is not None:
         states["best_checkpoint"] = Best(metric=best.metric, mode=best.mode)
     if early_stop.metric is not None:

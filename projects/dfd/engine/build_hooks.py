@@ -14,7 +14,7 @@ from detectron2.utils import comm
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from ..data import registered_name
+from ..data import MosaicMapper, registered_name
 from ..data.registered import dataset_dicts, has_objects
 from ..distiller import DistilledDetector
 from ..errors import UserError
@@ -22,6 +22,7 @@ from ..names import plain_values
 from ..processes import share_buffers
 from .build import student_of
 from .checkpoint import StudentCheckpointer
+from .checks import locate_class
 from .evaluate import test
 from .hooks import (
     BestCheckpoint,
@@ -189,6 +190,9 @@ def labelled_test_loader(cfg: DictConfig) -> DictConfig:
             "train.val_loss.period=0"
         )
     node, mapper = copy.deepcopy(cfg.dataloader.test), copy.deepcopy(cfg.dataloader.train.mapper)
+    if issubclass(locate_class(mapper), MosaicMapper) and "is_train" in node.get("mapper", {}):
+        node.mapper.is_train = True  # Boxes are all that is wanted.
+        return node
     if "augmentations" not in mapper or "augmentations" not in node.get("mapper", {}):
         raise UserError(
             "train.val_loss needs mappers with augmentations, as Detectron2's DatasetMapper, in "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import inspect
 import os
 from collections.abc import Sequence
 
@@ -14,7 +15,7 @@ from omegaconf import DictConfig
 from torch import nn
 from torch.optim import Optimizer
 
-from ..data import build_evaluator, dataset_report, registered_name
+from ..data import MosaicMapper, build_evaluator, dataset_report, registered_name
 from ..data.ground_truth import check_keypoints
 from ..detectors import channel_order, num_classes
 from ..distiller import DistilledDetector
@@ -101,6 +102,8 @@ def check_image_format(model: nn.Module, dataloader: DictConfig) -> None:
     for split in ("train", "test"):
         mapper = dataloader[split].get("mapper")
         given = mapper.get("image_format") if mapper is not None else None
+        if given is None and issubclass(locate_class(mapper), MosaicMapper):
+            given = inspect.signature(MosaicMapper).parameters["image_format"].default
         if given is not None and given != wanted:
             raise UserError(
                 f"dataloader.{split}.mapper.image_format is {given}, but the student takes "
@@ -123,6 +126,11 @@ def check_labels(student: nn.Module, dataloader: DictConfig) -> None:
             continue
         mapper = dataloader.train.get("mapper")
         target = locate_class(mapper)
+        if issubclass(target, MosaicMapper):
+            raise UserError(
+                f"the student learns {part}, but dataloader.train.mapper is a MosaicMapper, which "
+                f"makes boxes only: take Detectron2's DatasetMapper, or a student without {part}"
+            )
         if issubclass(target, DatasetMapper) and not mapper.get(setting, False):
             raise UserError(
                 f"the student learns {part}, but dataloader.train.mapper makes none: set "

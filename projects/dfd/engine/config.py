@@ -31,7 +31,7 @@ _PLAIN = (type(None), bool, int, float, str, tuple, list, dict)
 HOOK_DEFAULTS = {
     "best_checkpoint": {"metric": None, "mode": "max"},
     "early_stop": {"metric": None, "mode": "max", "patience": None, "min_delta": 0.0},
-    "ema": {"decay": None},
+    "ema": {"decay": None, "warmup": None},
     "val_loss": {"period": 0, "num_images": None},
     "wandb": {"project": None, "entity": None, "name": None, "mode": None},
 }

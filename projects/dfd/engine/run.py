@@ -30,25 +30,24 @@ from .arguments import check_modes
 from .build import (
     Run,
     build_checkpointer,
+    build_loader,
     build_model,
     build_optimizer,
     build_trainer,
-    count_images,
-    micro_batches,
     student_of,
 )
 from .build_hooks import SUMMARY, build_hooks
 from .checkpoint import StudentCheckpointer, restore_random_state
 from .checks import check_output_dir, check_same_start
-from .config import load_config, pin_defaults, resolve_config, set_length, skip_pretrained
+from .config import load_config, pin_defaults, resolve_config, skip_pretrained
 from .dry_run import dry_run
 from .evaluate import evaluate_checkpoint, evaluate_teacher, teacher_results
 from .hooks import check_hooks
 from .launch import end_with, has_lost_another
 from .leaving_nothing import leaving_nothing
 from .metrics import cut_metrics
-from .settings import check_settings, make
-from .stop import EXIT_STOPPED, Stopped, StopRequest, end_process, guard_workers
+from .settings import check_settings
+from .stop import EXIT_STOPPED, Stopped, StopRequest, end_process
 
 logger = logging.getLogger("dfd")
 
@@ -164,9 +163,7 @@ def prepare(cfg: DictConfig, *, resume: bool = False, writes: bool = True) -> Ru
     student = student_of(model)
     logger.info("Student:\n%s", student)
     optimizer = build_optimizer(cfg, model)
-    loader = guard_workers(make(micro_batches(cfg), "dataloader.train"))
-    num_images = count_images(loader)
-    set_length(cfg, num_images)
+    loader, num_images = build_loader(cfg)
     trainer = build_trainer(cfg, model, loader, optimizer)
     checkpointer = build_checkpointer(cfg, model, trainer)
     checkpointer.save_to_disk = checkpointer.save_to_disk and writes

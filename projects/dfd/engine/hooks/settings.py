@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from omegaconf import DictConfig
@@ -27,6 +28,9 @@ def check_hooks(cfg: DictConfig) -> None:
     decay, val_loss = train.ema.decay, train.val_loss
     if decay is not None and not (_is_number(decay) and 0 < decay < 1):
         raise UserError(f"train.ema.decay is {decay}: it must be above 0 and below 1, or null")
+    warmup = train.ema.warmup
+    if warmup is not None and not (_is_number(warmup) and 0 < warmup < math.inf):
+        raise UserError(f"train.ema.warmup is {warmup}: it must be a number above 0, or null")
     if not _is_int(val_loss.period) or val_loss.period < 0:
         raise UserError(f"train.val_loss.period is {val_loss.period}: it must be 0 (never) or more")
     if val_loss.num_images is not None and not (
