@@ -197,7 +197,8 @@ class YOLOX(nn.Module):
 
 def _objects(instances: Instances, device: torch.device) -> Objects:
     boxes = instances.gt_boxes.tensor.to(device, torch.float32)
-    return Objects(box_convert(boxes, "xyxy", "cxcywh"), instances.gt_classes.to(device))
+    classes = instances.gt_classes.to(device, torch.int64)
+    return Objects(box_convert(boxes, "xyxy", "cxcywh"), classes)
 
 
 def _per_channel(name: str, values: Sequence[float]) -> Tensor:
