@@ -95,8 +95,6 @@ def simota(
         valid = gt_boxes.isfinite().all(1) & (gt_boxes[:, 2:] >= 0).all(1)
         candidate, near = neighbourhood(gt_boxes, valid, centres.float(), strides.float(), form)
         index = candidate.nonzero().squeeze(1)
-        if not len(index):
-            return Matches(matched_gt, matched_iou)
         iou = pairwise_iou(gt_boxes, boxes[index])
         cost = matching_cost(
             class_cost(class_logits[index].float(), objectness_logits[index].float(), gt_classes),
