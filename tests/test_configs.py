@@ -94,6 +94,7 @@ def test_distilled_run_differs_from_the_plain_one_by_the_distillation_alone(name
     assert distilled["model"].pop("_target_") in (DistilledDetector, "dfd.DistilledDetector")
     assert distilled["model"].pop("student") == student.pop("model")
     assert {"teacher", "head"} <= set(distilled.pop("model")) <= {"teacher", "head", "inherit"}
+    distilled.pop("teachers", None)  # To choose from.
     assert set(distilled.pop("criteria")) >= {"dfd", "mimic", "cwd", "pkd", "mgd", "fgd"}
     assert distilled["train"].pop("output_dir") != student["train"].pop("output_dir")
     assert distilled == student
@@ -130,7 +131,8 @@ def test_small_model_takes_its_classes_from_the_data(name):
     model = instantiate(resolve_config(cfg).model)
     if isinstance(model, DistilledDetector):
         assert num_classes(model.teacher.model) == 3
-        assert [pair.name for pair in model.head.pairs] == ["p2", "p3", "p4", "p5", "p6"]
+        if "families" not in name:
+            assert [pair.name for pair in model.head.pairs] == ["p2", "p3", "p4", "p5", "p6"]
         report = model.inherit_from_teacher()
         assert report is None or not report.skipped
         model = model.student

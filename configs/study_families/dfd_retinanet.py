@@ -14,9 +14,9 @@ from dfd import DFDHead, DistilledDetector
 from dfd.losses import DFDLoss
 
 from ..common.criteria import retinanet as criteria
+from .base_teachers import teachers
 from .student_retinanet import dataloader, lr_multiplier, optimizer, train
 from .student_retinanet import model as _student
-from .teachers import teachers
 
 model = L(DistilledDetector)(
     student=_student,

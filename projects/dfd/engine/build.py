@@ -116,16 +116,23 @@ def build_loader(cfg: DictConfig) -> tuple[Any, int | None]:
     Turns ``train.epochs``, if given, into ``train.max_iter``, in place.
     """
 
-    def described() -> Any:
-        return OmegaConf.to_container(micro_batches(cfg), resolve=True)
+    def described() -> list[Any]:
+        return [OmegaConf.to_container(x, resolve=True) for x in (micro_batches(cfg), cfg.model)]
 
     loader = make(micro_batches(cfg), "dataloader.train")
     num_images = count_images(loader)
     if cfg.train.epochs is not None:
-        before = described()
+        # Some of it may follow the run's length, which is not known before images are counted.
+        data, model = described()
         set_length(cfg, num_images)
-        if described() != before:
-            # Some of it follows the run's length, which was not known before images were counted.
+        now = described()
+        if now[1] != model:
+            raise UserError(
+                "the model has settings that follow train.max_iter, and was made before the images "
+                f"of train.epochs={cfg.train.epochs:g} were counted: set train.epochs=null "
+                f"train.max_iter={cfg.train.max_iter}"
+            )
+        if now[0] != data:
             loader = make(micro_batches(cfg), "dataloader.train")
     return guard_workers(loader), num_images
 
