@@ -344,7 +344,9 @@ class Counting(nn.Module):
         return {"loss": value * self.mean[0] * self.seen + sum(self.values)}
 
 
-@pytest.mark.parametrize("kind", ["faster_rcnn", "retinanet", "fcos", "counting"])
+@pytest.mark.parametrize(
+    "kind", ["faster_rcnn", "retinanet", "fcos", "reppoints", "yolox", "counting"]
+)
 def test_validation_loss_has_neither_order_nor_history(kind):
     batch = [item for seed in range(3) for item in make_batch(seed=seed)]
     for i, item in enumerate(batch):  # Other numbers of positives.

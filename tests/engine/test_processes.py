@@ -86,7 +86,9 @@ def even_features(images=slice(None)):
 def steps_of_dense(kind, images):
     """Losses, gradients and running mean of a dense detector after each of three steps."""
     model, found = build(kind).train(), []
-    model.backbone.eval()  # Whose batch norms would look beyond an image.
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eval()  # It would look beyond an image.
     share_divisors(model)
     for seed in range(3):
         model.zero_grad()
@@ -97,11 +99,12 @@ def steps_of_dense(kind, images):
         sum(losses.values()).backward()
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
         gradient = torch.cat([g.flatten() for g in gradients])
-        found.append((model.loss_normalizer, sum(losses.values()).detach(), gradient))
+        mean = getattr(model, "loss_normalizer", 0)  # RepPoints and YOLOX keep none.
+        found.append((mean, sum(losses.values()).detach(), gradient))
     return found
 
 
-DENSE = ("retinanet", "fcos")
+DENSE = ("retinanet", "fcos", "reppoints", "yolox")
 CRITERIA = {
     "dfd": DFDLoss(sync_statistics=True, split="quantile"),
     "dfd all": DFDLoss(sync_statistics=True, average="all", scale="level"),

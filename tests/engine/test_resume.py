@@ -362,3 +362,22 @@ def test_running_normaliser_of_a_dense_detector_goes_on(data, configs, tmp_path)
     states = [torch.load(folder / "model_final.pth", weights_only=True) for folder in folders]
     assert states[0]["loss_normalizer"] == states[1]["loss_normalizer"] != 300
     torch.testing.assert_close(states[0]["model"], states[1]["model"], rtol=0, atol=0)
+
+
+def test_yolox_on_mosaics_goes_on_exactly(data, configs, tmp_path):
+    """Killed before its closing part, which has other images and one more loss."""
+    folders = tmp_path / "straight", tmp_path / "killed"
+    settings = [*data, "train.max_iter=6", "train.checkpointer.period=1"]
+    run(configs["yolox"], *settings, f"train.output_dir={folders[0]}")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        kill_in(patch, Trainer, "run_step", lambda trainer: trainer.iter == 2)
+        run(configs["yolox"], *settings, f"train.output_dir={folders[1]}")
+    run(configs["yolox"], "--resume", *settings, f"train.output_dir={folders[1]}")
+    states = [torch.load(folder / "model_final.pth", weights_only=True) for folder in folders]
+    for part in ("model", "head"):
+        torch.testing.assert_close(states[0][part], states[1][part], rtol=0, atol=0)
+    averages = [state["ema"]["model"] for state in states]
+    torch.testing.assert_close(*averages, rtol=0, atol=0)
+    lines = [json.loads(x) for x in (folders[1] / "metrics.json").read_text().splitlines()]
+    l1 = {line["iteration"]: "loss_l1" in line for line in lines if "total_loss" in line}
+    assert l1 == {0: False, 1: False, 2: False, 3: True, 4: True, 5: True}
