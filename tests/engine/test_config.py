@@ -2,6 +2,7 @@ import pytest
 import torch
 from detectron2.config import LazyCall as L
 from detectron2.config import LazyConfig, instantiate
+from detectron2.data import MetadataCatalog
 
 from dfd import UserError
 from dfd.engine.config import load_config, pin_defaults, resolve_config, set_length
@@ -176,3 +177,14 @@ def test_automatic_mixed_precision_where_the_device_gains_from_it(monkeypatch, f
     assert cfg.train.amp.enabled == "auto"
     resolve_config(cfg)
     assert cfg.train.amp.enabled is (fast == torch.bfloat16)
+
+
+def test_automatic_values_behind_a_reference_are_filled_in():
+    """As of a teacher chosen by name among several."""
+    MetadataCatalog.get("four_classes").thing_classes = list("abcd")
+    chosen = "model.teacher=${teachers.retinanet}"
+    data = "dataloader.train.dataset=four_classes"
+    cfg = load_config("configs/study_families/dfd_yolox.py", [chosen, data, "train.device=cpu"])
+    cfg.teachers.retinanet.update(checkpoint="", allow_random=True)
+    teacher = instantiate(resolve_config(cfg).model.teacher)
+    assert teacher.model.num_classes == 4

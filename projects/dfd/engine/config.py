@@ -128,9 +128,10 @@ def resolve_config(cfg: DictConfig) -> DictConfig:
         else:
             precision = resolve_precision("auto", torch.device(device))
             cfg.train.amp.enabled = precision != torch.float32
-    if any(node.num_classes == "auto" for node in _nodes_with(cfg.model, "num_classes")):
+    # Of the whole config: parts of the model may be references to elsewhere.
+    if any(node.num_classes == "auto" for node in _nodes_with(cfg, "num_classes")):
         classes = len(class_names(registered_name(cfg.dataloader.train.dataset)))
-        for node in _nodes_with(cfg.model, "num_classes"):
+        for node in _nodes_with(cfg, "num_classes"):
             if node.num_classes == "auto":
                 node.num_classes = classes
     resolve_pixels(cfg)
@@ -161,7 +162,7 @@ def _timm_trunks(node: DictConfig) -> list[DictConfig]:
 
 def resolve_pixels(cfg: DictConfig) -> None:
     """Fill in "auto" for what a detector's pixels are like, and for the order of the loaders."""
-    for node in _nodes_with(cfg.model, "backbone"):
+    for node in _nodes_with(cfg, "backbone"):
         if "auto" in (node.get(key) for key in _PIXELS):
             _take_from_timm(node)
     student = cfg.model.get("student", cfg.model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -230,8 +231,9 @@ def unchecked(cfg: DictConfig, run: Run, measured: Measured, evaluated: int) -> 
     batch = cfg.dataloader.train.get("total_batch_size", 0)
     tests = dataset_report(registered_name(cfg.dataloader.test.dataset)).images
     train = "" if run.num_images is None else f" of {run.num_images}"
+    read = min(batch * measured.steps, run.num_images or math.inf)
     found.append(
-        f"the content of the images that were not read (read: at most {batch * measured.steps}"
+        f"the content of the images that were not read (read: at most {read}"
         f"{train} training images, {evaluated * world} of {tests} test images)"
     )
     found.append("memory of batches with larger images or more objects")

@@ -1,0 +1,26 @@
+"""The RepPoints student on photographs under the Faster R-CNN teacher.
+
+python train_net.py --config-file configs/photos/dfd_reppoints.py \
+    dataloader.train.dataset.json=train.json dataloader.train.dataset.images=images \
+    dataloader.test.dataset.json=val.json dataloader.test.dataset.images=images
+
+Needs the teacher's checkpoint (configs/photos/teacher.py). Hardware and length as the plain
+student's.
+"""
+
+from detectron2.config import LazyCall as L
+
+from dfd import DFDHead, DistilledDetector, FrozenTeacher
+from dfd.losses import DFDLoss
+
+from ..common.criteria import reppoints as criteria
+from .student_reppoints import dataloader, lr_multiplier, optimizer, train
+from .student_reppoints import model as _student
+from .teacher import model as _teacher
+
+model = L(DistilledDetector)(
+    student=_student,
+    teacher=L(FrozenTeacher)(model=_teacher, checkpoint="output/photos/teacher/model_final.pth"),
+    head=L(DFDHead)(criterion=L(DFDLoss)()),
+)
+train.output_dir = "output/photos/dfd_reppoints"
