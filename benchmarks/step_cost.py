@@ -27,24 +27,30 @@ from torch import nn
 
 from dfd import UserError
 from dfd.detectors import run_features
-from dfd.engine.config import load_config, resolve_pixels
+from dfd.engine.config import load_config, resolve_pixels, skip_pretrained
 from dfd.engine.machine import peak_memory_mib
 
 NUM_CLASSES = 3
 BOXES_PER_IMAGE = 13  # As in BCCD.
 
 
-def random_batch(num_images: int, height: int, width: int) -> list[dict]:
-    """A labelled batch with boxes of 15 to 60 pixels."""
+def random_batch(
+    num_images: int,
+    height: int,
+    width: int,
+    boxes: int = BOXES_PER_IMAGE,
+    num_classes: int = NUM_CLASSES,
+) -> list[dict]:
+    """A labelled batch with so many boxes an image, of 15 to 60 pixels."""
     generator = torch.Generator().manual_seed(0)
     batch = []
     for _ in range(num_images):
-        size = 15 + 45 * torch.rand(BOXES_PER_IMAGE, 1, generator=generator)
-        corner = torch.rand(BOXES_PER_IMAGE, 2, generator=generator)
+        size = 15 + 45 * torch.rand(boxes, 1, generator=generator)
+        corner = torch.rand(boxes, 2, generator=generator)
         corner = corner * (torch.tensor([width, height]) - size)
         instances = Instances((height, width))
         instances.gt_boxes = Boxes(torch.cat([corner, corner + size], dim=1))
-        instances.gt_classes = torch.randint(NUM_CLASSES, (BOXES_PER_IMAGE,), generator=generator)
+        instances.gt_classes = torch.randint(num_classes, (boxes,), generator=generator)
         shape = (3, height, width)
         image = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
         batch.append({"image": image, "instances": instances})
@@ -73,6 +79,7 @@ def build(args: argparse.Namespace) -> nn.Module:
         if heads.num_classes == "auto":
             heads.num_classes = NUM_CLASSES
     resolve_pixels(cfg)
+    skip_pretrained(cfg.model)
     torch.manual_seed(0)
     return instantiate(cfg.model).to(args.device).train()
 
