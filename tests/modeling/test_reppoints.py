@@ -330,3 +330,13 @@ def test_other_classes_than_the_heads():
         RepPoints(
             backbone=NoDivisibility(), head=head, num_classes=5, pixel_mean=[0.0], pixel_std=[1.0]
         )
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8], ids=str)
+def test_classes_of_another_type_train_alike(model, dtype):
+    items = batch()
+    expected = step(model, items)
+    for one in items:
+        one["instances"].gt_classes = one["instances"].gt_classes.to(dtype)
+    found = step(model, items)
+    assert found == expected

@@ -165,7 +165,7 @@ class RepPoints(DenseDetector):
             for found, boxes, inside in zip(first_boxes, gt_boxes, valid, strict=True)
         ]
         classes = [
-            _gather(instances.gt_classes, assigned, self.num_classes)
+            _gather(instances.gt_classes.long(), assigned, self.num_classes)
             for instances, assigned in zip(gt_instances, refine, strict=True)
         ]
         refine_assigned, positives = torch.stack(refine), _positives(refine)
