@@ -63,6 +63,18 @@ def test_level_weights(level_weights, expected):
     )
 
 
+@pytest.mark.parametrize("level_weights", ["cells", "equal"])
+def test_batch_without_a_real_cell_costs_nothing(level_weights):
+    """A mosaic's seams and fill may leave none, on any level."""
+    head = make_head(level_weights=level_weights)
+    student, teacher = pyramids()
+    student["p3"].requires_grad_()
+    losses = head(student, teacher, SIZES, masks=[torch.zeros(SIZES[0], dtype=torch.bool)])
+    assert {loss.item() for loss in losses.values()} == {0.0}
+    sum(losses.values()).backward()
+    assert not student["p3"].grad.any()
+
+
 def test_warmup_and_end():
     head = make_head(criterion=Counting(), weight=3.0, warmup_iters=4, end_iter=10)
     assert [head.factor(i) for i in (0, 1, 3, 9, 10)] == [0.75, 1.5, 3.0, 3.0, 0.0]

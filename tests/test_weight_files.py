@@ -38,6 +38,24 @@ def test_arrays_and_plain_containers_are_read_as_they_are(tmp_path, protocol):
         np.testing.assert_array_equal(content["model"][key], expected)
 
 
+@pytest.mark.parametrize("zipped", [True, False])
+def test_numbers_of_numpy_beside_tensors_are_read(tmp_path, zipped):
+    """YOLOX's own code keeps its best AP so."""
+    arrays = {k: v for k, v in ARRAYS.items() if k != "empty"}
+    content = {"model": {"x": torch.arange(3)}, "best_ap": np.float64(0.4), **arrays}
+    path = tmp_path / "a.pth"
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    found = read_file(str(path))
+    assert found["best_ap"] == 0.4
+    for key, expected in arrays.items():
+        np.testing.assert_array_equal(found[key], expected)
+    assert read_weights(str(path), "w").model["x"].tolist() == [0, 1, 2]
+    content["best_ap"] = np.array(["text", None])
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(ForeignContentError, match="it refers to values of numpy"):
+        read_file(str(path))
+
+
 @pytest.mark.parametrize(("ending", "protocol"), [("pkl", 2), ("pkl", 4), ("pkl", 5), ("pth", 2)])
 @pytest.mark.parametrize(
     "value", [evil.Evil, evil.ObjectArray, evil.ObjectScalar, evil.ForgedArray]

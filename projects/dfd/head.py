@@ -316,6 +316,8 @@ class DFDHead(nn.Module):
         if self.level_weights == "equal":
             return dict.fromkeys(cells, 1.0)
         total = sum(cells.values())
+        # A batch of mosaics, say, may show nothing real that fills a cell.
+        total = total.clamp(min=1) if isinstance(total, Tensor) else total
         return {name: len(cells) * count / total for name, count in cells.items()}
 
     @torch.no_grad()

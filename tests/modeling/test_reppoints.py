@@ -10,6 +10,7 @@ from reppoints_toys import BOXES, NUM_CLASSES, batch, detector, item, over_featu
 
 from dfd import UserError
 from dfd.modeling import P6P7, RepPoints, RepPointsHead
+from dfd.modeling.reppoints import points_to_boxes
 
 LOSSES = {"loss_cls", "loss_pts_init", "loss_pts_refine"}
 
@@ -277,6 +278,11 @@ def test_first_points_feel_the_second_loss_through_the_samples_alone():
         ({"norm": "BN"}, "norm is 'BN'"),
         ({"feat_channels": 40}, "40 feat_channels"),
         ({"feat_channels": 32}, "32 feat_channels"),
+        ({"feat_channels": 0}, "feat_channels is 0"),
+        ({"num_points": 9.0}, "num_points is 9.0"),
+        ({"num_points": 1}, "num_points is 1; a single point has no standard deviation"),
+        ({"norm_groups": 0}, "norm_groups is 0"),
+        ({"num_convs": -1}, "num_convs is -1"),
     ],
 )
 def test_bad_settings_of_the_head(settings, named):
@@ -290,11 +296,26 @@ def test_bad_settings_of_the_head(settings, named):
         ({"init_assigner": "atss"}, "'atss'; it must be one of point, max_iou"),
         ({"positive_iou": 0.3}, "negative_iou is 0.4 and positive_iou 0.3"),
         ({"negative_iou": -0.1}, "negative_iou is -0.1"),
+        ({"init_num_pos": 0}, "init_num_pos is 0"),
+        ({"point_base_scale": 0}, "point_base_scale is 0"),
+        ({"point_base_scale": -4}, "point_base_scale is -4"),
+        ({"test_score_thresh": 5}, "test_score_thresh is 5"),
+        ({"test_nms_thresh": -1}, "test_nms_thresh is -1"),
+        ({"test_topk_candidates": 0}, "test_topk_candidates is 0"),
+        ({"max_detections_per_image": 0}, "max_detections_per_image is 0"),
     ],
 )
 def test_bad_settings_of_the_detector(settings, named):
     with pytest.raises(UserError, match=named):
         detector(NoDivisibility(), RepPointsHead(32, NUM_CLASSES), **settings)
+
+
+def test_a_single_point_is_a_box_without_a_moment():
+    point = torch.tensor([[3.0, 5.0]]).view(1, 2, 1, 1)
+    assert points_to_boxes(point, "minmax").flatten().tolist() == [5, 3, 5, 3]
+    with pytest.raises(UserError, match="a single point has no standard deviation"):
+        points_to_boxes(point, "moment")
+    RepPointsHead(32, NUM_CLASSES, num_points=1, transform="minmax")
 
 
 def test_a_top_block_whose_norm_would_leave_nothing():
@@ -309,3 +330,13 @@ def test_other_classes_than_the_heads():
         RepPoints(
             backbone=NoDivisibility(), head=head, num_classes=5, pixel_mean=[0.0], pixel_std=[1.0]
         )
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8], ids=str)
+def test_classes_of_another_type_train_alike(model, dtype):
+    items = batch()
+    expected = step(model, items)
+    for one in items:
+        one["instances"].gt_classes = one["instances"].gt_classes.to(dtype)
+    found = step(model, items)
+    assert found == expected

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from dfd.errors import UserError
 from dfd.modeling.reppoints import assign_boxes, assign_points
 from dfd.modeling.reppoints.points import cell_points
 
@@ -139,3 +140,47 @@ def test_objects_that_nothing_overlaps_get_no_box():
     # The same beside an object that has one.
     more = torch.cat([gt_boxes, boxes[1:]])
     assert assign_boxes(boxes, more).tolist() == [-1, 3]
+
+
+NAN, INF = math.nan, math.inf
+
+
+@pytest.mark.parametrize("strange", [[NAN] * 4, [0, 0, INF, NAN], [9, 9, 2, 2]], ids=str)
+def test_a_box_that_is_no_number_changes_nothing_for_the_others(strange):
+    boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 20.0, 20.0], [1.0, 0.0, 10.0, 9.0]])
+    of_one = torch.tensor([[0.0, 0.0, 10.0, 10.0]])
+    both = torch.cat([of_one, torch.tensor([strange], dtype=torch.float32)])
+    expected = [0, -1, 0]
+    assert assign_boxes(boxes, of_one).tolist() == assign_boxes(boxes, both).tolist() == expected
+    assert assign_boxes(boxes, both[1:]).tolist() == [-1] * 3
+    # As one that is predicted, too.
+    assert assign_boxes(torch.cat([boxes, both[1:]]), of_one).tolist() == [*expected, -1]
+    if strange[2] > strange[0] or strange[0] != strange[0]:
+        assert not (assign_points(cells(), both) == 1).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int64], ids=str)
+def test_low_precision_is_computed_in_full(dtype):
+    """Areas of a thousand pixels squared are beyond fp16."""
+    boxes = torch.tensor([[0.0, 0.0, 512.0, 512.0], [0.0, 0.0, 1024.0, 1024.0]])
+    gt_boxes = torch.tensor([[0.0, 0.0, 768.0, 768.0]])
+    assert assign_boxes(boxes, gt_boxes).tolist() == [-2, 0]
+    assert assign_boxes(boxes.to(dtype), gt_boxes).tolist() == [-2, 0]
+    assert assign_boxes(boxes.to(dtype), gt_boxes.to(dtype)).tolist() == [-2, 0]
+    # The object's centre, 1028.25, is nearer to the second; rounded, it is between the two.
+    points = torch.tensor([[1024.0, 0, 8], [1032.0, 0, 8], [1040.0, 0, 8]])
+    gt_boxes = torch.tensor([[1010.0, 0.0, 1046.5, 8.0]])
+    assert assign_points(points, gt_boxes).tolist() == [-1, 0, -1]
+    assert assign_points(points.to(dtype), gt_boxes).tolist() == [-1, 0, -1]
+
+
+@pytest.mark.parametrize("thresholds", [(0.3, 0.4), (0.5, -0.1), (math.nan, 0.4)])
+def test_thresholds_that_leave_open_what_a_box_is(thresholds):
+    with pytest.raises(UserError, match="negative_iou is .* and positive_iou"):
+        assign_boxes(torch.rand(3, 4), torch.rand(2, 4), *thresholds)
+
+
+@pytest.mark.parametrize("num_pos", [0, -1, 1.5])
+def test_no_cells_of_an_object(num_pos):
+    with pytest.raises(UserError, match=f"num_pos is {num_pos}; it must be an integer"):
+        assign_points(cells(), torch.rand(2, 4), num_pos=num_pos)

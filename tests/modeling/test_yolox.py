@@ -1,5 +1,6 @@
 """YOLOX as a detector: steps, evaluation, padding, settings, weights of other layouts."""
 
+import math
 import re
 
 import pytest
@@ -407,3 +408,70 @@ def test_simota_names_the_forms():
     empty = torch.zeros(0)
     with pytest.raises(UserError, match="main, v030"):
         simota(empty, empty, empty, empty, empty, empty, empty, form="v3")
+
+
+def cells_of_an_image():
+    """Predictions of a level of 8 x 8 cells, and two objects, as the arguments of ``simota``."""
+    generator = torch.Generator().manual_seed(0)
+    row = torch.arange(8.0)
+    centres = (torch.cartesian_prod(row, row).flip(1) + 0.5) * 8
+    shift, sides = torch.rand(2, 64, 2, generator=generator)
+    return {
+        "class_logits": torch.randn(64, 3, generator=generator),
+        "objectness_logits": torch.randn(64, generator=generator),
+        "boxes": torch.cat([centres + shift, 8 + 16 * sides], dim=1),
+        "gt_boxes": torch.tensor([[20.0, 20.0, 24.0, 24.0], [40.0, 44.0, 16.0, 24.0]]),
+        "gt_classes": torch.tensor([2, 0]),
+        "centres": centres,
+        "strides": torch.full((64,), 8.0),
+    }
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.float32], ids=str)
+def test_classes_of_any_type_are_matched_alike(dtype):
+    given = cells_of_an_image()
+    # Three objects of three classes: as a mask, uint8 would have just the right length.
+    given["gt_boxes"] = torch.cat([given["gt_boxes"], torch.tensor([[50.0, 12, 20, 20]])])
+    given["gt_classes"] = torch.tensor([2, 1, 0])
+    expected = simota(**given)
+    found = simota(**{**given, "gt_classes": given["gt_classes"].to(dtype)})
+    assert_close(found, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("form", ["main", "v030"])
+@pytest.mark.parametrize("strange", [(math.nan,) * 4, (0.0, 0.0, math.inf, 0.0)], ids=str)
+def test_a_predicted_box_that_is_no_number_is_the_last_choice(form, strange):
+    given = cells_of_an_image()
+    best = int(simota(**given, form=form).matched_iou.argmax())
+    given["boxes"][best] = torch.tensor(strange)
+    matched = simota(**given, form=form)
+    assert matched.matched_iou.isfinite().all()
+    assert matched.matched_gt[best] == -1
+    assert set(matched.matched_gt.tolist()) == {-1, 0, 1}
+    given["boxes"][:] = torch.tensor(strange)
+    matched = simota(**given, form=form)
+    assert matched.matched_iou.tolist() == [0] * 64
+
+
+@pytest.mark.parametrize("bias", [60.0, 1e4])
+def test_sides_beyond_float32_have_finite_gradients(bias):
+    """As of a network that diverges, in fp16 above all."""
+    model = small(l1_from_iter=0)
+    for conv in model.head.reg_preds:
+        nn.init.constant_(conv.bias[2:], bias)
+    with EventStorage(0):
+        losses = step(model, [image()])
+    assert losses["loss_iou"].item() == pytest.approx(5)  # Nothing in common, whoever is matched.
+    assert_all_take_part(model)
+
+
+@pytest.mark.parametrize("settings", [{"depth": math.nan}, {"pixel_mean": (0, math.inf, 0)}])
+def test_settings_that_are_no_finite_number(settings):
+    with pytest.raises(UserError, match=next(iter(settings))):
+        small(**settings)
+
+
+@pytest.mark.parametrize("settings", [{"form": ["main"]}, {"activation": ["silu"]}], ids=str)
+def test_settings_that_are_a_list(settings):
+    with pytest.raises(UserError, match=next(iter(settings))):
+        small(**settings)

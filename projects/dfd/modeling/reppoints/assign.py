@@ -9,9 +9,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ...data.mosaic_settings import check_count
+from ...errors import UserError
+from .points import at_least_float32
+
 NONE, BACKGROUND, IGNORED = -1, -1, -2
 _SMALLEST_SIDE = 1e-6
 _SMALLEST_UNION = 1e-6
+
+
+def check_overlaps(positive: float, negative: float) -> None:
+    if not 0 <= negative <= positive:
+        raise UserError(
+            f"RepPoints: negative_iou is {negative} and positive_iou {positive}; the first must "
+            "not be below 0 nor above the second"
+        )
 
 
 @torch.no_grad()
@@ -36,9 +48,14 @@ def assign_points(
 
     Returns:
         (A,) int64: index of the object, -1 for none.
+
+    Raises:
+        UserError: ``num_pos`` is no integer above 0.
     """
+    check_count("assign_points: num_pos", num_pos, 1)
     if not len(gt_boxes) or not len(points):
         return points.new_full((len(points),), NONE, dtype=torch.int64)
+    points = at_least_float32(points)
     gt_boxes = gt_boxes.to(points.dtype)
     centers = (gt_boxes[:, :2] + gt_boxes[:, 2:]) / 2
     sides = (gt_boxes[:, 2:] - gt_boxes[:, :2]).clamp(min=_SMALLEST_SIDE)
@@ -67,7 +84,8 @@ def assign_boxes(
     """Of each box the object that it overlaps most, by intersection over union.
 
     Every object also gets the boxes that overlap it most of all, however little; a later object
-    takes them from an earlier one. One that no box overlaps, as one without area, gets none.
+    takes them from an earlier one. One that no box overlaps, as one without area, gets none. A box
+    that is no number overlaps nothing.
 
     Args:
         boxes: (A,4) XYXY.
@@ -78,11 +96,16 @@ def assign_boxes(
 
     Returns:
         (A,) int64: index of the object, -1 for background, -2 for neither.
+
+    Raises:
+        UserError: ``negative`` is below 0 or above ``positive``.
     """
+    check_overlaps(positive, negative)
     if not len(gt_boxes) or not len(boxes):
         assigned = boxes.new_full((len(boxes),), BACKGROUND, dtype=torch.int64)
         return assigned if valid is None else assigned.masked_fill(~valid, IGNORED)
-    overlaps = pairwise_iou(gt_boxes.to(boxes.dtype), boxes)  # (M,A)
+    boxes = at_least_float32(boxes)
+    overlaps = pairwise_iou(gt_boxes.to(boxes.dtype), boxes).nan_to_num(nan=0.0)  # (M,A)
     if valid is not None:
         overlaps = overlaps.masked_fill(~valid, -1)
     best, objects = overlaps.max(dim=0)

@@ -18,8 +18,9 @@ from detectron2.structures import Boxes, ImageList, Instances
 from fvcore.nn import sigmoid_focal_loss, smooth_l1_loss
 from torch import Tensor
 
+from ...data.mosaic_settings import check_count, check_number, check_probability
 from ...errors import UserError
-from .assign import IGNORED, assign_boxes, assign_points
+from .assign import IGNORED, assign_boxes, assign_points, check_overlaps
 from .head import RepPointsHead
 from .points import cell_points, cells_within
 from .weights import convert_weights
@@ -85,11 +86,15 @@ class RepPoints(DenseDetector):
                 f"RepPoints: init_assigner is {init_assigner!r}; it must be one of "
                 f"{', '.join(_ASSIGNERS)}"
             )
-        if not 0 <= negative_iou <= positive_iou:
-            raise UserError(
-                f"RepPoints: negative_iou is {negative_iou} and positive_iou {positive_iou}; the "
-                "first must not be below 0 nor above the second"
-            )
+        check_overlaps(positive_iou, negative_iou)
+        check_count("RepPoints.init_num_pos", init_num_pos, 1)
+        # Boxes are divided by it.
+        if not check_number("RepPoints.point_base_scale", point_base_scale):
+            raise UserError("RepPoints.point_base_scale is 0; it must be above 0")
+        check_probability("RepPoints.test_score_thresh", test_score_thresh)
+        check_probability("RepPoints.test_nms_thresh", test_nms_thresh)
+        check_count("RepPoints.test_topk_candidates", test_topk_candidates, 1)
+        check_count("RepPoints.max_detections_per_image", max_detections_per_image, 1)
         self.num_classes = num_classes
         self.input_format = input_format
         shapes = backbone.output_shape()
@@ -160,7 +165,7 @@ class RepPoints(DenseDetector):
             for found, boxes, inside in zip(first_boxes, gt_boxes, valid, strict=True)
         ]
         classes = [
-            _gather(instances.gt_classes, assigned, self.num_classes)
+            _gather(instances.gt_classes.long(), assigned, self.num_classes)
             for instances, assigned in zip(gt_instances, refine, strict=True)
         ]
         refine_assigned, positives = torch.stack(refine), _positives(refine)

@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...data.mosaic_settings import check_count
 from ...errors import UserError
 from .deform import DeformConv
-from .points import at_least_float32, known_transform, points_to_boxes
+from .points import SINGLE_POINT, at_least_float32, known_transform, points_to_boxes
 
 _PRIOR = 0.01
 
@@ -57,11 +58,22 @@ class RepPointsHead(nn.Module):
             UserError: a setting outside its range.
         """
         super().__init__()
-        kernel = math.isqrt(max(num_points, 0))
+        for name, value, least in (
+            ("in_channels", in_channels, 1),
+            ("num_classes", num_classes, 1),
+            ("feat_channels", feat_channels, 1),
+            ("num_convs", num_convs, 0),
+            ("num_points", num_points, 0),
+            ("norm_groups", norm_groups, 1),
+        ):
+            check_count(f"RepPointsHead: {name}", value, least)
+        kernel = math.isqrt(num_points)
         if kernel**2 != num_points or kernel % 2 == 0:
             raise UserError(
                 f"RepPointsHead: num_points is {num_points}; it must be the square of an odd number"
             )
+        if known_transform(transform) == "moment" and num_points == 1:
+            raise UserError(f"RepPointsHead: num_points is 1; {SINGLE_POINT}")
         if norm not in ("", "GN"):
             raise UserError(f'RepPointsHead: norm is {norm!r}; it must be "GN" or ""')
         # Of a single channel in a level of one cell a norm would leave nothing.
@@ -71,7 +83,7 @@ class RepPointsHead(nn.Module):
                 f"{norm_groups} groups (norm_groups) of several channels"
             )
         self.num_classes = num_classes
-        self.transform = known_transform(transform)
+        self.transform = transform
         self.gradient_mul, self.moment_mul = gradient_mul, moment_mul
         if transform == "moment":
             self.moment_transfer = nn.Parameter(torch.zeros(2))

@@ -13,6 +13,7 @@ from torch import Tensor
 from ...errors import UserError
 
 TRANSFORMS = ("moment", "minmax", "partial_minmax")
+SINGLE_POINT = "a single point has no standard deviation, of which transform='moment' makes a box"
 # Of partial_minmax, which leaves the other points free.
 _CORNERS = 4
 
@@ -30,8 +31,8 @@ def known_transform(kind: str) -> str:
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """Half precision in full."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    """Half precision, and integers, in full."""
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
 def points_to_boxes(
@@ -53,9 +54,11 @@ def points_to_boxes(
         (N,4,H,W) XYXY in the units of the points, at least in float32.
 
     Raises:
-        UserError: there is no such transform.
+        UserError: there is no such transform, or a single point is to have a moment.
     """
     known_transform(kind)
+    if kind == "moment" and points.shape[1] < 4:
+        raise UserError(f"RepPoints: {SINGLE_POINT}")
     y, x = at_least_float32(points).unflatten(1, (-1, 2)).unbind(dim=2)
     if kind == "partial_minmax":
         y, x = y[:, :_CORNERS], x[:, :_CORNERS]

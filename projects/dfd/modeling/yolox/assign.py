@@ -37,7 +37,7 @@ class Matches(NamedTuple):
 
 
 def check_form(form: str) -> None:
-    if form not in FORMS:
+    if not isinstance(form, str) or form not in FORMS:
         raise UserError(f"YOLOX: form is {form!r}; it must be one of {', '.join(FORMS)}")
 
 
@@ -67,7 +67,8 @@ def simota(
 
     Unlike in the authors' code, an image all of whose objects are without a candidate has no
     match (theirs fails), and objects of negative or not finite width or height are left out
-    (theirs makes the loss NaN). Computed in float32 whatever the precision of the arguments.
+    (theirs makes the loss NaN); a predicted box that is no number is the last choice. Computed in
+    float32 whatever the precision of the arguments.
 
     Args:
         class_logits: (A,C).
@@ -87,7 +88,7 @@ def simota(
     """
     check_form(form)
     with torch.autocast(class_logits.device.type, enabled=False):
-        boxes, gt_boxes = boxes.float(), gt_boxes.float()
+        boxes, gt_boxes, gt_classes = boxes.float(), gt_boxes.float(), gt_classes.long()
         matched_gt = torch.full((len(boxes),), -1, dtype=torch.int64, device=boxes.device)
         matched_iou = torch.zeros(len(boxes), device=boxes.device)
         if not len(gt_boxes):
@@ -103,8 +104,9 @@ def simota(
             form,
         )
         # Not 0 for what is no number at all: those must not take part.
-        cost = torch.where(valid[:, None], cost, torch.inf)
-        iou = torch.where(valid[:, None], iou, 0.0)
+        usable = valid[:, None] & ~cost.isnan()
+        cost = torch.where(usable, cost, torch.inf)
+        iou = torch.where(usable, iou, 0.0)
         gt = _assign(cost, iou, valid)
         matched_gt[index] = gt
         matched_iou[index] = iou.gather(0, gt.clamp(min=0)[None])[0] * (gt >= 0)

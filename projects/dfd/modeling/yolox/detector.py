@@ -5,6 +5,7 @@ Shape shorthand: N images, A cells of all levels, C classes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -219,7 +220,7 @@ def _check_size(depth: float, width: float, num_classes: int, activation: str) -
         raise UserError(f"YOLOX: width is {width!r}; it must be a multiple of 1/64, as 0.5")
     if not _is_whole(num_classes) or num_classes < 1:
         raise UserError(f"YOLOX: num_classes is {num_classes!r}; it must be a whole number above 0")
-    if activation not in ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
         raise UserError(
             f"YOLOX: activation is {activation!r}; it must be one of {', '.join(ACTIVATIONS)}"
         )
@@ -248,7 +249,7 @@ def _check_settings(
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _is_whole(value: Any) -> bool:

@@ -17,6 +17,8 @@ from .assign import simota
 from .head import Grid, Predictions, decode
 
 IOU_WEIGHT = 5.0
+# A side of 1e13 strides: no box that anybody could mean.
+_LARGEST_LOG_SIDE = 30.0
 
 
 class Objects(NamedTuple):
@@ -85,7 +87,7 @@ def yolox_losses(
     """
     with torch.autocast(predictions.objectness.device.type, enabled=False):
         regression, objectness = predictions.regression.float(), predictions.objectness.float()
-        boxes = decode(regression, grid)
+        boxes = decode(_bounded(regression), grid)
         targets = match(predictions, boxes, grid, objects, form)
         image, cell = targets.image, targets.cell
         is_object = torch.zeros_like(objectness)
@@ -103,6 +105,12 @@ def yolox_losses(
             losses["loss_l1"] = (regression[image, cell] - target).abs().sum()
         by = divisor(torch.tensor(float(len(image)), device=image.device))
         return {name: loss / by for name, loss in losses.items()}
+
+
+def _bounded(regression: Tensor) -> Tensor:
+    """With sides whose product is a float32 still, or the gradient of the IoU would be NaN."""
+    centres, sides = regression.split(2, dim=-1)
+    return torch.cat([centres, sides.clamp(max=_LARGEST_LOG_SIDE)], dim=-1)
 
 
 def iou_loss(boxes: Tensor, target: Tensor) -> Tensor:
