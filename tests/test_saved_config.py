@@ -6,16 +6,18 @@ import shutil
 
 import evil
 import pytest
+import torch
 import yaml
 from detectron2.config import LazyCall as L
 from detectron2.config import LazyConfig
 from detectron2.structures import BoxMode
 from omegaconf import OmegaConf
 from torch import nn
+from toys import instantiate_seeded
 
 from dfd.analysis.load import load_run
 from dfd.engine.config import load_config
-from dfd.engine.run import draw_seed
+from dfd.engine.run import draw_seed, write_config
 from dfd.errors import UserError
 from dfd.losses import DFDLoss
 from dfd.report import load_runs
@@ -166,3 +168,21 @@ def test_name_of_nothing_is_told(tmp_path):
     with pytest.raises(ForeignCodeError, match="torch.nn.Absent, which is not there"):
         read_config(str(path), trusted=True)
     shutil.rmtree(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["faster_rcnn", "retinanet", "reppoints", "yolox"])
+def test_run_from_a_saved_config_begins_with_the_same_weights(kind, tmp_path):
+    """In the order in which a config names the parts of a model they draw their first weights."""
+    overrides = ["model.num_classes=3"]
+    if kind == "faster_rcnn":
+        overrides = ["model.roi_heads.num_classes=3"]
+    elif kind == "reppoints":
+        overrides.append("model.head.num_classes=3")
+    config = f"configs/study_families/student_{kind}.py"
+    cfg = load_config(config, [*overrides, f"train.output_dir={tmp_path}"])
+    write_config(cfg)
+    again = load_config(str(tmp_path / "config.yaml"))
+    first, second = (instantiate_seeded(c.model).state_dict() for c in (cfg, again))
+    assert list(first) == list(second)
+    for key, value in first.items():
+        assert torch.equal(value, second[key]), key

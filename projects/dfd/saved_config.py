@@ -2,6 +2,7 @@
 
 Detectron2 reads them with ``yaml.unsafe_load``, by which a file may call anything. What its
 ``LazyConfig.save`` writes of plain settings, functions and classes needs no more than is here.
+Written they are in their own order: in it the parts of a model are made, and draw their weights.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ import importlib
 import inspect
 import pathlib
 import sys
+import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 import yaml
+from detectron2.config import LazyConfig, lazy
 from detectron2.layers import ShapeSpec
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
@@ -53,6 +56,20 @@ _SINGLE_PARTS = tuple(
     )
 )
 _PACKAGES = ("dfd", "detectron2", "fvcore", "torch", "torchvision", "timm")
+
+
+def save_config(cfg: DictConfig, path: str) -> None:
+    """As Detectron2's ``LazyConfig.save``, but in the order of the config.
+
+    That sorts keys, and a run from such a file would begin with other weights of the same seed.
+    """
+    whole = lazy.yaml
+    in_order = functools.partial(yaml.dump, sort_keys=False)
+    lazy.yaml = types.SimpleNamespace(dump=in_order, unsafe_load=yaml.unsafe_load)
+    try:
+        LazyConfig.save(cfg, path)
+    finally:
+        lazy.yaml = whole
 
 
 REMEDY = "reading a run runs no code of its own: give --trust-code if it is yours"

@@ -15,17 +15,10 @@ from detectron2.structures import Boxes, BoxMode, Instances
 from torch.utils.data import get_worker_info
 
 from ..errors import UserError
+from ..ranges import check_count, check_number, check_probability, check_range
 from .images import ReadableMapper
 from .mosaic_pixels import Affine, Photo, Picture, letterboxed, mixed, mosaic
-from .mosaic_settings import (
-    check_count,
-    check_gains,
-    check_number,
-    check_probability,
-    check_range,
-    check_size,
-    check_sizes,
-)
+from .mosaic_settings import check_gains, check_size, check_sizes
 from .records import name_of
 
 logger = logging.getLogger(__name__)

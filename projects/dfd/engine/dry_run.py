@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from detectron2.config import LazyConfig, instantiate
+from detectron2.config import instantiate
 from detectron2.evaluation import inference_on_dataset
 from detectron2.utils import comm
 from omegaconf import DictConfig
@@ -21,6 +21,7 @@ from torch import nn
 from ..console import say
 from ..distiller import DistilledDetector
 from ..errors import UserError
+from ..saved_config import save_config
 from .build import Run, student_of
 from .build_hooks import SUMMARY, build_hooks
 from .checks import check_output_dir
@@ -95,7 +96,7 @@ def _examine(cfg: DictConfig, run: Run, output_dir: str) -> str:
         cfg, run.model, run.checkpointer.teacher_results
     )
     if comm.is_main_process():
-        LazyConfig.save(pin_defaults(cfg), os.path.join(cfg.train.output_dir, "config.yaml"))
+        save_config(pin_defaults(cfg), os.path.join(cfg.train.output_dir, "config.yaml"))
     build_hooks(cfg, run.model, run.checkpointer, {}, run.num_images, run.start, writers=False)
     measured = measure_steps(run, cfg.train.device)
     check_gradients(run.model, run.start, measured.without_gradient)

@@ -11,7 +11,6 @@ import sys
 from typing import Any
 
 import torch
-from detectron2.config import LazyConfig
 from detectron2.utils import comm
 from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
@@ -24,7 +23,7 @@ from torch import nn
 from ..data import skip_batches
 from ..distiller import DistilledDetector
 from ..errors import UserError, first_line
-from ..saved_config import read_names
+from ..saved_config import read_names, save_config
 from ..weights import local_path
 from .arguments import check_modes
 from .build import (
@@ -234,7 +233,7 @@ def write_config(cfg: DictConfig) -> None:
     """Write what the run is, with everything that its config leaves to defaults."""
     path = os.path.join(cfg.train.output_dir, CONFIG)
     partial = os.path.join(cfg.train.output_dir, f".{CONFIG}.partial")
-    LazyConfig.save(pin_defaults(cfg), partial)
+    save_config(pin_defaults(cfg), partial)
     # Detectron2 pickles what cannot be written as text. A reader finds either whole.
     for suffix in ("", ".pkl"):
         if os.path.exists(partial + suffix):

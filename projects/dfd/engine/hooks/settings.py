@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any
-
 from omegaconf import DictConfig
 
 from ...errors import UserError
+from ...ranges import is_integer, is_number
 from ..config import HOOK_DEFAULTS
 from ..wandb_writer import import_wandb
 
@@ -26,15 +24,15 @@ def check_hooks(cfg: DictConfig) -> None:
         if unknown:
             raise UserError(f"train.{name} has no {unknown[0]!r}: it has {', '.join(keys)}")
     decay, val_loss = train.ema.decay, train.val_loss
-    if decay is not None and not (_is_number(decay) and 0 < decay < 1):
+    if decay is not None and not (is_number(decay) and 0 < decay < 1):
         raise UserError(f"train.ema.decay is {decay}: it must be above 0 and below 1, or null")
     warmup = train.ema.warmup
-    if warmup is not None and not (_is_number(warmup) and 0 < warmup < math.inf):
+    if warmup is not None and not (is_number(warmup) and 0 < warmup):
         raise UserError(f"train.ema.warmup is {warmup}: it must be a number above 0, or null")
-    if not _is_int(val_loss.period) or val_loss.period < 0:
+    if not is_integer(val_loss.period) or val_loss.period < 0:
         raise UserError(f"train.val_loss.period is {val_loss.period}: it must be 0 (never) or more")
     if val_loss.num_images is not None and not (
-        _is_int(val_loss.num_images) and val_loss.num_images >= 1
+        is_integer(val_loss.num_images) and val_loss.num_images >= 1
     ):
         raise UserError(
             f"train.val_loss.num_images is {val_loss.num_images}: it must be 1 or more, or null"
@@ -78,17 +76,9 @@ def _check_early_stop(node: DictConfig) -> None:
     if (node.metric is None) != (node.patience is None):
         given, missing = ("metric", "patience") if node.patience is None else ("patience", "metric")
         raise UserError(f"train.early_stop has a {given} but no {missing}: set both or neither")
-    if node.patience is not None and not (_is_int(node.patience) and node.patience >= 1):
+    if node.patience is not None and not (is_integer(node.patience) and node.patience >= 1):
         raise UserError(
             f"train.early_stop.patience is {node.patience}: it must be 1 evaluation or more"
         )
-    if not _is_number(node.min_delta) or not node.min_delta >= 0:
+    if not is_number(node.min_delta) or not node.min_delta >= 0:
         raise UserError(f"train.early_stop.min_delta is {node.min_delta}: it must be 0 or more")
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return _is_int(value) or isinstance(value, float)

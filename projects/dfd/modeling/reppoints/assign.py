@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...data.mosaic_settings import check_count
 from ...errors import UserError
+from ...ranges import check_count
 from .points import at_least_float32
 
 NONE, BACKGROUND, IGNORED = -1, -1, -2

@@ -18,8 +18,8 @@ from detectron2.structures import Boxes, ImageList, Instances
 from fvcore.nn import sigmoid_focal_loss, smooth_l1_loss
 from torch import Tensor
 
-from ...data.mosaic_settings import check_count, check_number, check_probability
 from ...errors import UserError
+from ...ranges import check_count, check_number, check_probability
 from .assign import IGNORED, assign_boxes, assign_points, check_overlaps
 from .head import RepPointsHead
 from .points import cell_points, cells_within

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...data.mosaic_settings import check_count
 from ...errors import UserError
+from ...ranges import check_count
 from .deform import DeformConv
 from .points import SINGLE_POINT, at_least_float32, known_transform, points_to_boxes
 

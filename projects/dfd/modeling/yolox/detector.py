@@ -5,7 +5,6 @@ Shape shorthand: N images, A cells of all levels, C classes.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from torchvision.ops import box_convert
 
 from ...errors import UserError
+from ...ranges import is_integer, is_number
 from .assign import check_form
 from .blocks import ACTIVATIONS
 from .detections import detect
@@ -205,7 +205,7 @@ def _objects(instances: Instances, device: torch.device) -> Objects:
 def _per_channel(name: str, values: Sequence[float]) -> Tensor:
     numbers = list(values) if isinstance(values, Sequence) else []
     positive = name == "pixel_std"
-    if len(numbers) != 3 or not all(_is_number(v) and (v > 0 or not positive) for v in numbers):
+    if len(numbers) != 3 or not all(is_number(v) and (v > 0 or not positive) for v in numbers):
         raise UserError(
             f"YOLOX: {name} is {values!r}; it must be three numbers{' above 0' if positive else ''}"
         )
@@ -213,12 +213,12 @@ def _per_channel(name: str, values: Sequence[float]) -> Tensor:
 
 
 def _check_size(depth: float, width: float, num_classes: int, activation: str) -> None:
-    if not _is_number(depth) or depth <= 0:
+    if not is_number(depth) or depth <= 0:
         raise UserError(f"YOLOX: depth is {depth!r}; it must be a number above 0, as 0.33")
     # Otherwise the trunk's channels, rounded, would not double from stage to stage.
-    if not _is_number(width) or width < 1 / 64 or int(1024 * width) != 16 * int(64 * width):
+    if not is_number(width) or width < 1 / 64 or int(1024 * width) != 16 * int(64 * width):
         raise UserError(f"YOLOX: width is {width!r}; it must be a multiple of 1/64, as 0.5")
-    if not _is_whole(num_classes) or num_classes < 1:
+    if not is_integer(num_classes) or num_classes < 1:
         raise UserError(f"YOLOX: num_classes is {num_classes!r}; it must be a whole number above 0")
     if not isinstance(activation, str) or activation not in ACTIVATIONS:
         raise UserError(
@@ -234,23 +234,15 @@ def _check_settings(
     input_format: str,
 ) -> None:
     for name, value in (("score_thresh", score_thresh), ("nms_thresh", nms_thresh)):
-        if not _is_number(value) or not 0 <= value <= 1:
+        if not is_number(value) or not 0 <= value <= 1:
             raise UserError(f"YOLOX: {name} is {value!r}; it must be a number from 0 to 1")
     for name, value, least in (
         ("max_detections", max_detections, 1),
         ("l1_from_iter", l1_from_iter, 0),
     ):
-        if value is not None and (not _is_whole(value) or value < least):
+        if value is not None and (not is_integer(value) or value < least):
             raise UserError(
                 f"YOLOX: {name} is {value!r}; it must be None or a whole number from {least}"
             )
     if input_format not in ("BGR", "RGB"):
         raise UserError(f"YOLOX: input_format is {input_format!r}; it must be BGR or RGB")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
