@@ -212,7 +212,7 @@ def test_runs_made_before_an_upgrade_are_the_same(ablation):
     record = given.runs[0].record
     settings = json.loads(record.read_text())["settings"]
     # A setting of the run that was not there yet, and a class by the module that has it inside.
-    assert settings["train"].pop("ema") == {"decay": None}
+    assert settings["train"].pop("ema") == {"decay": None, "warmup": None}
     name = settings["optimizer"]["_target_"]
     settings["optimizer"]["_target_"] = "torch.optim.AdamW"
     assert name != "torch.optim.AdamW"

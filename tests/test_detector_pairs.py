@@ -3,7 +3,8 @@
 import pytest
 import torch
 from detectron2.utils.events import EventStorage
-from toys import CONFIGS, build, instantiate_seeded, make_batch
+from own_toys import CONFIGS, build
+from toys import instantiate_seeded, make_batch
 from vit_toys import timm_vit_config
 
 from dfd import DFDHead, DistilledDetector, FrozenTeacher, UserError

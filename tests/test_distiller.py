@@ -8,8 +8,9 @@ from detectron2.modeling.backbone import SimpleFeaturePyramid, ViT
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from detectron2.structures import Instances
 from detectron2.utils.events import EventStorage
+from own_toys import CONFIGS, build
 from torch import nn
-from toys import CONFIGS, build, make_batch
+from toys import make_batch
 
 from dfd import DFDHead, DistilledDetector, FrozenTeacher, UserError
 from dfd.distiller import batch_statistics

@@ -28,6 +28,15 @@ def test_every_method_is_a_cell_and_its_settings_exist(tool, setting, tmp_path, 
         assert f"\n{method} (" in said
 
 
+@pytest.mark.parametrize("family", ["faster_rcnn", "retinanet", "reppoints", "yolox"])
+def test_every_family_has_its_teachers(tool, family, tmp_path, capsys):
+    arguments = ["--seeds", "0:5", "--out", tmp_path / "out", "--list"]
+    tool("ablate", f"@configs/study_families/{family}.txt", *arguments)
+    said = capsys.readouterr().out
+    assert said.startswith("15 runs: 3 cells")
+    assert "\nplain (" in said and "\nown (" in said and "\nother (" in said
+
+
 def test_missing_data_are_told_before_anything_is_trained(tool, tmp_path):
     with pytest.raises(SystemExit) as stop:
         tool("study", "--bccd", tmp_path / "absent", "--out", tmp_path / "out")

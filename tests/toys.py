@@ -15,8 +15,6 @@ from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock
 from detectron2.structures import BitMasks, Boxes, Instances
 from torch import nn
 
-from dfd.modeling import P6P7, YOLOX, RepPoints, RepPointsHead
-
 NUM_CLASSES = 3
 MODELS = "common/models"
 
@@ -138,34 +136,12 @@ def dense_config(name):
     return model
 
 
-def reppoints_config():
-    backbone = dense_config("retinanet").backbone
-    backbone.update(out_channels=64, norm="GN")
-    backbone.top_block._target_ = P6P7
-    return L(RepPoints)(
-        backbone=backbone,
-        head=L(RepPointsHead)(
-            in_channels=64, num_classes=NUM_CLASSES, feat_channels=16, num_convs=1, norm_groups=4
-        ),
-        num_classes=NUM_CLASSES,
-        pixel_mean=[123.675, 116.28, 103.53],
-        pixel_std=[58.395, 57.12, 57.375],
-        input_format="RGB",
-    )
-
-
-def yolox_config():
-    return L(YOLOX)(depth=0.33, width=0.125, num_classes=NUM_CLASSES)
-
-
 CONFIGS = {
     "faster_rcnn": faster_rcnn_config,
     "mask_rcnn": lambda: faster_rcnn_config(masks=True),
     "cascade_rcnn": cascade_rcnn_config,
     "retinanet": lambda: dense_config("retinanet"),
     "fcos": lambda: dense_config("fcos"),
-    "reppoints": reppoints_config,
-    "yolox": yolox_config,
 }
 
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from detectron2.engine import HookBase
 from detectron2.utils.events import EventStorage
+from own_toys import build
 from torch import nn
-from toys import build, make_batch
+from toys import make_batch
 
 from dfd import UserError
 from dfd.engine.checkpoint import StudentCheckpointer, kept_random_state

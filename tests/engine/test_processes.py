@@ -8,9 +8,10 @@ import torch.distributed as dist
 from commands import free_port
 from detectron2.utils.events import EventStorage
 from forked import SERVER
+from own_toys import build
 from torch import nn
 from torch.multiprocessing import start_processes
-from toys import build, make_batch
+from toys import make_batch
 
 from dfd.disparity import scale_features
 from dfd.engine.checks import check_same_start

@@ -1,7 +1,7 @@
 """YOLOX under RepPoints, on mosaics of changing sizes, with L1 loss and EMA at the end."""
 
 from detectron2.config import LazyCall as L
-from toys import reppoints_config, yolox_config
+from own_toys import reppoints_config, yolox_config
 
 from dfd import DFDHead, DistilledDetector, FrozenTeacher
 from dfd.data import closing_batch
