@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 
+import own_toys
 import pytest
 import torch
 import torch.distributed as dist
@@ -94,6 +95,21 @@ def test_distilled_step(device, amp, parts):
         assert not any(p.is_cuda for p in teacher.model.roi_heads.parameters())
         on_device = any(p.is_cuda for p in teacher.model.backbone.parameters())
         assert on_device == (precision == "fp32")
+
+
+@pytest.mark.parametrize(("device", "amp"), PRECISIONS)
+@pytest.mark.parametrize("kind", ["reppoints", "yolox"])
+def test_own_detectors(kind, device, amp):
+    """Trained under one of their kind, after the stems of YOLOX's head; then evaluated."""
+    precision = {None: "fp32"}.get(amp, amp)
+    teacher = FrozenTeacher(model=own_toys.build(kind, 1), allow_random=True, precision=precision)
+    head = DFDHead(criterion=DFDLoss(), stems=kind == "yolox")
+    model = DistilledDetector(student=own_toys.build(kind), teacher=teacher, head=head)
+    trainer = train(model, device, amp=amp)
+    values = {name: value for name, (value, _) in trainer.storage.latest().items()}
+    assert values["dfd/ratio"] > 0 and values["loss_dfd_p3"] > 0
+    with torch.no_grad():
+        assert len(model.eval()(make_batch())) == 2
 
 
 @pytest.mark.parametrize("device", DEVICES)
