@@ -7,17 +7,10 @@ python train_net.py --config-file configs/photos/student_yolox.py \
 Hardware: one CPU core, 1000 iterations of 8 images.
 """
 
-from ..common.data.mosaic import use_mosaic
+from ..common.data.mosaic import use_small_mosaic
 from ..common.models.yolox import yolox
 from .base import dataloader, lr_multiplier, optimizer, train
 
 model = yolox("nano", num_classes="auto", depthwise=False, width=0.125)
-use_mosaic(
-    dataloader,
-    size=224,
-    sizes=[192, 224, 256],
-    mosaic_probability=0.5,
-    mixup_probability=0.0,
-    scale=(0.5, 1.5),
-)
+use_small_mosaic(dataloader)
 train.output_dir = "output/photos/student_yolox"

@@ -6,20 +6,12 @@ python train_net.py --config-file configs/study_families/student_yolox.py \
 Hardware: one CPU core, minutes. Result: docs/results.md.
 """
 
-from ..common.data.mosaic import use_mosaic
+from ..common.data.mosaic import use_small_mosaic
 from ..common.models.yolox import yolox
 from .base import dataloader, lr_multiplier, optimizer, train
 
 model = yolox("nano", num_classes="auto", depthwise=False, width=0.125)
-# Milder than on COCO: a run is short, and all of an image's objects are small.
-use_mosaic(
-    dataloader,
-    size=224,
-    sizes=[192, 224, 256],
-    mosaic_probability=0.5,
-    mixup_probability=0.0,
-    scale=(0.5, 1.5),
-)
+use_small_mosaic(dataloader)
 dataloader.train.dataset.num_images = 29
 train.max_iter = 400
 train.output_dir = "output/study_families/student_yolox"

@@ -8,18 +8,10 @@ python train_net.py --config-file configs/yolox/student_nano.py --num-gpus 8
 Hardware: 8 GPUs, 554400 iterations of 64 images. Not run here: needs COCO and GPUs.
 """
 
-from ..common.data.mosaic import use_mosaic
+from ..common.data.mosaic import use_milder_mosaic
 from ..common.models.yolox import yolox
 from .base import dataloader, lr_multiplier, optimizer, train
 
 model = yolox("nano")
-# 416 pixels, drawn from 320 to 640, and milder augmentations.
-use_mosaic(
-    dataloader,
-    size=416,
-    sizes=range(320, 641, 32),
-    scale=(0.5, 1.5),
-    mixup_probability=0.0,
-    mosaic_probability=0.5,
-)
+use_milder_mosaic(dataloader, mosaic_probability=0.5)
 train.output_dir = "output/yolox/student_nano"

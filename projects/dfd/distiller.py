@@ -74,7 +74,7 @@ class DistilledDetector(nn.Module):
         self.head = head
         self.inherit = tuple(inherit)
         self.input_format = channel_order(student, input_format, "student")
-        if head.stems and stems_of(student) is None and stems_of(teacher.model) is None:
+        if head.features["stems"] and stems_of(student) is None and stems_of(teacher.model) is None:
             raise UserError(
                 f"model.head.stems is True, but neither the student, a {type(student).__name__}, "
                 f"nor the teacher, a {type(teacher.model).__name__}, has stems in its head: set it "

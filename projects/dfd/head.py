@@ -97,7 +97,6 @@ class DFDHead(nn.Module):
         self.weight = weight
         # What is tapped, see detectors.feature_modules.
         self.features = {"trunk": trunk, "stems": stems}
-        self.stems = stems
         self.align = align
         self._resample = self._teacher_scale = 1.0
         self.levels = None if levels is None else list(levels)

@@ -64,7 +64,7 @@ def share_divisors(detector: nn.Module) -> None:
         # A detector with a rule of its own keeps it.
         if getattr(type(module), "_ema_update", None) is DenseDetector._ema_update:
             module._ema_update = MethodType(_update_together, module)
-        if hasattr(module, "divisor"):
+        if _has_divisor(module):
             module.divisor = MethodType(_divide_together, module)
 
 
@@ -73,8 +73,13 @@ def own_divisors(detector: nn.Module) -> None:
     for module in detector.modules():
         if hasattr(module, "_ema_update"):  # Of Detectron2's DenseDetector.
             module._ema_update = _own_number
-        # In place of what share_divisors may have set, its class's own.
-        module.__dict__.pop("divisor", None)
+        if _has_divisor(module):  # Its class's own, in place of what share_divisors may have set.
+            module.__dict__.pop("divisor", None)
+
+
+def _has_divisor(module: nn.Module) -> bool:
+    """Whether a detector has such a method; a layer's number of that name is none."""
+    return callable(getattr(type(module), "divisor", None))
 
 
 def _own_number(name: str, value: float, initial_value: float, momentum: float = 0.9) -> float:

@@ -18,7 +18,7 @@ from dfd.engine.checks import check_same_start
 from dfd.engine.stop import StopRequest
 from dfd.errors import UserError
 from dfd.losses import DFDLoss, PKDLoss
-from dfd.processes import share_divisors
+from dfd.processes import own_divisors, share_divisors
 
 # Of the whole batch and, of each process, the images and whether they are all valid.
 IMAGES = {0: slice(0, 1), 1: slice(1, 3)}
@@ -170,3 +170,12 @@ def test_processes_that_start_differently_are_refused(parts):
         assert same == ""
         assert "different iterations ([0, 3])" in checkpoints
         assert "start from different weights" in weights
+
+
+def test_a_number_called_divisor_is_no_detectors_divisor(monkeypatch):
+    monkeypatch.setattr("dfd.processes.comm.get_world_size", lambda: 2)
+    layer = torch.nn.Identity()
+    layer.divisor = 2
+    share_divisors(layer)
+    own_divisors(layer)
+    assert layer.divisor == 2

@@ -22,10 +22,9 @@ def use_mosaic(dataloader, size=640, sizes=tuple(range(480, 801, 32)), **setting
     """Turn the loaders of a config into YOLOX's, in place.
 
     Args:
-        size: side of the pictures. YOLOX-nano and -tiny have 416 in evaluation.
-        sizes: of training, of which every 10 iterations have one. Nano and tiny: 320 to 640.
-        settings: others of MosaicMapper. Nano: mosaic_probability=0.5, mixup_probability=0 and
-            scale=(0.5, 1.5); tiny: the last two.
+        size: side of the pictures.
+        sizes: of training, of which every 10 iterations have one.
+        settings: others of MosaicMapper.
     """
     train, test = dataloader.train, dataloader.test
     train.mapper = L(MosaicMapper)(
@@ -41,3 +40,16 @@ def use_mosaic(dataloader, size=640, sizes=tuple(range(480, 801, 32)), **setting
     )
     train.aspect_ratio_grouping = False
     test.mapper.augmentations = [L(Letterbox)(size="${dataloader.train.mapper.size}")]
+
+
+def use_milder_mosaic(dataloader, size=416, sizes=tuple(range(320, 641, 32)), **settings):
+    """As ``use_mosaic``, without mixup and with less change of scale: YOLOX-tiny's, and with
+    mosaic_probability=0.5 YOLOX-nano's."""
+    use_mosaic(
+        dataloader, size, sizes, **{"scale": (0.5, 1.5), "mixup_probability": 0.0, **settings}
+    )
+
+
+def use_small_mosaic(dataloader):
+    """For short runs on small pictures: a mosaic in half of them."""
+    use_milder_mosaic(dataloader, size=224, sizes=(192, 224, 256), mosaic_probability=0.5)
