@@ -26,8 +26,8 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from dfd import UserError
-from dfd.detectors import run_features
-from dfd.engine.config import load_config, resolve_pixels, skip_pretrained
+from dfd.distill.contract import run_features
+from dfd.engine.config.load import load_config, resolve_pixels, skip_pretrained
 from dfd.engine.machine import peak_memory_mib
 
 NUM_CLASSES = 3

@@ -14,7 +14,7 @@ import torch
 from dfd.engine import argument_parser, launch, main
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["pytest", "dfd.engine", "dfd.report", "torch.utils.tensorboard"])
+SERVER.set_forkserver_preload(["pytest", "dfd.engine", "dfd.research", "torch.utils.tensorboard"])
 
 
 def forked(config, *arguments, env=None):

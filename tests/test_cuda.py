@@ -15,12 +15,12 @@ from torch.nn.parallel import DistributedDataParallel
 from toys import build, make_batch
 
 from dfd import DFDHead, DistilledDetector, FrozenTeacher
-from dfd.disparity import scale_features
+from dfd.distill.disparity import scale_features
+from dfd.distill.processes import same_everywhere, share_buffers
+from dfd.distill.teacher import resolve_precision
 from dfd.engine import argument_parser, main
 from dfd.engine.trainer import Trainer
 from dfd.losses import CWDLoss, DFDLoss, FGDLoss, G2SDLoss, MGDLoss, PKDLoss
-from dfd.processes import same_everywhere, share_buffers
-from dfd.teacher import resolve_precision
 
 CUDA = pytest.mark.cuda
 DEVICES = ["cpu", pytest.param("cuda", marks=CUDA)]
@@ -173,7 +173,7 @@ def arguments(tmp_path_factory):
     folder = tmp_path_factory.mktemp("coco")
     train = [f"dataloader.train.{o}" for o in write_coco(folder, "train", 4)]
     test = [f"dataloader.test.{o}" for o in write_coco(folder, "val", 2, seed=1)]
-    config = ["--config-file", "tests/engine/configs/dfd.py", *train, *test]
+    config = ["--config-file", "tests/engine/toy_configs/dfd.py", *train, *test]
     return [*config, "model.teacher.allow_random=True", "optimizer.lr=1e-5"]
 
 

@@ -26,7 +26,10 @@ warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
 warnings.filterwarnings("ignore", module="torch")
 logging.getLogger("torch.fx").setLevel(logging.ERROR)
 
-from dfd.ablation import (  # noqa: E402
+from dfd.engine.console import Interrupted, say, stop_on_signals  # noqa: E402
+from dfd.engine.stop import EXIT_STOPPED  # noqa: E402
+from dfd.errors import UserError  # noqa: E402
+from dfd.research.ablate import (  # noqa: E402
     CLUSTERS,
     FAILED,
     OPEN,
@@ -39,9 +42,6 @@ from dfd.ablation import (  # noqa: E402
     parse_slurm,
     plan_runs,
 )
-from dfd.console import Interrupted, say, stop_on_signals  # noqa: E402
-from dfd.engine.stop import EXIT_STOPPED  # noqa: E402
-from dfd.errors import UserError  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 

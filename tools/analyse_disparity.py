@@ -29,9 +29,9 @@ logging.getLogger("torch.fx").setLevel(logging.ERROR)
 # What it says of a call that fails is told in the error.
 logging.getLogger("detectron2.config.instantiate").setLevel(logging.CRITICAL)
 
-from dfd.analysis import analyse  # noqa: E402
-from dfd.console import LiveLine  # noqa: E402
+from dfd.engine.console import LiveLine  # noqa: E402
 from dfd.errors import UserError  # noqa: E402
+from dfd.research.analyse import analyse  # noqa: E402
 
 
 def main() -> None:

@@ -34,7 +34,7 @@ if __name__ == "__main__":
     print("Loading Detectron2 ...", flush=True)
 
 from dfd import UserError  # noqa: E402
-from dfd.console import (  # noqa: E402
+from dfd.engine.console import (  # noqa: E402
     Interrupted,
     LiveLine,
     duration,
@@ -158,12 +158,12 @@ def prepare_data(overrides: list[str]) -> dict[str, int]:
     from detectron2.config import instantiate
     from detectron2.data import DatasetCatalog
 
-    from dfd.engine.config import load_config
+    from dfd.engine.config.load import load_config
 
     configs = {name: load_config(str(ROOT / config(name)), overrides) for name in RUNS}
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("      %(message)s"))
-    writer = logging.getLogger("dfd.data.shapes")
+    writer = logging.getLogger("dfd.demo.shapes")
     writer.setLevel(logging.INFO)
     writer.addHandler(handler)
     counts = {

@@ -32,7 +32,7 @@ warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
 
 import torch  # noqa: E402
 
-from dfd.console import Interrupted, end, override, say, start, stop_on_signals  # noqa: E402
+from dfd.engine.console import Interrupted, end, override, say, start, stop_on_signals  # noqa: E402
 from dfd.errors import UserError  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -23,7 +23,7 @@ warnings.filterwarnings("ignore", module="torch")
 logging.getLogger("torch.fx").setLevel(logging.ERROR)
 
 from dfd.errors import UserError  # noqa: E402
-from dfd.report import format_text, load_runs, parse_runs, write_report  # noqa: E402
+from dfd.research import format_text, load_runs, parse_runs, write_report  # noqa: E402
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 warnings.filterwarnings("ignore", category=FutureWarning)
 warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
 
-from dfd.console import Interrupted, end, override, say, start, stop_on_signals  # noqa: E402
+from dfd.engine.console import Interrupted, end, override, say, start, stop_on_signals  # noqa: E402
 from dfd.errors import UserError  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -1,8 +1,8 @@
 """Disparity Feature Distillation for Detectron2 detectors."""
 
-from .distiller import DistilledDetector
+from .distill.detector import DistilledDetector
+from .distill.head import DFDHead
+from .distill.teacher import FrozenTeacher
 from .errors import UserError
-from .head import DFDHead
-from .teacher import FrozenTeacher
 
 __all__ = ["DFDHead", "DistilledDetector", "FrozenTeacher", "UserError"]

@@ -25,7 +25,7 @@ from dfd.data import (
     voc_folder,
 )
 from dfd.errors import UserError
-from dfd.report.detections import compare_detections, draw_boxes
+from dfd.research.detections import compare_detections, draw_boxes
 
 W, H = 40, 30
 BOX = (4, 6, 10, 8)  # x, y, w, h of the one white rectangle, in pixels as stored.
@@ -164,7 +164,7 @@ def test_report_draws_what_was_read(tmp_path, forget, monkeypatch):
     name = coco_json(**write_json(tmp_path, "a.jpg", list(BOX), (W, H)))
 
     run = SimpleNamespace(name="run", test_dataset=lambda: name)
-    monkeypatch.setattr("dfd.report.detections._detect", lambda run, indices: [None])
+    monkeypatch.setattr("dfd.research.detections._detect", lambda run, indices: [None])
     ((file_name, columns),) = compare_detections([run], 1)
     drawn = Image.open(io.BytesIO(draw_boxes(file_name, columns["ground truth"], ["thing"])))
     assert drawn.width > drawn.height

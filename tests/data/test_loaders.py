@@ -24,9 +24,9 @@ from dfd.data import (
     class_names,
     coco_json,
     dataset_dicts,
-    generated_shapes,
     voc_folder,
 )
+from dfd.demo import generated_shapes
 from dfd.errors import UserError
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "common" / "data"

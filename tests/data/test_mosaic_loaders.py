@@ -16,8 +16,8 @@ from plain import PlainDetector
 
 from dfd import DFDHead, DistilledDetector, FrozenTeacher, UserError
 from dfd.data import MosaicMapper, build_test_loader, build_train_loader, coco_json, skip_batches
+from dfd.distill.real_pixels import image_area
 from dfd.losses import MimicLoss
-from dfd.real_pixels import image_area
 
 SETTINGS = dict(size=64, sizes=[32, 64, 96], size_period=3, off_from_batch=8)
 STEPS = 12

@@ -17,10 +17,10 @@ from dfd import DFDHead, DistilledDetector, FrozenTeacher, UserError
 from dfd.data import MarkPadding, TwoSizeMapper, build_test_loader, build_train_loader, coco_json
 from dfd.data.letterbox import BilinearResize
 from dfd.data.padding import real_pixels
-from dfd.disparity_image import draw_disparity
-from dfd.engine.config import load_config
+from dfd.distill.real_pixels import RealPixels, image_area
+from dfd.engine.config.load import load_config
+from dfd.engine.hooks.disparity_image import draw_disparity
 from dfd.losses import CWDLoss, DFDLoss, FGDLoss, MimicLoss, PKDLoss
-from dfd.real_pixels import RealPixels, image_area
 
 HEIGHT, WIDTH = 48, 80
 

@@ -6,12 +6,7 @@ from toys import build
 
 from dfd import DFDHead, DistilledDetector, FrozenTeacher, UserError
 from dfd.engine.build import count_images
-from dfd.engine.checks import (
-    check_classes,
-    check_image_format,
-    check_optimizer,
-    check_output_dir,
-)
+from dfd.engine.checks import check_classes, check_image_format, check_optimizer, check_output_dir
 from dfd.losses import DFDLoss
 
 MOSAIC = {"_target_": "dfd.data.MosaicMapper"}

@@ -17,11 +17,11 @@ from detectron2.config import instantiate
 from omegaconf import OmegaConf
 from toys import faster_rcnn_config
 
-from dfd.data import generated_shapes
-from dfd.engine.leaving_nothing import leaving_nothing
+from dfd.demo import generated_shapes
+from dfd.engine.dry_run.sandbox import leaving_nothing
 
 ROOT = Path(__file__).resolve().parents[2]
-NAME = "dfd.data.generated_shapes"
+NAME = "dfd.demo.generated_shapes"
 
 
 @pytest.fixture(scope="module")

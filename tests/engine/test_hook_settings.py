@@ -10,7 +10,7 @@ from commands import run
 from run_files import MACHINE, assert_same, read_metrics
 
 from dfd import UserError
-from dfd.engine.config import load_config
+from dfd.engine.config.load import load_config
 from dfd.engine.hooks import check_hooks
 
 

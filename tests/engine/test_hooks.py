@@ -12,7 +12,6 @@ from torch import nn
 from toys import make_batch
 
 from dfd import UserError
-from dfd.engine.checkpoint import StudentCheckpointer, kept_random_state
 from dfd.engine.hooks import (
     Best,
     BestCheckpoint,
@@ -23,6 +22,7 @@ from dfd.engine.hooks import (
     UpdateEMA,
     ValidationLoss,
 )
+from dfd.engine.state.checkpoint import StudentCheckpointer, kept_random_state
 from dfd.engine.trainer import Trainer
 
 NAN = float("nan")

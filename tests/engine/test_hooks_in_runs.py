@@ -126,7 +126,7 @@ def test_best_by_the_emas_metric_is_the_ema(data, configs, tmp_path, monkeypatch
         evaluated.append(copy.deepcopy(student.state_dict()))
         return {"bbox": {"AP": scores[len(evaluated) - 1]}}
 
-    monkeypatch.setattr("dfd.engine.build_hooks.test", evaluate)
+    monkeypatch.setattr("dfd.engine.hooks.build.test", evaluate)
     run(
         configs["student"],
         *data,

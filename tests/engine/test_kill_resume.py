@@ -6,7 +6,7 @@ import pytest
 import torch
 from commands import load_tool
 
-from dfd.console import start
+from dfd.engine.console import start
 from dfd.errors import UserError
 
 tool = load_tool("kill_resume")

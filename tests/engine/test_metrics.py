@@ -5,7 +5,7 @@ import json
 import pytest
 from detectron2.utils.events import EventStorage
 
-from dfd.engine.metrics import (
+from dfd.engine.writers import (
     ContinuedJSONWriter,
     cut_metrics,
     metrics_size,

@@ -10,7 +10,7 @@ from toys import dense_config
 
 from dfd.data import MosaicMapper
 from dfd.engine.build import build_loader
-from dfd.engine.config import load_config
+from dfd.engine.config.load import load_config
 from dfd.engine.trainer import Trainer
 
 kill_resume = load_tool("kill_resume")

@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 from coco_files import write_coco
 from detectron2.config import LazyCall as L
+from dfd.weights.strict.strict import local_path
 from omegaconf import OmegaConf
 
-from dfd.ablation import make_cells
-from dfd.console import override
 from dfd.data import build_evaluator, coco_json
-from dfd.engine.config import load_config
-from dfd.engine.overrides import apply_overrides
+from dfd.engine.config.load import load_config
+from dfd.engine.config.overrides import apply_overrides
+from dfd.engine.console import override
 from dfd.errors import UserError
-from dfd.report import parse_runs
-from dfd.weights import local_path
+from dfd.research import parse_runs
+from dfd.research.ablate import make_cells
 
 TEXTS = [
     *("/data/my data (new) [1]/a=b/Müller's/~x", "~/x.pth", "~", "a,b", "a:b#c$d", "$x/%y"),

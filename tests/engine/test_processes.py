@@ -13,12 +13,12 @@ from torch import nn
 from torch.multiprocessing import start_processes
 from toys import make_batch
 
-from dfd.disparity import scale_features
+from dfd.distill.disparity import scale_features
+from dfd.distill.processes import own_divisors, share_divisors
 from dfd.engine.checks import check_same_start
 from dfd.engine.stop import StopRequest
 from dfd.errors import UserError
 from dfd.losses import DFDLoss, PKDLoss
-from dfd.processes import own_divisors, share_divisors
 
 # Of the whole batch and, of each process, the images and whether they are all valid.
 IMAGES = {0: slice(0, 1), 1: slice(1, 3)}
@@ -173,7 +173,7 @@ def test_processes_that_start_differently_are_refused(parts):
 
 
 def test_a_number_called_divisor_is_no_detectors_divisor(monkeypatch):
-    monkeypatch.setattr("dfd.processes.comm.get_world_size", lambda: 2)
+    monkeypatch.setattr("dfd.distill.processes.comm.get_world_size", lambda: 2)
     layer = torch.nn.Identity()
     layer.divisor = 2
     share_divisors(layer)

@@ -3,7 +3,7 @@
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from dfd.engine.config import load_config
+from dfd.engine.config.load import load_config
 from dfd.errors import UserError
 
 BODY = """

@@ -13,7 +13,7 @@ from commands import load_tool, run
 from detectron2.evaluation import COCOEvaluator
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dfd.engine import checkpoint as checkpoint_module
+from dfd.engine.state import checkpoint as checkpoint_module
 from dfd.engine.trainer import Trainer
 
 kill_resume = load_tool("kill_resume")

@@ -7,9 +7,9 @@ import torch
 from detectron2.utils import comm
 from torch.multiprocessing import start_processes
 
-from dfd.engine.checkpoint import random_state
 from dfd.engine.evaluate import share_buffers
 from dfd.engine.run import continue_streams
+from dfd.engine.state.checkpoint import random_state
 
 
 def test_each_process_has_its_own_random_numbers_back(monkeypatch, caplog):

@@ -15,8 +15,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from toys import build, make_batch
 
 from dfd import DFDHead, DistilledDetector, FrozenTeacher
-from dfd.engine.checkpoint import StudentCheckpointer
-from dfd.engine.config import load_config
+from dfd.engine.config.load import load_config
+from dfd.engine.state.checkpoint import StudentCheckpointer
 from dfd.engine.trainer import Trainer
 from dfd.losses import DFDLoss
 

@@ -11,8 +11,8 @@ from torch import nn
 from toys import build
 
 from dfd import UserError
+from dfd.engine.optim import parameter_groups
 from dfd.engine.trainer import Trainer
-from dfd.optim import parameter_groups
 
 
 class Toy(nn.Module):

@@ -9,7 +9,7 @@ from commands import run
 from detectron2.config import LazyConfig
 from toys import faster_rcnn_config, instantiate_seeded, save_checkpoint
 
-from dfd.analysis import analyse
+from dfd.research.analyse import analyse
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from dfd import UserError
-from dfd.disparity import scale_features
+from dfd.distill.disparity import scale_features
 from dfd.losses import DFDLoss
 
 LENIENT = ["tail", "direction", "tolerance", "context"]

@@ -10,7 +10,7 @@ from detectron2.layers import ShapeSpec
 from torch import nn
 
 from dfd import DFDHead
-from dfd.disparity import SCALES, SPLITS, disparity_map, scale_features
+from dfd.distill.disparity import SCALES, SPLITS, disparity_map, scale_features
 from dfd.losses import CWDLoss, FGDLoss, G2SDLoss, MGDLoss, MimicLoss, PKDLoss
 from dfd.losses.dfd import AVERAGES, LENIENT, DFDLoss, direction_cost
 

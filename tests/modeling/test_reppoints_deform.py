@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from detectron2.modeling.backbone import BasicStem, ResNet
 from detectron2.modeling.backbone.resnet import BottleneckBlock
 
+from dfd.distill.teacher import low_precision_copy
 from dfd.modeling import DeformConvBlock
 from dfd.modeling.reppoints import DeformConv
-from dfd.teacher import low_precision_copy
 
 
 @pytest.mark.parametrize("place", ["y", "x"])

@@ -7,7 +7,7 @@ from toys import instantiate_seeded, make_batch
 from vit_toys import timm_vit_config
 
 from dfd import UserError
-from dfd.detectors import check_fits_square_padding
+from dfd.distill.contract import check_fits_square_padding
 from dfd.modeling import pixel_statistics
 
 

@@ -11,8 +11,8 @@ from torch import nn
 from toys import faster_rcnn_config, make_batch
 
 from dfd import UserError
-from dfd.detectors import check_fits_square_padding
-from dfd.distiller import batch_statistics
+from dfd.distill.contract import check_fits_square_padding
+from dfd.distill.detector import batch_statistics
 from dfd.modeling import TimmPyramid
 
 TINY_SWIN = {"embed_dim": 12, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 2, 2)}

@@ -6,7 +6,7 @@ dataloader.train.dataset.root=...
 import detectron2.data.transforms as T
 from detectron2.config import LazyCall as L
 
-from dfd.data import generated_shapes
+from dfd.demo import generated_shapes
 
 from .loaders import dataloader
 

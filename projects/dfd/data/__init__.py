@@ -1,8 +1,8 @@
 """Datasets: readers that register a name, and loaders and an evaluator that take one."""
 
-from .catalog import DatasetReport
+from typing import Any
+
 from .coco import coco_json
-from .drawing import SHAPE_CLASSES
 from .letterbox import Letterbox
 from .loaders import (
     build_evaluator,
@@ -11,16 +11,25 @@ from .loaders import (
     skip_batches,
     stream_seed,
 )
-from .mosaic import MosaicMapper
-from .mosaic_settings import closing_batch, in_batches
+from .mosaic.mapper import MosaicMapper
+from .mosaic.settings import closing_batch, in_batches
 from .padding import MarkPadding
+from .reader import DatasetReport
 from .registered import class_names, dataset_dicts, dataset_report, registered_name
-from .shapes import generated_shapes
 from .two_sizes import TwoSizeMapper, size_ratio
 from .voc import voc_folder
 
+
+def __getattr__(name: str) -> Any:
+    """``generated_shapes`` once was here, and saved configs call it so."""
+    if name == "generated_shapes":
+        from ..demo import generated_shapes
+
+        return generated_shapes
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 __all__ = [
-    "SHAPE_CLASSES",
     "DatasetReport",
     "Letterbox",
     "MarkPadding",
@@ -34,7 +43,6 @@ __all__ = [
     "coco_json",
     "dataset_dicts",
     "dataset_report",
-    "generated_shapes",
     "in_batches",
     "registered_name",
     "size_ratio",

@@ -11,7 +11,8 @@ from detectron2.data import DatasetCatalog
 from detectron2.structures import BoxMode
 
 from ..errors import UserError
-from .catalog import (
+from .numbers import as_whole
+from .reader import (
     Tally,
     check_choice,
     checked_path,
@@ -22,7 +23,6 @@ from .catalog import (
     register,
     subset,
 )
-from .numbers import as_whole
 from .text import is_plain_json, read_json
 from .validation import (
     Classes,

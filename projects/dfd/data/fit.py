@@ -9,7 +9,7 @@ from typing import Any
 import detectron2.data.transforms as T
 
 from ..errors import UserError
-from .catalog import has_objects
+from .reader import has_objects
 from .records import name_of
 
 logger = logging.getLogger(__name__)

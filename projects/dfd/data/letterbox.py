@@ -6,7 +6,7 @@ import cv2
 import detectron2.data.transforms as T
 import numpy as np
 
-from .mosaic_settings import check_size
+from .mosaic.settings import check_size
 
 # Around a photograph, and before it was normalised: YOLOX's networks take pixels as they are.
 FILL = 114

@@ -32,11 +32,11 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..errors import UserError
-from .catalog import file_stem
+from .evaluator import Evaluator, write_ground_truth
 from .fit import fit_to_mapper
-from .ground_truth import Evaluator, write_ground_truth
 from .images import ReadableMapper
 from .padding import MarkPadding
+from .reader import file_stem
 from .registered import class_names, dataset_dicts, dataset_report
 
 logger = logging.getLogger(__name__)

@@ -9,8 +9,8 @@ from typing import Any
 from detectron2.structures import BoxMode
 
 from ..errors import UserError
-from .catalog import Tally
 from .numbers import NUMBERS, as_whole
+from .reader import Tally
 from .validation import (
     Classes,
     as_box,

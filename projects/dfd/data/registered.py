@@ -23,7 +23,8 @@ from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 
 from ..errors import UserError, first_line
-from .catalog import (
+from .coco import UNLISTED, read_registered
+from .reader import (
     CLIPPED,
     NO_AREA,
     OUTSIDE,
@@ -34,7 +35,6 @@ from .catalog import (
     has_objects,
     summarise,
 )
-from .coco import UNLISTED, read_registered
 from .records import clean_records, name_of
 from .validation import class_labels, complete_sizes
 

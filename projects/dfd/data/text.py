@@ -9,7 +9,7 @@ import xml.etree.ElementTree as ElementTree
 from typing import Any
 
 from ..errors import UserError
-from .catalog import Tally
+from .reader import Tally
 
 # UTF-32 first: its little-endian mark begins with that of UTF-16.
 _MARKS = (

@@ -14,10 +14,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..errors import UserError
-from .catalog import NO_BOX, Tally
 from .images import read_header
 from .masks import Unusable, plain_keypoints, plain_segmentation
 from .numbers import NUMBERS, as_number, as_whole, plain
+from .reader import NO_BOX, Tally
 
 CLASS_CONVERTED = "class ids converted, given as text or as the name of the class"
 AREA_COMPUTED = "areas computed, those given are no area within the image"

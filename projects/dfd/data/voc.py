@@ -12,7 +12,9 @@ from detectron2.data import DatasetCatalog
 from detectron2.structures import BoxMode
 
 from ..errors import UserError
-from .catalog import (
+from .images import image_size
+from .numbers import as_number, as_whole
+from .reader import (
     NO_BOX,
     Tally,
     check_choice,
@@ -24,8 +26,6 @@ from .catalog import (
     register,
     subset,
 )
-from .images import image_size
-from .numbers import as_number, as_whole
 from .text import read_xml
 from .validation import as_size, class_labels
 from .voc_files import (

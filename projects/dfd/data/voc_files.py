@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from PIL import Image
 
 from ..errors import UserError
-from .catalog import Tally
 from .image_files import SPELLING, Listing, ambiguous, list_folder, spelling_key
+from .reader import Tally
 from .text import read_lines
 
 logger = logging.getLogger(__name__)

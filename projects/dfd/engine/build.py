@@ -13,11 +13,10 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ..data import class_names, registered_name
-from ..detectors import guard_square_padding
-from ..distiller import DistilledDetector
+from ..distill.contract import guard_square_padding
+from ..distill.detector import DistilledDetector
+from ..distill.processes import share_divisors
 from ..errors import UserError
-from ..processes import share_divisors
-from .checkpoint import StudentCheckpointer
 from .checks import (
     check_classes,
     check_evaluated_labels,
@@ -26,10 +25,11 @@ from .checks import (
     check_mixed_precision,
     check_optimizer,
 )
-from .config import set_length
+from .config.load import set_length
+from .config.schema import make
 from .hooks import Best, StudentEMA
-from .kept_settings import run_settings
-from .settings import make
+from .state.checkpoint import StudentCheckpointer
+from .state.run_settings import run_settings
 from .stop import guard_workers
 from .trainer import Trainer
 

@@ -16,12 +16,12 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ..data import MosaicMapper, build_evaluator, dataset_report, registered_name
-from ..data.ground_truth import check_keypoints
-from ..detectors import channel_order, num_classes
-from ..distiller import DistilledDetector
+from ..data.evaluator import check_keypoints
+from ..distill.contract import channel_order, num_classes
+from ..distill.detector import DistilledDetector
+from ..distill.processes import same_everywhere
+from ..distill.teacher import FrozenTeacher
 from ..errors import UserError
-from ..processes import same_everywhere
-from ..teacher import FrozenTeacher
 
 
 def check_output_dir(path: str) -> None:

@@ -13,14 +13,14 @@ from omegaconf import DictConfig
 from torch import nn
 
 from ..data import class_names, registered_name
-from ..detectors import guard_square_padding, num_classes
-from ..distiller import DistilledDetector
+from ..distill.contract import guard_square_padding, num_classes
+from ..distill.detector import DistilledDetector
+from ..distill.processes import share_buffers
 from ..errors import UserError
-from ..processes import share_buffers
-from ..weights import load_strict, read_weights
+from ..weights.strict import load_strict, read_weights
 from .checks import check_evaluated_labels
-from .config import skip_pretrained
-from .settings import make
+from .config.load import skip_pretrained
+from .config.schema import make
 from .stop import guard_workers
 
 logger = logging.getLogger("dfd")

@@ -26,7 +26,7 @@ from detectron2.utils import comm
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from ..errors import UserError
-from .config import load_config, resolve_device
+from .config.load import load_config, resolve_device
 from .stop import EXIT_STOPPED, STOP_SIGNALS
 
 # So long a process with an error waits for what started it to end it: if another one has met the

@@ -21,10 +21,9 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from ..data import skip_batches
-from ..distiller import DistilledDetector
+from ..distill.detector import DistilledDetector
 from ..errors import UserError, first_line
-from ..saved_config import read_names, save_config
-from ..weights import local_path
+from ..weights.strict import local_path
 from .arguments import check_modes
 from .build import (
     Run,
@@ -35,18 +34,19 @@ from .build import (
     build_trainer,
     student_of,
 )
-from .build_hooks import SUMMARY, build_hooks
-from .checkpoint import StudentCheckpointer, restore_random_state
 from .checks import check_output_dir, check_same_start
-from .config import load_config, pin_defaults, resolve_config, skip_pretrained
-from .dry_run import dry_run
+from .config.load import load_config, pin_defaults, resolve_config, skip_pretrained
+from .config.saved import read_names, save_config
+from .config.schema import check_settings
+from .dry_run.run import dry_run
+from .dry_run.sandbox import leaving_nothing
 from .evaluate import evaluate_checkpoint, evaluate_teacher, teacher_results
 from .hooks import check_hooks
+from .hooks.build import SUMMARY, build_hooks
 from .launch import end_with, has_lost_another
-from .leaving_nothing import leaving_nothing
-from .metrics import cut_metrics
-from .settings import check_settings
+from .state.checkpoint import StudentCheckpointer, restore_random_state
 from .stop import EXIT_STOPPED, Stopped, StopRequest, end_process
+from .writers import cut_metrics
 
 logger = logging.getLogger("dfd")
 

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 from ..errors import UserError
 from .machine import peak_memory_mib
-from .metrics import recent_scalars, restore_scalars
+from .writers import recent_scalars, restore_scalars
 
 logger = logging.getLogger("dfd")
 

@@ -11,8 +11,8 @@ import numpy as np
 from detectron2.utils.events import EventWriter, get_event_storage
 
 from ..errors import UserError, first_line
-from ..files import whole_file
-from .metrics import _SMOOTHING_WINDOW
+from .state.files import whole_file
+from .writers import _SMOOTHING_WINDOW
 
 RUN_ID = "wandb_id.txt"
 

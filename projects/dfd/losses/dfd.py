@@ -16,7 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..disparity import MEASURES, SCALES, SPLITS, disparity_map, scale_features, split_regions
+from ..distill.disparity import (
+    MEASURES,
+    SCALES,
+    SPLITS,
+    disparity_map,
+    scale_features,
+    split_regions,
+)
 from ..errors import UserError
 from .base import FeatureCriterion, check_shapes
 from .generator import FeatureGenerator

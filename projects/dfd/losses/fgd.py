@@ -10,10 +10,10 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..disparity import zero_outside
+from ..distill.disparity import zero_outside
 from ..errors import UserError
 from .base import FeatureCriterion, check_shapes, hide_invalid, non_negative, sum_over_cells
-from .boxes import box_masks
+from .box_masks import box_masks
 
 
 class FGDLoss(FeatureCriterion):

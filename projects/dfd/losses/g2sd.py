@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ..disparity import zero_outside
+from ..distill.disparity import zero_outside
 from .base import FeatureCriterion, check_shapes, non_negative, sum_over_cells
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..disparity import zero_outside
+from ..distill.disparity import zero_outside
 
 
 class FeatureGenerator(nn.Module):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..disparity import zero_outside
+from ..distill.disparity import zero_outside
 from ..errors import UserError
 from .base import FeatureCriterion, check_shapes, non_negative, sum_over_cells
 from .generator import FeatureGenerator

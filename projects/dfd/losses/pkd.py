@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..disparity import scale_features
-from ..processes import sum_over_processes
+from ..distill.disparity import scale_features
+from ..distill.processes import sum_over_processes
 from .base import FeatureCriterion, check_shapes, mean_over_cells, non_negative
 
 

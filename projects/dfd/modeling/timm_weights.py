@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from ..errors import UserError, first_line
-from ..weights import read_weights
+from ..weights.strict import read_weights
 
 logger = logging.getLogger(__name__)
 

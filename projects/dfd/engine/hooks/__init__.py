@@ -1,10 +1,10 @@
 """Hooks of the training loop beside Detectron2's own."""
 
-from .averaged import StudentEMA, UpdateEMA
+from ..config.hook_settings import check_hooks
 from .best import Best, BestCheckpoint, EarlyStop
+from .ema import StudentEMA, UpdateEMA
 from .evaluation import Evaluation, ValidationLoss
 from .run_files import Checkpoints, DisparityImages, RunSummary
-from .settings import check_hooks
 
 __all__ = [
     "Best",

@@ -12,7 +12,7 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from ...errors import UserError
-from ..checkpoint import StudentCheckpointer
+from ..state.checkpoint import StudentCheckpointer
 
 logger = logging.getLogger("dfd")
 

@@ -15,9 +15,9 @@ from timm.layers import DropPath
 from torch import nn
 from torchvision.ops import StochasticDepth
 
-from ...processes import own_divisors
-from ..checkpoint import kept_random_state
+from ...distill.processes import own_divisors
 from ..evaluate import share_buffers
+from ..state.checkpoint import kept_random_state
 
 _SEED = 0
 # What behaves otherwise in training than in evaluation, but gives no losses.

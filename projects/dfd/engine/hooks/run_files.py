@@ -15,13 +15,13 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
-from ...disparity_image import draw_disparity
-from ...distiller import DistilledDetector
+from ...distill.detector import DistilledDetector
 from ...errors import UserError
-from ...files import whole_file
-from ..checkpoint import StudentCheckpointer
 from ..machine import peak_memory_mib
+from ..state.checkpoint import StudentCheckpointer
+from ..state.files import whole_file
 from ..stop import Stopped, StopRequest
+from .disparity_image import draw_disparity
 
 logger = logging.getLogger("dfd")
 

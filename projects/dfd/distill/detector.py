@@ -1,0 +1,253 @@
+"""The meta-architecture that trains a student detector under a frozen teacher."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+from collections.abc import Iterator, Sequence
+
+import torch
+from detectron2.utils.events import get_event_storage, has_event_storage
+from timm.layers import BatchNormAct2d
+from torch import Tensor, nn
+
+from ..errors import UserError
+from .contract import (
+    channel_order,
+    check_fits_square_padding,
+    feature_modules,
+    run_features,
+    stems_of,
+    tap,
+)
+from .head import DFDHead
+from .inherit import InheritReport, inherit_weights
+from .real_pixels import image_area
+from .teacher import FrozenTeacher
+
+logger = logging.getLogger(__name__)
+
+# So many iterations in a row may have a distillation loss of exactly zero before it is an error.
+_MAX_ZERO_STEPS = 10
+
+
+class DistilledDetector(nn.Module):
+    """A student that learns from its labels and from the teacher's pyramid.
+
+    In training the student's own forward gives its losses, while the output of its backbone is
+    tapped; the head turns the two pyramids into ``loss_dfd_<level>``. In evaluation it is exactly
+    ``student(batched_inputs)``. The student's class is not copied, subclassed or patched.
+    """
+
+    def __init__(
+        self,
+        *,
+        student: nn.Module,
+        teacher: FrozenTeacher,
+        head: DFDHead,
+        inherit: Sequence[str] = (),
+        input_format: str | None = None,
+    ) -> None:
+        """
+        Args:
+            student: any Detectron2 detector with a ``backbone``.
+            teacher: gives the pyramid to learn.
+            head: pairs the pyramids and computes the losses.
+            inherit: parts of the student that start from the teacher's weights, see
+                ``inherit.inherit_weights``; done by ``inherit_from_teacher()``.
+            input_format: "BGR" or "RGB", the channel order of the batches, which is the
+                student's; None to take the student's own ``input_format`` (BGR where it has none).
+
+        Raises:
+            UserError: the pyramids share no stride, or the channel order contradicts the
+                student's pixel statistics.
+        """
+        super().__init__()
+        if not hasattr(student, "backbone"):
+            raise UserError(
+                f"model.student is a {type(student).__name__} without a backbone: the student "
+                "must be a Detectron2 detector"
+            )
+        self.student = student
+        self.teacher = teacher
+        self.head = head
+        self.inherit = tuple(inherit)
+        self.input_format = channel_order(student, input_format, "student")
+        if head.features["stems"] and stems_of(student) is None and stems_of(teacher.model) is None:
+            raise UserError(
+                f"model.head.stems is True, but neither the student, a {type(student).__name__}, "
+                f"nor the teacher, a {type(teacher.model).__name__}, has stems in its head: set it "
+                "to False"
+            )
+        modules = feature_modules(student, "student", **head.features)
+        ours = [dict(module.output_shape()) for module in modules]
+        theirs = teacher.output_shapes(**head.features)
+        # The two pyramids, then the two trunks where those are wanted.
+        shapes = itertools.chain(*zip(ours, theirs, strict=True))
+        head.attach(*shapes, teacher_scale=teacher.scale)
+        if head.needs_objectness:
+            teacher.check_objectness([pair.teacher_name for pair in head.pairs])
+        for pair in head.pairs:
+            logger.info(
+                "Distilling %s (stride %d): student %d channels, teacher's %s %d channels, "
+                "adapter %s",
+                pair.name,
+                pair.stride,
+                pair.student_channels,
+                pair.teacher_name,
+                pair.teacher_channels,
+                type(head.adapters[pair.name]).__name__,
+            )
+        self.inherit_report: InheritReport | None = None
+        names = set().union(*ours)
+        unpaired = names - {pair.name for pair in head.pairs}
+        if unpaired and head.levels is None:
+            logger.warning(
+                "Not distilled, for the teacher has no level of that stride: %s",
+                ", ".join(sorted(unpaired)),
+            )
+        self._zero_steps = 0
+        # Whether to wait for log_pending() with what is worth logging, and what waits.
+        self.log_later = False
+        self._pending: list[tuple[list[str], Tensor]] = []
+
+    @property
+    def device(self) -> torch.device:
+        return self.student.device
+
+    def inherit_from_teacher(self) -> InheritReport | None:
+        """Start the parts named by ``inherit`` from the teacher; None if there are none.
+
+        Called after the student's initial weights are loaded, which would overwrite them, and not
+        when a run is resumed.
+        """
+        if not self.inherit:
+            return None
+        self.inherit_report = inherit_weights(self.student, self.teacher.model, self.inherit)
+        return self.inherit_report
+
+    def forward(self, batched_inputs: Sequence[dict]) -> dict[str, Tensor] | list[dict]:
+        """Losses by name in training, the student's detections in evaluation."""
+        check_fits_square_padding(self.student, batched_inputs, "student")
+        if not self.training:
+            return self.student(batched_inputs)
+        iteration = get_event_storage().iter if has_event_storage() else 0
+        active = self.head.factor(iteration) > 0
+        # The teacher goes first: what its pass needs is freed before the student's activations,
+        # which stay until the backward pass, are made.
+        teacher_pyramid = objectness = None
+        if active:
+            teacher_pyramid = self.teacher(
+                batched_inputs,
+                input_format=self.input_format,
+                device=self.device,
+                **self.head.features,
+            )
+            if self.head.needs_objectness:
+                objectness = self.teacher.objectness(teacher_pyramid)
+        with tap(feature_modules(self.student, "student", **self.head.features)) as student_pyramid:
+            losses = dict(self.student(batched_inputs))
+        if not active:
+            losses.update(self.head.idle_losses())
+            return losses
+        distillation = self.head(
+            student_pyramid,
+            teacher_pyramid,
+            boxes=labelled_boxes(batched_inputs),
+            iteration=iteration,
+            objectness=objectness,
+            **image_area(batched_inputs),
+        )
+        self._record(losses, distillation)
+        losses.update(distillation)
+        return losses
+
+    def _record(self, task: dict[str, Tensor], distillation: dict[str, Tensor]) -> None:
+        """Log the head's numbers and the ratio of the distillation loss to the task loss.
+
+        With ``log_later`` set, once :meth:`log_pending` is called: reading a number from the device
+        waits for all that it has to do, and would leave it idle before the backward pass.
+        """
+        task_loss = sum(loss.detach().float() for loss in task.values())
+        stats = dict(self.head.stats)
+        for key, loss in distillation.items():
+            level = key.removeprefix("loss_dfd_")
+            stats[f"dfd/{level}/ratio"] = loss.detach() / task_loss
+        total = sum(loss.detach() for loss in distillation.values())
+        stats["dfd/ratio"] = total / task_loss
+        values = torch.stack([value.float() for value in stats.values()] + [total.float()])
+        self._pending.append((list(stats), values))
+        if not self.log_later:
+            self.log_pending()
+
+    def log_pending(self) -> None:
+        """Log what waits, read in one transfer for all of it.
+
+        Raises:
+            UserError: the distillation loss has been 0 for too long.
+        """
+        pending, self._pending = self._pending, []
+        if not pending:
+            return
+        numbers = iter(torch.cat([values for _, values in pending]).tolist())
+        for names, _ in pending:
+            # In this order: the total is the last of its forward.
+            scalars = {name: next(numbers) for name in names}
+            self._zero_steps = self._zero_steps + 1 if next(numbers) == 0 else 0
+            if self._zero_steps > _MAX_ZERO_STEPS:
+                raise UserError(
+                    f"the distillation loss was exactly 0 for {self._zero_steps} iterations: the "
+                    "student's pyramid equals the teacher's, or the weights of all levels or "
+                    "regions are 0"
+                )
+            if has_event_storage():
+                get_event_storage().put_scalars(smoothing_hint=True, **scalars)
+
+    @torch.no_grad()
+    def disparity_maps(self, batched_inputs: Sequence[dict]) -> dict[str, tuple[Tensor, Tensor]]:
+        """Where student and teacher are apart: level name to (N,H,W) disparity and bool valid.
+
+        The student runs in eval mode, but for batch norms, which use the statistics of the batch
+        as the training loss does: before the first iterations they have no others. It is left as
+        it was.
+        """
+        check_fits_square_padding(self.student, batched_inputs, "student")
+        with batch_statistics(self.student):
+            images = self.student.preprocess_image(batched_inputs)
+            features = run_features(
+                self.student, images.tensor, "student", **self.head.features
+            )
+        teacher_pyramid = self.teacher(
+            batched_inputs,
+            input_format=self.input_format,
+            device=self.device,
+            **self.head.features,
+        )
+        return self.head.disparity_maps(features, teacher_pyramid, **image_area(batched_inputs))
+
+
+@contextlib.contextmanager
+def batch_statistics(model: nn.Module) -> Iterator[None]:
+    """Within the context: eval mode, but batch norms use the batch's statistics and keep none."""
+    modes = {module: module.training for module in model.modules()}
+    # Not their synchronised kin, which would wait for processes that draw no pictures.
+    norms = [m for m in modes if type(m) in (nn.BatchNorm2d, BatchNormAct2d)]
+    tracking = [norm.track_running_stats for norm in norms]
+    model.eval()
+    for norm in norms:
+        norm.training, norm.track_running_stats = True, False
+    try:
+        yield
+    finally:
+        for norm, tracked in zip(norms, tracking, strict=True):
+            norm.track_running_stats = tracked
+        for module, training in modes.items():
+            module.training = training
+
+
+def labelled_boxes(batched_inputs: Sequence[dict]) -> list[Tensor] | None:
+    """The labelled boxes of a batch, (M,4) XYXY pixels each, where they are; None if unlabelled."""
+    if not all("instances" in item for item in batched_inputs):
+        return None
+    return [item["instances"].gt_boxes.tensor for item in batched_inputs]

@@ -1,0 +1,350 @@
+"""The distillation head: two pyramids in, named and weighted losses out.
+
+Shape shorthand: N images, C channels, H x W cells of one level.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from detectron2.layers import ShapeSpec
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ..losses.base import FeatureCriterion
+from .disparity import disparity_map, scale_features, zero_outside
+from .pairing import (
+    ALIGN,
+    LevelPair,
+    crop_to_images,
+    make_adapter,
+    pair_levels,
+    resample_with_cover,
+)
+from .real_pixels import Masks, RealPixels, to_device
+
+LEVEL_WEIGHTS = ("equal", "cells")
+
+
+class _Pixels(NamedTuple):
+    """The real pixels of the student's images, and of the teacher's."""
+
+    own: RealPixels
+    of_teacher: RealPixels
+
+
+class DFDHead(nn.Module):
+    """Pairs the levels of student and teacher, applies one criterion to each, weighs and names.
+
+    Any :class:`~dfd.losses.FeatureCriterion` serves; a run with another criterion differs from a
+    DFD run by that alone. Its parameters (adapters, and those of the criterion, one copy a level)
+    are trained with the student and are not part of it.
+    """
+
+    def __init__(
+        self,
+        *,
+        criterion: FeatureCriterion,
+        weight: float = 1.0,
+        levels: Sequence[str] | None = None,
+        level_weights: str | Mapping[str, float] = "cells",
+        adapter: str | Callable[[int, int], nn.Module] = "auto",
+        trunk: bool = False,
+        stems: bool = False,
+        align: str = "stride",
+        warmup_iters: int = 0,
+        end_iter: int | None = None,
+    ) -> None:
+        """
+        Args:
+            criterion: applied to each level; copied, so that each level has parameters of its own.
+            weight: multiplies the criterion's own weight; >= 0. 0 switches distillation off: the
+                teacher is not run.
+            levels: the student's names of the levels to distil; None for every shared stride.
+            level_weights: "equal" (1 each: the sum over levels, as most published losses have
+                it), "cells" (proportional to the level's number of valid cells), or a weight per
+                level by the student's name. The first two average to 1 over the levels.
+            adapter: from the student's channels to the teacher's; see ``pyramid.make_adapter``.
+            trunk: distil, beside the pyramids, what they are made from: the last block's tokens
+                of a ViT as a map, the stages of a CNN. Pairs are by stride, which is by grid.
+            stems: distil a YOLOX's levels after the stems of its head, as FGD did, and not the
+                pyramid that these are given; nothing changes for a detector without stems.
+            align: where the teacher's images are larger or smaller (``FrozenTeacher.scale``):
+                "stride": levels whose cells cover the same part of the image make a pair, so that
+                nothing is resampled; "resize": levels of equal stride do, and the teacher's map is
+                resampled to the student's grid.
+            warmup_iters: the weight rises linearly over so many iterations.
+            end_iter: distillation stops at this iteration; None: never.
+        """
+        super().__init__()
+        if weight < 0 or warmup_iters < 0 or (end_iter is not None and end_iter < 0):
+            raise UserError(
+                f"DFDHead(weight={weight}, warmup_iters={warmup_iters}, end_iter={end_iter}): "
+                "none of them may be negative"
+            )
+        if isinstance(levels, str):
+            raise UserError(f"model.head.levels is {levels!r}; it must be a list: [{levels}]")
+        if isinstance(level_weights, str) and level_weights not in LEVEL_WEIGHTS:
+            raise UserError(
+                f"DFDHead(level_weights={level_weights!r}): it must be one of "
+                f"{', '.join(LEVEL_WEIGHTS)}, or a weight per level"
+            )
+        if align not in ALIGN:
+            raise UserError(f"model.head.align is {align!r}; it must be one of {', '.join(ALIGN)}")
+        self.weight = weight
+        # What is tapped, see detectors.feature_modules.
+        self.features = {"trunk": trunk, "stems": stems}
+        self.align = align
+        self._resample = self._teacher_scale = 1.0
+        self.levels = None if levels is None else list(levels)
+        self.level_weights = level_weights
+        self.adapter = adapter
+        self.warmup_iters = warmup_iters
+        self.end_iter = end_iter
+        # In a tuple, so that the pattern from which the copies are made is no submodule.
+        self._criterion = (criterion,)
+        self.pairs: list[LevelPair] = []
+        self.adapters = nn.ModuleDict()
+        self.criteria = nn.ModuleDict()
+        self.stats: dict[str, Tensor] = {}
+
+    @property
+    def needs_objectness(self) -> bool:
+        """Whether the criterion asks for the teacher's objectness."""
+        return self._criterion[0].needs_objectness
+
+    def attach(
+        self,
+        student_shapes: Mapping[str, ShapeSpec],
+        teacher_shapes: Mapping[str, ShapeSpec],
+        student_trunk: Mapping[str, ShapeSpec] | None = None,
+        teacher_trunk: Mapping[str, ShapeSpec] | None = None,
+        teacher_scale: float = 1.0,
+    ) -> None:
+        """Pair the levels and make the parameters. Called once, before the optimizer is built.
+
+        Args:
+            student_shapes, teacher_shapes: of the pyramids.
+            student_trunk, teacher_trunk: of the trunks, where ``trunk`` is set.
+            teacher_scale: sides of the teacher's images over those of the student's.
+        """
+        if self.pairs:
+            raise RuntimeError("this DFDHead is attached already; a head serves one detector")
+        by_stride = self.align == "stride"
+        ratio, self._resample = (teacher_scale, 1.0) if by_stride else (1.0, teacher_scale)
+        self._teacher_scale = teacher_scale
+        student_trunk, teacher_trunk = student_trunk or {}, teacher_trunk or {}
+        for who, shapes, trunk in (
+            ("student", student_shapes, student_trunk),
+            ("teacher", teacher_shapes, teacher_trunk),
+        ):
+            if both := set(shapes) & set(trunk):
+                raise UserError(
+                    f"the {who}'s trunk and pyramid both call a level {min(both)}: give the "
+                    "trunk's another name (out_feature)"
+                )
+        of_pyramid = of_trunk = self.levels
+        if self.levels is not None:
+            known = [*student_shapes, *student_trunk]
+            unknown = [level for level in self.levels if level not in known]
+            if student_trunk and unknown:
+                raise UserError(
+                    f"model.head.levels asks for {unknown}, but the student has "
+                    f"{', '.join(student_shapes)}, and {', '.join(student_trunk)} in its trunk"
+                )
+            of_trunk = [level for level in self.levels if level in student_trunk]
+            of_pyramid = [level for level in self.levels if level not in student_trunk]
+        if of_pyramid or not of_trunk:
+            self.pairs += pair_levels(student_shapes, teacher_shapes, of_pyramid, ratio)
+        if student_trunk and (of_trunk or of_trunk is None):
+            self.pairs += pair_levels(student_trunk, teacher_trunk, of_trunk, ratio)
+        if not isinstance(self.level_weights, str):
+            names = {pair.name for pair in self.pairs}
+            if set(self.level_weights) != names:
+                raise UserError(
+                    f"model.head.level_weights names {sorted(self.level_weights)}, but the levels "
+                    f"are {sorted(names)}: give each of them a weight"
+                )
+        for pair in self.pairs:
+            self.adapters[pair.name] = make_adapter(
+                self.adapter, pair.student_channels, pair.teacher_channels
+            )
+            criterion = copy.deepcopy(self._criterion[0])
+            criterion.set_channels(pair.teacher_channels)
+            self.criteria[pair.name] = criterion
+
+    def factor(self, iteration: int) -> float:
+        """What the loss is multiplied by at this iteration, warm-up included; 0 if inactive."""
+        if self.end_iter is not None and iteration >= self.end_iter:
+            return 0.0
+        warmup = min(1.0, (iteration + 1) / self.warmup_iters) if self.warmup_iters else 1.0
+        return self.weight * warmup
+
+    def idle_losses(self) -> dict[str, Tensor]:
+        """Zero, but connected to every parameter: DistributedDataParallel waits for each."""
+        parameters = list(self.parameters())
+        if not parameters:
+            return {}
+        return {"loss_dfd_idle": 0.0 * sum(p.sum() for p in parameters)}
+
+    def _pixels(
+        self,
+        image_sizes: Sequence[tuple[int, int]],
+        masks: Masks | None,
+        teacher_masks: Masks | None,
+        device: torch.device,
+    ) -> _Pixels:
+        own = RealPixels(image_sizes, masks, device)
+        if self._teacher_scale == 1:
+            return _Pixels(own, own)
+        return _Pixels(own, own.resized(self._teacher_scale, teacher_masks))
+
+    def _resampled(
+        self, teacher: Tensor, pair: LevelPair, pixels: _Pixels
+    ) -> tuple[Tensor, Tensor | None]:
+        """(N,C,H,W) of the teacher on the student's grid, and which cells of it are known."""
+        sizes = pixels.own.sizes
+        return resample_with_cover(teacher, self._resample, sizes, pair.stride, pixels.of_teacher)
+
+    def _wanted_boxes(
+        self, boxes: Sequence[Tensor] | None, device: torch.device
+    ) -> Sequence[Tensor] | None:
+        """The boxes on the device, copied in one go; those that nothing looks at stay."""
+        wanted = getattr(self._criterion[0], "needs_boxes", True)
+        if not wanted or not boxes or all(b.device == device for b in boxes):
+            return boxes
+        return to_device(torch.cat(list(boxes)), device).split([len(b) for b in boxes])
+
+    def _paired_features(
+        self,
+        pair: LevelPair,
+        student_pyramid: Mapping[str, Tensor],
+        teacher_pyramid: Mapping[str, Tensor],
+        pixels: _Pixels,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Student (adapted) and teacher of one level in fp32, on the same cells, and the valid."""
+        student = student_pyramid[pair.name]
+        teacher, cover = self._resampled(teacher_pyramid[pair.teacher_name].detach(), pair, pixels)
+        student, teacher = crop_to_images(student, teacher, pixels.own.sizes, pair.stride)
+        cells = student.shape[-2:]
+        valid = pixels.own.cells(pair.stride, *cells)
+        if pixels.own.masked:
+            # A border that the student's smaller image has lost may be in the teacher's cell.
+            if cover is None:
+                cover = pixels.of_teacher.cells(pair.teacher_stride, *cells)
+            valid = valid & cover[:, : cells[0], : cells[1]]
+        adapter = self.adapters[pair.name]
+        if not isinstance(adapter, nn.Identity):
+            # Padding is hidden from its kernels, as what lies beyond the map is.
+            student = adapter(zero_outside(student, valid))
+            if student.shape[-2:] != cells:
+                raise UserError(
+                    f"model.head.adapter makes {tuple(student.shape[-2:])} cells of "
+                    f"{tuple(cells)} on {pair.name}: it must keep their number"
+                )
+        # One memory format for both: arithmetic between two of them is several times slower.
+        layout = torch.contiguous_format
+        student = student.float().contiguous(memory_format=layout)
+        return student, teacher.to(torch.float32, memory_format=layout), valid
+
+    def forward(
+        self,
+        student_pyramid: Mapping[str, Tensor],
+        teacher_pyramid: Mapping[str, Tensor],
+        image_sizes: Sequence[tuple[int, int]],
+        boxes: Sequence[Tensor] | None = None,
+        iteration: int = 0,
+        objectness: Mapping[str, Tensor] | None = None,
+        masks: Masks | None = None,
+        teacher_masks: Masks | None = None,
+    ) -> dict[str, Tensor]:
+        """
+        Args:
+            student_pyramid, teacher_pyramid: level name to (N,C,H,W), in any float precision.
+            image_sizes: (height, width) in pixels of each image before the batch is padded.
+            boxes: N tensors (M,4), labelled boxes as XYXY in pixels of the input; or None. On any
+                device: they are copied only if the criterion wants them.
+            iteration: counts from 0; decides warm-up and end.
+            objectness: the teacher's level name to (N,H,W), from 0 to 1, where
+                ``needs_objectness``.
+            masks: of each image (height, width) bool, False where an augmentation filled it up;
+                None where nothing was. Such pixels are padding too.
+            teacher_masks: the same of the teacher's images, where these are of another size; None
+                to take ``masks``, resized.
+
+        Returns:
+            ``{"loss_dfd_<level>": scalar}``. Also leaves detached scalars in ``stats``, keyed
+            ``dfd/<level>/<what>``.
+        """
+        losses, stats, cells = {}, {}, {}
+        device = next(iter(student_pyramid.values())).device
+        pixels = self._pixels(image_sizes, masks, teacher_masks, device)
+        boxes = self._wanted_boxes(boxes, device)
+        for pair in self.pairs:
+            student, teacher, valid = self._paired_features(
+                pair, student_pyramid, teacher_pyramid, pixels
+            )
+            criterion = self.criteria[pair.name]
+            more = {}
+            if self.needs_objectness:
+                rows, columns = student.shape[-2:]
+                scores = objectness[pair.teacher_name].float()[:, None]
+                scores, _ = self._resampled(scores, pair, pixels)
+                more["objectness"] = scores[:, 0, :rows, :columns]
+            # Squares and their sums overflow fp16 and lose digits in bf16.
+            with torch.autocast(device.type, enabled=False):
+                losses[pair.name] = criterion(student, teacher, valid, boxes, pair.stride, **more)
+            cells[pair.name] = student[:, 0].numel() if valid is None else valid.sum()
+            for key, value in criterion.stats.items():
+                stats[f"dfd/{pair.name}/{key}"] = value
+        factor = self.factor(iteration)
+        weights = self._resolve_level_weights(cells)
+        self.stats = stats
+        return {
+            f"loss_dfd_{name}": loss * (factor * weights[name]) for name, loss in losses.items()
+        }
+
+    def _resolve_level_weights(
+        self, cells: Mapping[str, Tensor | int]
+    ) -> Mapping[str, Tensor | float]:
+        if not isinstance(self.level_weights, str):
+            return self.level_weights
+        if self.level_weights == "equal":
+            return dict.fromkeys(cells, 1.0)
+        total = sum(cells.values())
+        # A batch of mosaics, say, may show nothing real that fills a cell.
+        total = total.clamp(min=1) if isinstance(total, Tensor) else total
+        return {name: len(cells) * count / total for name, count in cells.items()}
+
+    @torch.no_grad()
+    def disparity_maps(
+        self,
+        student_pyramid: Mapping[str, Tensor],
+        teacher_pyramid: Mapping[str, Tensor],
+        image_sizes: Sequence[tuple[int, int]],
+        masks: Masks | None = None,
+        teacher_masks: Masks | None = None,
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        """The disparity of each level, for pictures and analysis. Arguments as of a forward.
+
+        By the criterion's scale and measure; "level" and "squared" if it has none. Returns level
+        name to ((N,H,W) disparity, (N,H,W) bool valid).
+        """
+        maps = {}
+        device = next(iter(student_pyramid.values())).device
+        pixels = self._pixels(image_sizes, masks, teacher_masks, device)
+        for pair in self.pairs:
+            student, teacher, valid = self._paired_features(
+                pair, student_pyramid, teacher_pyramid, pixels
+            )
+            criterion = self.criteria[pair.name]
+            scale = getattr(criterion, "scale", "level")
+            s, t = scale_features(student, teacher, valid, scale)
+            disparity = disparity_map(s, t, getattr(criterion, "measure", "squared"))
+            if valid is None:
+                valid = torch.ones_like(disparity, dtype=torch.bool)
+            maps[pair.name] = (disparity, valid)
+        return maps

@@ -1,0 +1,340 @@
+"""The frozen teacher: strict weights, its own preprocessing, its own precision."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Sequence
+
+import torch
+from detectron2.layers import Conv2d, FrozenBatchNorm2d, ShapeSpec
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ..weights.strict import WeightFile, load_strict, read_weights
+from .contract import (
+    channel_order,
+    check_fits_square_padding,
+    feature_modules,
+    feature_part,
+    run_features,
+)
+
+logger = logging.getLogger(__name__)
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class FrozenTeacher:
+    """A detector whose pyramid the student is to learn.
+
+    Deliberately no ``nn.Module``: as a plain attribute of the distilling detector it is in no
+    ``state_dict()``, in no ``parameters()``, not wrapped by DistributedDataParallel, and no call of
+    ``train()`` reaches it.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        checkpoint: str = "",
+        allow_random: bool = False,
+        precision: str = "auto",
+        input_format: str | None = None,
+        scale: float = 1.0,
+        class_names: Sequence[str] | None = None,
+        check_classes: bool = True,
+    ) -> None:
+        """
+        Args:
+            model: any Detectron2 detector with a ``backbone`` and a ``preprocess_image``.
+            checkpoint: path or URL of its weights: a Detectron2 zoo ``.pkl``, a ``.pth``, or a
+                checkpoint that this project wrote. Every key must fit.
+            allow_random: take a teacher without weights, for tests and benchmarks.
+            precision: of the teacher's pass: "fp32", "bf16", "fp16" (CUDA only), or "auto": bf16
+                where the device has units for it, else fp32. Never fp16, in which a feature above
+                65504, as ViTs have some, is inf.
+            input_format: "BGR" or "RGB", the channel order that the teacher was trained with; None
+                to take the model's own ``input_format`` (BGR where it has none).
+            scale: sides of its images over those of the student's. Other than 1, it is given
+                ``teacher_image`` of each item, which ``data.TwoSizeMapper`` makes.
+            class_names: the teacher's classes in order, where the checkpoint does not hold them
+                (those of this project do). They are compared with the data's.
+            check_classes: whether the teacher's classes must be those of the data. Features can
+                be learnt from a teacher of other classes, but seldom are meant to be.
+
+        Raises:
+            UserError: no checkpoint, one that does not fit, or a setting outside its range.
+        """
+        if precision not in ("auto", *PRECISIONS):
+            raise UserError(
+                f"model.teacher.precision is {precision!r}; it must be auto, "
+                f"{', '.join(PRECISIONS)}"
+            )
+        for attribute in ("backbone", "preprocess_image"):
+            if not hasattr(model, attribute):
+                raise UserError(
+                    f"model.teacher.model is a {type(model).__name__} without a {attribute}: the "
+                    "teacher must be a Detectron2 detector"
+                )
+        if not scale > 0:
+            raise UserError(f"model.teacher.scale is {scale}; it must be above 0")
+        self.scale = scale
+        self.model = model.eval().requires_grad_(False)
+        self.precision = precision
+        self.weights: WeightFile | None = None
+        self.check_classes = check_classes
+        self.class_names = None if class_names is None else list(class_names)
+        if checkpoint:
+            weights = read_weights(checkpoint, "model.teacher.checkpoint")
+            load_strict(model, weights, "model.teacher.checkpoint")
+            self.class_names = self.class_names or weights.class_names
+            # The tensors are in the model now; what remains is where they came from.
+            self.weights = WeightFile(weights.path, weights.sha256, {}, weights.class_names)
+            logger.info("Teacher: %s, sha256 %s", weights.path, weights.sha256[:16])
+        elif not allow_random:
+            raise UserError(
+                "model.teacher.checkpoint is empty: name the teacher's weights (a random teacher "
+                "teaches nothing; model.teacher.allow_random=True permits one)"
+            )
+        else:
+            logger.warning("Teacher: RANDOM WEIGHTS, as model.teacher.allow_random=True permits")
+        self.input_format = channel_order(model, input_format, "teacher")
+        # What a pass runs, on its device.
+        self._part: nn.Module | None = None
+        self._modules: list[nn.Module] = []
+        self._device: torch.device | None = None
+        self._dtype = torch.float32
+        # Whether the whole detector, of which a pass needs the backbone alone, is on the device.
+        self._whole = False
+
+    def output_shapes(self, **what: bool) -> list[dict[str, ShapeSpec]]:
+        """Channels and stride of each level of its pyramid, then of its trunk where that is asked.
+
+        Args:
+            what: ``trunk`` and ``stems``, see ``detectors.feature_modules``.
+        """
+        modules = feature_modules(self.model, "teacher", **what)
+        return [dict(module.output_shape()) for module in modules]
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.pixel_mean.device
+
+    def own_images(
+        self, batched_inputs: Sequence[dict[str, Tensor]], input_format: str
+    ) -> list[dict[str, Tensor]]:
+        """The batch with the images that the teacher is to see: its size, its channel order.
+
+        Raises:
+            UserError: an item has no image of its size.
+        """
+        key = "image" if self.scale == 1 else "teacher_image"
+        turn = input_format != self.input_format
+        items = []
+        for item in batched_inputs:
+            self._check_size(item)
+            image = item[key].flip(0) if turn else item[key]
+            items.append({**item, "image": image})
+        return items
+
+    def _check_size(self, item: dict[str, Tensor]) -> None:
+        size, given = item["image"].shape[-2:], item.get("teacher_image")
+        if self.scale == 1 and given is None:
+            return
+        where = item.get("file_name", "no file name")
+        if given is None:
+            raise UserError(
+                f"model.teacher.scale is {self.scale:g}, but there is no teacher_image ({where}): "
+                "make both sizes with dfd.data.TwoSizeMapper as dataloader.train.mapper and .test"
+            )
+        # The smaller of the two was rounded to whole pixels.
+        unit = max(1.0, self.scale)
+        wrong = [
+            abs(g - self.scale * s) > unit for g, s in zip(given.shape[-2:], size, strict=True)
+        ]
+        if any(wrong):
+            raise UserError(
+                f"model.teacher.scale is {self.scale:g}, but the teacher's image is of "
+                f"{given.shape[-2]} x {given.shape[-1]} pixels where the student's is of "
+                f"{size[0]} x {size[1]} ({where}): set teacher_scale of the mappers to the same"
+            )
+
+    def preprocess(self, batched_inputs: Sequence[dict[str, Tensor]], input_format: str):
+        """The teacher's network input, an ``ImageList``, from the raw batch.
+
+        Channel order comes first, then the teacher's own mean and standard deviation, then its
+        own padding: the last two are the model's own ``preprocess_image``.
+        """
+        items = self.own_images(batched_inputs, input_format)
+        check_fits_square_padding(self.model, items, "teacher")
+        return self.model.preprocess_image([{"image": item["image"]} for item in items])
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        batched_inputs: Sequence[dict[str, Tensor]],
+        *,
+        input_format: str,
+        device: torch.device | str | None = None,
+        **what: bool,
+    ) -> dict[str, Tensor]:
+        """The teacher's pyramid of a batch, without gradients. No more of it runs than that needs.
+
+        Args:
+            batched_inputs: Detectron2's; ``image`` is (3,H,W) in ``input_format`` order, [0, 255].
+            device: where to run; None for where the teacher is.
+            what: ``trunk`` and ``stems``, see ``detectors.feature_modules``.
+
+        Returns:
+            Level name to (N,C,H,W), in the precision of the pass.
+        """
+        device = torch.device(device or self.device)
+        if self._part is None or device != self._device:
+            self._make_part(device)
+        elif self._whole:
+            self._settle()
+        # Nothing here calls train(), but a user's hook may. Looking costs a hundredth of eval().
+        if any(module.training for module in self._modules):
+            self._part.eval()
+        images = self.preprocess(batched_inputs, input_format).tensor
+        low = self._dtype != torch.float32
+        if low:
+            images = images.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(device.type, dtype=self._dtype, enabled=low):
+            return run_features(self._part, images, "teacher", **what)
+
+    @torch.no_grad()
+    def detect(
+        self,
+        batched_inputs: Sequence[dict[str, Tensor]],
+        *,
+        input_format: str,
+        device: torch.device | str | None = None,
+    ) -> list[dict]:
+        """The whole teacher's detections, as Detectron2's detectors give them; always in fp32.
+
+        Args:
+            batched_inputs: as for a pass, with the ``height`` and ``width`` that are wanted.
+            input_format: the channel order of ``image``; the teacher gets its own.
+            device: where to run; None for where the teacher is.
+        """
+        batched_inputs = self.own_images(batched_inputs, input_format)
+        check_fits_square_padding(self.model, batched_inputs, "teacher")
+        self.model.to(device or self.device).eval()
+        self._whole = True
+        with torch.autocast(self.device.type, enabled=False):
+            return self.model(batched_inputs)
+
+    def check_objectness(self, levels: Sequence[str]) -> None:
+        """
+        Raises:
+            UserError: the teacher has no proposal generator that scores each of these levels.
+        """
+        generator = getattr(self.model, "proposal_generator", None)
+        scored = list(getattr(generator, "in_features", ()))
+        missing = [level for level in levels if level not in scored]
+        if not hasattr(generator, "rpn_head") or missing:
+            raise UserError(
+                "the criterion needs the teacher's objectness, but the teacher, a "
+                f"{type(self.model).__name__}, has no proposal generator for "
+                f"{', '.join(missing or levels)}: take another criterion or set model.head.levels"
+            )
+
+    @torch.no_grad()
+    def objectness(self, pyramid: dict[str, Tensor]) -> dict[str, Tensor]:
+        """How sure the teacher's proposal generator is of an object at each cell of its pyramid.
+
+        Returns:
+            Level name to (N,H,W) fp32: the largest sigmoid over the cell's anchors.
+        """
+        generator = self.model.proposal_generator
+        features = [pyramid[level].float() for level in generator.in_features]
+        device = features[0].device
+        with torch.autocast(device.type, enabled=False):
+            logits, _ = generator.rpn_head.to(device)(features)
+        scores = (level.sigmoid().amax(dim=1) for level in logits)
+        return dict(zip(generator.in_features, scores, strict=True))
+
+    def _make_part(self, device: torch.device) -> None:
+        """What passes on this device run, and everything else where it costs no memory there."""
+        dtype = resolve_precision(self.precision, device)
+        self._device, self._dtype = device, dtype
+        logger.info("Teacher's pass: %s on %s", str(dtype).removeprefix("torch."), device)
+        self._part = feature_part(self.model)
+        if dtype != torch.float32:
+            self._part = low_precision_copy(self._part, dtype).to(device)
+        self._settle()
+        self._modules = list(self._part.modules())
+
+    def _settle(self) -> None:
+        """Leave on the device what a pass needs alone: not the heads, nor weights that it has in
+        lower precision. They are needed for detections, and compared when a run starts."""
+        if self._device.type != "cpu":
+            self.model.to("cpu")
+        self._part.to(self._device)
+        for name, buffer in self.model.named_buffers(recurse=False):  # Mean and deviation.
+            setattr(self.model, name, buffer.to(self._device))
+        self._whole = False
+
+
+def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
+    """The dtype of the teacher's pass; "auto" is bf16 where the device has units for it.
+
+    Else it is fp32, on CUDA too. A frozen teacher in fp16 has nothing that notices an overflow, as
+    the scaler of the student's gradients does: its features would just be wrong.
+    """
+    if precision == "fp16" and device.type != "cuda":
+        raise UserError(
+            f"model.teacher.precision is fp16, which needs CUDA, but the device is {device}: use "
+            "auto, bf16 or fp32"
+        )
+    if precision != "auto":
+        return PRECISIONS[precision]
+    return torch.bfloat16 if has_bf16_units(device) else torch.float32
+
+
+def has_bf16_units(device: torch.device) -> bool:
+    """Whether a device computes in bf16 itself, and so faster, and does not emulate it."""
+    if device.type == "cuda":
+        try:
+            return torch.cuda.is_bf16_supported(including_emulation=False)
+        except TypeError:  # An older torch, which may count emulation without saying so.
+            known = torch.version.hip is None and torch.cuda.is_available()
+            emulated = known and torch.cuda.get_device_capability(device)[0] < 8
+            return torch.cuda.is_bf16_supported() and not emulated
+    if device.type == "cpu":
+        # Private in torch; absent, it only means that the pass stays in fp32.
+        names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        return any(getattr(torch.cpu, name, lambda: False)() for name in names)
+    return False
+
+
+@torch.no_grad()
+def low_precision_copy(network: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy of a network in eval mode that computes the same faster under autocast.
+
+    Batch norms, constants in eval mode, are folded into the convolutions before them, and the
+    weights of matrix products are converted once, not once a pass: autocast keeps no copy of
+    weights without gradients. Norms of other kinds stay in fp32.
+    """
+    network = copy.deepcopy(network).eval()
+    for module in network.modules():
+        if isinstance(module, Conv2d) and isinstance(
+            module.norm, nn.modules.batchnorm._BatchNorm | FrozenBatchNorm2d
+        ):
+            norm = module.norm
+            scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+            shift = norm.bias - norm.running_mean * scale
+            bias = 0 if module.bias is None else module.bias * scale
+            module.weight = nn.Parameter(
+                module.weight * scale.view(-1, 1, 1, 1), requires_grad=False
+            )
+            module.bias = nn.Parameter(bias + shift, requires_grad=False)
+            module.norm = None
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            # Not module.to(), which would reach a norm within the convolution.
+            module.weight.data = module.weight.to(dtype)
+            if module.bias is not None:
+                module.bias.data = module.bias.to(dtype)
+    return network.to(memory_format=torch.channels_last)

@@ -1,0 +1,228 @@
+"""``key=value`` arguments: text as it is where the key takes text, Hydra's grammar elsewhere.
+
+A path may hold blanks, brackets, quotes, ``=`` and ``~``, be called 2007, and is no program: only
+what the key takes tells it from a number, a list or a call.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+import types
+import typing
+from collections.abc import Sequence
+from typing import Any
+
+from detectron2.config import LazyConfig
+from detectron2.utils.registry import locate
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import GrammarParseError, OmegaConfBaseException
+
+from ...errors import UserError, first_line
+from ..console import parse_override, split_override
+
+# What is text though no signature says so, and whether it may be null.
+_TEXT_OF_A_RUN = {
+    "train.output_dir": False,
+    "train.init_checkpoint": True,
+    "train.device": False,
+    "train.amp.dtype": False,
+    "train.best_checkpoint.metric": True,
+    "train.best_checkpoint.mode": False,
+    "train.early_stop.metric": True,
+    "train.early_stop.mode": False,
+    **{f"train.wandb.{name}": True for name in ("project", "entity", "name", "mode")},
+}
+_QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
+
+
+def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """Apply ``key=value`` overrides one by one, each checked against what those before have made.
+
+    Raises:
+        UserError: one cannot be read or applied, or names no known key.
+    """
+    for text in overrides:
+        if text.startswith("-"):
+            raise UserError(f"{text} stands among the overrides: flags go before them")
+        cfg = _apply(cfg, text)
+    return cfg
+
+
+def _apply(cfg: DictConfig, text: str) -> DictConfig:
+    prefix, key, value = split_override(text)
+    shown = text if text.isprintable() else repr(text)
+    if prefix == "~":
+        raise UserError(f"override {shown}: a key cannot be deleted: set it to null")
+    if key is None:
+        raise UserError(f"an override cannot be read, it must be key=value: {shown}")
+    if prefix != "+":
+        check_key(cfg, key)
+    kinds, there = _takes(cfg, key)
+    try:
+        if not (kinds and kinds <= {"text", "none"}) or _is_call(value, there):
+            parsed = parse_override(text)
+            if not ("text" in kinds and _is_other(parsed, kinds)):
+                if parsed.is_sweep_override():
+                    raise UserError(
+                        f"override {shown}: that is several values, and a run has one: write a "
+                        "list as [a,b]"
+                    )
+                return LazyConfig.apply_overrides(cfg, [text])
+    except (KeyError, OmegaConfBaseException) as error:
+        raise UserError(f"override {shown} cannot be applied: {first_line(error)}") from error
+    except UserError:
+        raise
+    except Exception as error:  # Of Hydra's parser, which tells tokens.
+        if "text" not in kinds:
+            raise UserError(
+                f"override {shown}: its value cannot be read: close its brackets and quotes, and "
+                f"quote text that is no plain word, {prefix}{key}=\"'...'\""
+            ) from error
+    content = None if value == "null" and "none" in kinds else unquoted(value)
+    try:
+        OmegaConf.update(cfg, key, content, merge=True)
+    except GrammarParseError as error:
+        raise UserError(
+            f"override {shown}: ${{ begins a reference to another key, ${{key}}: write \\${{ where "
+            "it is text"
+        ) from error
+    except (TypeError, KeyError, OmegaConfBaseException) as error:
+        raise UserError(f"override {shown} cannot be applied: {first_line(error)}") from error
+    return cfg
+
+
+def unquoted(value: str) -> str:
+    """The value without quotes of Hydra's that enclose all of it."""
+    if not _QUOTED.fullmatch(value):
+        return value
+    return parse_override(f"key={value}").value()
+
+
+def _is_call(value: str, there: Any) -> bool:
+    """Whether a value is no text, but a call in its place (``{_target_: ...}``) or a part of it."""
+    if not value.startswith("{"):
+        return False
+    try:
+        read = parse_override(f"key={value}").value()
+    except Exception:
+        return False
+    return isinstance(read, dict) and ("_target_" in read or isinstance(there, DictConfig))
+
+
+def _is_other(parsed: Override, kinds: set[str]) -> bool:
+    """Whether Hydra's grammar reads what a key that takes text does not take."""
+    if parsed.is_sweep_override():
+        return True
+    value = parsed.value()
+    kind = "bool" if isinstance(value, bool) else "number"
+    return isinstance(value, bool | int | float) and not kinds & {kind, "any"}
+
+
+def _takes(cfg: DictConfig, key: str) -> tuple[set[str], Any]:
+    """What a key takes, as ``_kinds`` tells it, and what the config has there.
+
+    The signature of the function decides, else what is there; empty: neither tells.
+    """
+    if key in _TEXT_OF_A_RUN:
+        return {"text", "none"} if _TEXT_OF_A_RUN[key] else {"text"}, None
+    parent, _, name = key.rpartition(".")
+    try:
+        node = OmegaConf.select(cfg, parent) if parent else cfg
+        there = OmegaConf.select(cfg, key)
+    except OmegaConfBaseException:  # It refers to what is not there.
+        return set(), None
+    kinds = _parameter_kinds(node, name) if isinstance(node, DictConfig) else set()
+    if kinds:
+        return kinds, there
+    # What is "auto" becomes something else.
+    return {"text", "none"} if isinstance(there, str) and there != "auto" else set(), there
+
+
+def _parameter_kinds(node: DictConfig, name: str) -> set[str]:
+    """What the function of a LazyCall node takes as a parameter; empty: it does not tell."""
+    target = node.get("_target_")
+    if target is None:
+        return set()
+    try:
+        target = locate(target) if isinstance(target, str) else target
+        function = target.__init__ if inspect.isclass(target) else target
+        parameter = inspect.signature(target).parameters[name]
+        annotation = parameter.annotation
+        if annotation is parameter.empty:
+            return set()
+        try:
+            annotation = typing.get_type_hints(function)[name]
+        except Exception:  # Another parameter's is of what only type checkers import.
+            pass
+    except Exception:  # Nothing of that name, or a builtin without a signature.
+        return set()
+    # Many a "str" is None by default.
+    return _kinds(annotation) | ({"none"} if parameter.default is None else set())
+
+
+def _kinds(annotation: Any) -> set[str]:
+    """Of what an annotation permits: "text", "none", "bool", "number", "any", "other"."""
+    if isinstance(annotation, str):  # One that cannot be resolved.
+        annotation = re.sub(r"(?:typing\.)?Optional\[([\w.]+)\]", r"\1 | None", annotation)
+        names = {"str": "text", "None": "none", "bool": "bool", "int": "number", "float": "number"}
+        return {names.get(part.strip(), "other") for part in annotation.split("|")}
+    origin = typing.get_origin(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return set().union(*map(_kinds, typing.get_args(annotation)))
+    if origin is typing.Literal:
+        return set().union(*(_kinds(type(value)) for value in typing.get_args(annotation)))
+    if annotation in (Any, object):
+        return {"any"}
+    kind = origin or annotation
+    if not isinstance(kind, type):
+        return {"other"}
+    if issubclass(kind, str | os.PathLike):
+        return {"text"}
+    if issubclass(kind, bool | types.NoneType):
+        return {"bool" if issubclass(kind, bool) else "none"}
+    return {"number" if issubclass(kind, int | float) else "other"}
+
+
+def check_key(cfg: DictConfig, key: str) -> None:
+    """Raise a UserError unless a config has a key, or its function a parameter of the name."""
+    node: Any = cfg
+    parts = key.split(".")
+    for depth, part in enumerate(parts):
+        where = ".".join(parts[:depth]) or "the config"
+        if isinstance(node, ListConfig) and part.isdigit() and int(part) < len(node):
+            node = node[int(part)]
+            continue
+        if isinstance(node, DictConfig) and part in node:
+            if depth < len(parts) - 1 and OmegaConf.is_interpolation(node, part):
+                # Setting something below would replace the reference, not what it refers to.
+                source = OmegaConf.to_container(node, resolve=False)[part]
+                here, below = ".".join(parts[: depth + 1]), ".".join(parts[depth + 1 :])
+                raise UserError(
+                    f"override {key}: {here} is {source}: override {source[2:-1]}.{below} instead"
+                )
+            node = None if OmegaConf.is_missing(node, part) else node[part]
+            continue
+        if isinstance(node, DictConfig) and depth == len(parts) - 1 and _accepts(node, part):
+            return
+        keys = node if isinstance(node, DictConfig) else ()
+        known = ", ".join(str(k) for k in keys if k != "_target_") or "nothing"
+        raise UserError(
+            f"override {key}: {where} has no {part!r} (it has {known}); "
+            f"write +{key}=... to add a new key"
+        )
+
+
+def _accepts(node: DictConfig, name: str) -> bool:
+    """Whether a LazyCall node's function has a parameter of this name."""
+    target = node.get("_target_")
+    if target is None:
+        return False
+    try:
+        # A config that a run saved holds names.
+        target = locate(target) if isinstance(target, str) else target
+        return name in inspect.signature(target).parameters
+    except Exception:  # Nothing of that name, or a builtin without a signature.
+        return True

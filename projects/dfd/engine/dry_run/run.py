@@ -1,0 +1,156 @@
+"""``--dry-run``: all that a start does but train, and a table of what would be trained."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import os
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from detectron2.config import instantiate
+from detectron2.evaluation import inference_on_dataset
+from detectron2.utils import comm
+from omegaconf import DictConfig
+from torch import nn
+
+from ...distill.detector import DistilledDetector
+from ...errors import UserError
+from ..build import Run, student_of
+from ..checks import check_output_dir
+from ..config.load import pin_defaults
+from ..config.saved import save_config
+from ..console import say
+from ..evaluate import teacher_results
+from ..hooks.build import SUMMARY, build_hooks
+from ..machine import peak_memory_mib
+from .table import table
+
+# Steps after the first, which alone pays for starting up; fewer if they take long.
+_MORE_STEPS = 4
+_MORE_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the steps of a dry run have shown.
+
+    Attributes:
+        scalars: of the first step, as the training loop logs them.
+        without_gradient: trainable parameters that the first step gave none.
+        zero_gradient: those whose gradient was exactly 0.
+        first_seconds: of the first step, data included.
+        seconds: median of the steps after it; of the first if there was no time for others.
+        steps: so many were made.
+        peak_memory_mib: after them.
+    """
+
+    scalars: dict[str, float]
+    without_gradient: list[str]
+    zero_gradient: list[str]
+    first_seconds: float
+    seconds: float
+    steps: int
+    peak_memory_mib: float
+
+
+def dry_run(cfg: DictConfig, prepare: Callable[..., Run], *, resume: bool, scratch: str) -> None:
+    """Build and check all of a run, train a few steps and print a table.
+
+    Nothing is written into ``train.output_dir``, which is only read, for ``resume``.
+
+    Args:
+        cfg: resolved; its output folder is another afterwards.
+        prepare: builds and loads the run.
+        scratch: a folder that will be removed, see ``leaving_nothing``.
+
+    Raises:
+        UserError: the run could not start, or would not train as configured.
+    """
+    output_dir = cfg.train.output_dir
+    main = comm.is_main_process()
+    if main:
+        say(f"Dry run: nothing is written to {output_dir}")
+    # pycocotools prints as it goes.
+    with contextlib.redirect_stdout(io.StringIO()):
+        run = prepare(cfg, resume=resume, writes=False)
+        cfg.train.output_dir = scratch  # Whatever in the config refers to it follows.
+        text = _examine(cfg, run, output_dir)
+    if main:
+        say(text)
+        if not resume:
+            try:
+                check_output_dir(output_dir)
+            except UserError as error:
+                raise UserError(f"a start would be refused: {error}") from error
+
+
+def _examine(cfg: DictConfig, run: Run, output_dir: str) -> str:
+    if run.start >= cfg.train.max_iter and os.path.exists(os.path.join(output_dir, SUMMARY)):
+        return f"Nothing to do: {output_dir} has ended after {run.start} iterations"
+    run.checkpointer.teacher_results = teacher_results(
+        cfg, run.model, run.checkpointer.teacher_results
+    )
+    if comm.is_main_process():
+        save_config(pin_defaults(cfg), os.path.join(cfg.train.output_dir, "config.yaml"))
+    build_hooks(cfg, run.model, run.checkpointer, {}, run.num_images, run.start, writers=False)
+    measured = measure_steps(run, cfg.train.device)
+    check_gradients(run.model, run.start, measured.without_gradient)
+    evaluated = _evaluate_a_batch(cfg, student_of(run.model))
+    return table(cfg, run, measured, evaluated)
+
+
+def measure_steps(run: Run, device: str) -> Measured:
+    """Train a few steps, of which the first is looked at."""
+    trainer, iteration = run.trainer, run.start
+
+    def step(iteration: int) -> float:
+        start = time.perf_counter()
+        trainer.train(iteration, iteration + 1)
+        if torch.device(device).type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - start
+
+    first = step(iteration)
+    scalars = {name: value for name, (value, _) in trainer.storage.latest().items()}
+    trainable = {n: p.grad for n, p in run.model.named_parameters() if p.requires_grad}
+    without = [name for name, gradient in trainable.items() if gradient is None]
+    zero = [name for name, g in trainable.items() if g is not None and not g.any()]
+    # As many in every process, or one would wait for another.
+    slowest = max(comm.all_gather(first))
+    more = min(_MORE_STEPS, int(_MORE_SECONDS / slowest))
+    times = [step(iteration + 1 + i) for i in range(more)] or [first]
+    return Measured(
+        scalars, without, zero, first, statistics.median(times), 1 + more, peak_memory_mib()
+    )
+
+
+def check_gradients(model: nn.Module, iteration: int, without: list[str]) -> None:
+    """
+    Raises:
+        UserError: a parameter of the head gets no gradient from its loss, so it would stay what it
+            was drawn as.
+    """
+    if not isinstance(model, DistilledDetector) or model.head.factor(iteration) == 0:
+        return
+    wrong = [name for name in without if name.startswith("head.")]
+    if wrong:
+        raise UserError(
+            f"no gradient reaches {len(wrong)} trainable parameters of the distillation head "
+            f"({', '.join(wrong[:3])}{', ...' if len(wrong) > 3 else ''}): the criterion does not "
+            "depend on them; correct model.head.criterion or model.head.adapter"
+        )
+
+
+def _evaluate_a_batch(cfg: DictConfig, student: nn.Module) -> int:
+    """Run the student and the evaluator on one test batch; the number of its images."""
+    batches = list(itertools.islice(instantiate(cfg.dataloader.test), 1))
+    evaluator = None
+    if "evaluator" in cfg.dataloader:
+        evaluator = instantiate(cfg.dataloader.evaluator)
+    inference_on_dataset(student, batches, evaluator)
+    return sum(map(len, batches))

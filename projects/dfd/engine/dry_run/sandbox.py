@@ -1,0 +1,96 @@
+"""What keeps a dry run to its own process: no file is left, and no connection opened."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+
+from detectron2.utils.registry import locate
+from omegaconf import DictConfig
+
+_HERE = ("127.0.0.1", "::1", "localhost", "", None)
+
+
+@contextlib.contextmanager
+def leaving_nothing(cfg: DictConfig) -> Iterator[str]:
+    """Within the context, what a config's parts would write goes into a folder that is removed.
+
+    That is generated data that are not there yet, and what an evaluator keeps. Weights that are
+    named by a URL and are in no cache cannot be fetched.
+
+    Args:
+        cfg: changed in place.
+
+    Yields:
+        The folder.
+    """
+    with _removed_if_terminated(), tempfile.TemporaryDirectory() as scratch, _offline():
+        _move_generated_data(cfg, scratch)
+        evaluator = cfg.dataloader.get("evaluator")
+        if evaluator is not None and evaluator.get("output_dir") is not None:
+            evaluator.output_dir = os.path.join(scratch, "inference")
+        yield scratch
+
+
+def _move_generated_data(cfg: DictConfig, scratch: str) -> None:
+    """Have data that a run would write on first use written into the folder instead.
+
+    A dataset function that writes names the argument that says where in its ``writes_to``.
+    """
+    moved: dict[str, str] = {}
+    for split in ("train", "test"):
+        node = cfg.dataloader[split].get("dataset") if split in cfg.dataloader else None
+        target = node.get("_target_") if isinstance(node, DictConfig) else None
+        target = locate(target) if isinstance(target, str) else target
+        argument = getattr(target, "writes_to", None)
+        if argument is None or not node.get(argument):
+            continue
+        folder = os.path.abspath(os.path.expanduser(str(node[argument])))
+        there = os.path.lexists(folder) and not (os.path.isdir(folder) and not os.listdir(folder))
+        if not there:
+            own = os.path.join(scratch, str(len(moved)), os.path.basename(folder))
+            node[argument] = moved.setdefault(folder, own)
+
+
+@contextlib.contextmanager
+def _removed_if_terminated() -> Iterator[None]:
+    """SIGTERM ends the process in order, or the folder would stay."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _offline() -> Iterator[None]:
+    """Within the context, Python code opens no connection to another machine."""
+    why = "--dry-run opens no network connection: fetch it before, or name a file"
+    connect, resolve = socket.socket.connect, socket.getaddrinfo
+
+    def connect_here(self: socket.socket, address: Any) -> None:
+        if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in _HERE:
+            raise OSError(why)
+        connect(self, address)
+
+    def resolve_here(host: Any, *args: Any, **kwargs: Any) -> Any:
+        if host not in _HERE:
+            raise OSError(why)
+        return resolve(host, *args, **kwargs)
+
+    with (
+        mock.patch.object(socket.socket, "connect", connect_here),
+        mock.patch.object(socket, "getaddrinfo", resolve_here),
+    ):
+        yield

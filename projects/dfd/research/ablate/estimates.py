@@ -1,0 +1,196 @@
+"""The numbers of an ablation: each run's, each cell's, and the paired differences."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from scipy import stats
+
+from ...errors import UserError
+from .cells import Cell
+from .folders import CellRun
+
+METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+DONE, FAILED, OPEN = "done", "failed", "not run"
+_CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a run. ``summary`` is empty unless it is done."""
+
+    run: CellRun
+    status: str
+    summary: dict[str, Any]
+    error: str = ""
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """The numbers of its boxes by name; those that are not defined are left out."""
+        scores = (self.summary.get("results") or {}).get("bbox") or {}
+        return {key: value for key, value in scores.items() if math.isfinite(value)}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Of n values; a mean needs one, a standard deviation (of the sample) two."""
+
+    n: int
+    mean: float | None
+    sd: float | None
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Estimate:
+        return cls(
+            len(values),
+            statistics.fmean(values) if values else None,
+            statistics.stdev(values) if len(values) > 1 else None,
+        )
+
+    @property
+    def half_width(self) -> float | None:
+        """Of the 95 % interval of the mean by Student's t."""
+        if self.sd is None:
+            return None
+        quantile = stats.t.ppf((1 + _CONFIDENCE) / 2, self.n - 1)
+        return float(quantile) * self.sd / math.sqrt(self.n)
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """One cell's numbers.
+
+    Args:
+        values: of the compared metric, by seed.
+        scores: of each shown metric over its runs.
+        differences: to the baseline of the compared metric, by the seeds that both have; None: it
+            is the baseline.
+    """
+
+    cell: Cell
+    values: dict[int, float]
+    scores: dict[str, Estimate]
+    differences: dict[int, float] | None
+
+    @property
+    def difference(self) -> Estimate:
+        return Estimate.of(list((self.differences or {}).values()))
+
+    @property
+    def wins(self) -> int:
+        """In how many pairs the cell was better than the baseline."""
+        return sum(value > 0 for value in (self.differences or {}).values())
+
+
+def read_outcomes(runs: Sequence[CellRun], errors: Mapping[str, str]) -> list[Outcome]:
+    """What became of runs, with the errors of those that failed by their names."""
+    outcomes = []
+    for run in runs:
+        summary = run.summary()
+        if run.name in errors:
+            outcomes.append(Outcome(run, FAILED, {}, errors[run.name]))
+        else:
+            outcomes.append(Outcome(run, OPEN if summary is None else DONE, summary or {}))
+    return outcomes
+
+
+def check_metric(metric: str) -> None:
+    """Raise a UserError if a metric cannot be one of box detection."""
+    if metric not in METRICS and not metric.startswith("AP-"):
+        raise UserError(f"--metric {metric}: it must be {', '.join(METRICS)} or AP-<class>")
+
+
+def compare(
+    outcomes: Sequence[Outcome], cells: Sequence[Cell], *, baseline: Cell, metric: str
+) -> list[CellResult]:
+    """Each cell's numbers, in the cells' order.
+
+    Raises:
+        UserError: runs are done, but none has the metric.
+    """
+    known = dict.fromkeys(key for outcome in outcomes for key in outcome.scores)
+    if any(outcome.status == DONE for outcome in outcomes) and metric not in known:
+        there = ", ".join(known) or "no box AP at all"
+        raise UserError(f"--metric {metric}: no run has it; they have {there}")
+    by_cell = {
+        cell.name: {o.run.seed: o.scores for o in outcomes if o.run.cell.name == cell.name}
+        for cell in cells
+    }
+    reference = _values(by_cell[baseline.name], metric)
+    results = []
+    for cell in cells:
+        values = _values(by_cell[cell.name], metric)
+        pairs = {
+            seed: value - reference[seed] for seed, value in values.items() if seed in reference
+        }
+        scores = {
+            key: Estimate.of(list(_values(by_cell[cell.name], key).values()))
+            for key in shown_metrics(metric)
+        }
+        results.append(CellResult(cell, values, scores, None if cell is baseline else pairs))
+    return results
+
+
+def shown_metrics(metric: str) -> list[str]:
+    """The compared metric, then what stands beside it."""
+    return [metric, *(key for key in METRICS[:3] if key != metric)]
+
+
+def _values(scores: Mapping[int, Mapping[str, float]], metric: str) -> dict[int, float]:
+    return {seed: found[metric] for seed, found in scores.items() if metric in found}
+
+
+def different_conditions(outcomes: Sequence[Outcome]) -> list[str]:
+    """What is not the same in all runs that are done, though no cell changed it."""
+    summaries = [outcome.summary for outcome in outcomes if outcome.status == DONE]
+    notes = []
+    for key in ("device", "processor", "threads", "torch", "detectron2"):
+        found = list(dict.fromkeys(str(s[key]) for s in summaries if s.get(key) is not None))
+        if len(found) > 1:
+            notes.append(f"the runs differ in {key}: {', '.join(found)}")
+    teachers: dict[str, set[str]] = {}
+    for teacher in (s["teacher"] for s in summaries if s.get("teacher")):
+        teachers.setdefault(teacher["path"], set()).add(teacher["sha256"])
+    notes += [
+        f"the teacher {path} was replaced between runs: their hashes differ"
+        for path, hashes in teachers.items()
+        if len(hashes) > 1
+    ]
+    return notes
+
+
+def run_table(outcomes: Sequence[Outcome]) -> list[list[str]]:
+    """Every run with its numbers; the first row is the header."""
+    columns = list(dict.fromkeys(key for o in outcomes for key in o.run.cell.columns))
+    found = list(dict.fromkeys(key for o in outcomes for key in o.scores))
+    scores = [key for key in METRICS if key in found or key in METRICS[:3]]
+    scores += [key for key in found if key not in METRICS]
+    costs = ["seconds_per_iteration", "peak_memory_mib"]
+    rows = [["cell", "seed", "status", *columns, *scores, *costs, "error"]]
+    for outcome in outcomes:
+        run = outcome.run
+        numbers = [outcome.scores.get(key) for key in scores]
+        numbers += [outcome.summary.get(key) for key in costs]
+        rows.append(
+            [
+                run.cell.name,
+                str(run.seed),
+                outcome.status,
+                *(run.cell.columns.get(key, "") for key in columns),
+                *("" if number is None else f"{number:.6g}" for number in numbers),
+                outcome.error,
+            ]
+        )
+    return rows
+
+
+def to_csv(rows: Sequence[Sequence[str]]) -> str:
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows(rows)
+    return out.getvalue()

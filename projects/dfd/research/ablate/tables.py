@@ -1,0 +1,164 @@
+"""An ablation's results for people: the Markdown table, the plot, and the HTML page."""
+
+from __future__ import annotations
+
+import io
+import json
+import textwrap
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from omegaconf import OmegaConf
+
+from ..curves import loss_curves
+from ..page import document, figure, img, table
+from ..run_folder import Run
+from .estimates import DONE, FAILED, CellResult, Estimate, Outcome, run_table, shown_metrics
+
+NO_VALUE = "–"
+_DARK, _LIGHT = "#1f4e79", "#9db4c9"
+
+
+def result_table(results: Sequence[CellResult], *, metric: str) -> list[list[str]]:
+    """A row a cell; the first row is the header."""
+    first, *others = shown_metrics(metric)
+    rows = [["cell", "n", f"{first} mean ± sd", *others, "difference to baseline ± 95 %", "wins"]]
+    for result in results:
+        row = [result.cell.name, str(len(result.values)), _spread(result.scores[first])]
+        row += [_number(result.scores[key].mean) for key in others]
+        if result.differences is None:
+            row += ["baseline", NO_VALUE]
+        else:
+            wins = f"{result.wins} of {len(result.differences)}"
+            row += [_difference(result.difference), wins if result.differences else NO_VALUE]
+        rows.append(row)
+    return rows
+
+
+def _spread(estimate: Estimate) -> str:
+    if estimate.mean is None:
+        return NO_VALUE
+    return f"{_number(estimate.mean)} ± {_number(estimate.sd)}"
+
+
+def _difference(estimate: Estimate) -> str:
+    if estimate.mean is None:
+        return NO_VALUE
+    return f"{_number(estimate.mean, '+.2f')} ± {_number(estimate.half_width)}"
+
+
+def _number(value: float | None, spec: str = ".2f") -> str:
+    return NO_VALUE if value is None else format(value, spec)
+
+
+def explanation(*, baseline: str, metric: str) -> str:
+    """What the numbers of the table are."""
+    return (
+        f"{metric} of boxes in percent on the test data, after training: mean and standard "
+        f"deviation over n runs, one a seed. The baseline is {baseline}. Difference: of runs of "
+        "the same seed, the mean over the seeds that both cells have and half the width of its "
+        "95 % interval (Student's t); wins: in how many of these pairs the cell was better. The "
+        "intervals are not corrected for the number of comparisons."
+    )
+
+
+def to_markdown(rows: Sequence[Sequence[str]], notes: Sequence[str]) -> str:
+    """A table and paragraphs below it."""
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    lines.insert(1, "|---|" + "---:|" * (len(rows[0]) - 1))
+    return "\n".join(lines) + "\n\n" + "\n\n".join(notes) + "\n"
+
+
+def draw_results(results: Sequence[CellResult], *, metric: str) -> bytes:
+    """A PNG: each cell's runs and their mean, and beside them the paired differences."""
+    names = ["\n".join(textwrap.wrap(result.cell.name, 44)) for result in results]
+    row = 0.2 + 0.17 * max(name.count("\n") + 1 for name in names)
+    size = (11, 1.3 + row * len(results))
+    drawing = Figure(figsize=size, dpi=120, layout="constrained")
+    left, right = drawing.subplots(1, 2, sharey=True)
+    for y, result in enumerate(results):
+        _points(left, y, list(result.values.values()))
+        _points(right, y, list((result.differences or {}).values()))
+        if result.difference.half_width is not None:
+            x, error = result.difference.mean, result.difference.half_width
+            right.errorbar(x, y, xerr=error, color=_DARK, capsize=4, linewidth=1.6)
+    left.set_yticks(range(len(results)), names)
+    left.set_ylim(len(results) - 0.5, -0.5)
+    left.set_title(f"{metric}: each run and the mean", fontsize=10, loc="left")
+    right.axvline(0, color="#888", linewidth=1)
+    right.set_title("Difference to the baseline, 95 % interval", fontsize=10, loc="left")
+    for axes in (left, right):
+        axes.grid(axis="x", color="#e5e5e5")
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    out = io.BytesIO()
+    drawing.savefig(out, format="png")
+    return out.getvalue()
+
+
+def _points(axes: Axes, y: int, values: Sequence[float]) -> None:
+    """Runs as light points, their mean as a dark one."""
+    axes.scatter(values, [y] * len(values), s=26, color=_LIGHT, zorder=2)
+    if values:
+        axes.scatter([sum(values) / len(values)], [y], s=42, color=_DARK, marker="D", zorder=3)
+
+
+def render_page(
+    *,
+    title: str,
+    rows: Sequence[Sequence[str]],
+    notes: Sequence[str],
+    plot: bytes,
+    outcomes: Sequence[Outcome],
+    overrides: Sequence[tuple[str, Sequence[str]]],
+) -> str:
+    """The HTML page; it needs no other file.
+
+    Args:
+        rows, notes: as ``to_markdown`` takes them.
+        overrides: what all cells change, and each of them, by name.
+    """
+    paragraphs = "".join(f"<p class='note'>{escape(note)}</p>" for note in notes)
+    changes = [["cell", "overrides"], *([name, " ".join(own)] for name, own in overrides)]
+    sections = [
+        f"<h2>Results</h2>{table(rows)}{paragraphs}{img(plot, 'png', 'results', 'wide')}",
+        f"<h2>What each cell changes</h2>{table(changes)}",
+        f"<h2>Runs</h2>{table(run_table(outcomes))}",
+        f"<h2>Curves</h2>{_curves(outcomes)}",
+    ]
+    return document(title, "\n".join(sections))
+
+
+def _curves(outcomes: Sequence[Outcome]) -> str:
+    """A figure a cell, with the losses of its runs."""
+    cells: dict[str, list[Run]] = {}
+    for outcome in outcomes:
+        metrics = _metrics(outcome.run.folder)
+        if outcome.status in (DONE, FAILED) and metrics:
+            run, cfg = outcome.run, OmegaConf.create(outcome.run.settings)
+            name = f"seed {run.seed}" + (" (failed)" if outcome.status == FAILED else "")
+            curve = Run(name, str(run.folder), cfg, outcome.summary, metrics)
+            cells.setdefault(run.cell.name, []).append(curve)
+    figures = []
+    for name, runs in cells.items():
+        image = img(loss_curves(runs, sum_levels=True, dpi=80), "png", f"losses of {name}", "wide")
+        figures.append(figure(image, f"<b>{escape(name)}</b>"))
+    text = "Each point is the median over the last 20 iterations." if figures else "None yet."
+    return f"<p>{text}</p>{''.join(figures)}"
+
+
+def _metrics(folder: Path) -> list[dict[str, float]]:
+    try:
+        lines = (folder / "metrics.json").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    metrics = []
+    for line in lines:
+        try:
+            metrics.append(json.loads(line))
+        except ValueError:  # The last one, of a run that was stopped.
+            continue
+    return metrics

@@ -1,0 +1,234 @@
+"""The analysis for people, as Markdown and as one HTML page, and its folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from typing import Any
+
+from ...errors import UserError
+from ..page import document, figure, img, table
+from . import tables as reading
+from .matching import SIZES
+from .tables import Rows
+
+_FILES = re.compile(
+    r"analysis\.json|analysis\.md|index\.html|(distribution|sizes|training|errors|image_\d+)\.png"
+)
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading, what is read from the numbers, the numbers, and plots.
+
+    ``tables`` are by caption, ``plots`` are captions by file name.
+    """
+
+    title: str
+    sentences: Sequence[str]
+    tables: Mapping[str, Rows] = field(default_factory=dict)
+    plots: Mapping[str, str] = field(default_factory=dict)
+    note: str = ""
+
+
+def sections(numbers: dict[str, Any], examples: Mapping[str, str]) -> list[Section]:
+    """The parts of the analysis.
+
+    Args:
+        numbers: the content of ``analysis.json``.
+        examples: caption by file name of the pictures.
+    """
+    checkpoints = numbers["checkpoints"]
+    last = checkpoints[-1]
+    at_the_end = f"After {last['iteration']} iterations."
+    return [
+        Section(
+            "Cells and levels",
+            reading.level_sentences(last),
+            {"Disparity of cells": reading.level_table(last)},
+            {"distribution.png": at_the_end},
+            "High: above the image's mean on that level; high / low is the mean of those cells "
+            "over the mean of the others.",
+        ),
+        Section(
+            "Object sizes",
+            reading.size_sentences(last),
+            {"Mean disparity": reading.size_table(last)},
+            {"sizes.png": at_the_end},
+            _size_note(last["errors"]["counts"]),
+        ),
+        _training(checkpoints),
+        Section(
+            "Errors",
+            reading.error_sentences(last),
+            {
+                "Mean disparity inside boxes and in the background": reading.error_table(last),
+                "Disparity inside a labelled box as a sign that it is missed": (
+                    reading.auc_table(last)
+                ),
+                "Share of the area above its image's mean disparity": reading.high_table(last),
+            },
+            {"errors.png": at_the_end},
+            _error_note(numbers),
+        ),
+        Section("Pictures", [_PICTURES], {}, examples),
+    ]
+
+
+_PICTURES = (
+    "Evenly spaced test images, not chosen by what they show: the image with its labels and the "
+    "false detections, and the disparity of the finest levels with the errors over it, at the "
+    "first and the last checkpoint."
+)
+
+
+def _training(checkpoints: Sequence[dict[str, Any]]) -> Section:
+    sentences = reading.time_sentences(checkpoints)
+    if len(checkpoints) == 1:
+        return Section("Training time", sentences)
+    captions = {
+        "mean": "Mean disparity",
+        "ratio": "High / low",
+        "rank_correlation_with_last": "Rank correlation with the last map (Spearman), mean over "
+        "images",
+    }
+    tables = {caption: reading.time_table(checkpoints, key) for key, caption in captions.items()}
+    return Section(
+        "Training time", sentences, tables, {"training.png": "Each point is a checkpoint."}
+    )
+
+
+def _size_note(counts: dict[str, Any]) -> str:
+    objects = {size: counts["detected"][size] + counts["missed"][size] for size in SIZES}
+    return (
+        "Mean disparity of the cells whose centre lies in a labelled box, by the box's area at "
+        "the network's input: small below 32 x 32 pixels, medium below 96 x 96. Where boxes "
+        "overlap, the smallest owns the cell. Labelled objects: "
+        f"{', '.join(f'{count} {size}' for size, count in objects.items())}."
+    )
+
+
+def _error_note(numbers: dict[str, Any]) -> str:
+    counts = numbers["checkpoints"][-1]["errors"]["counts"]
+    return (
+        f"{counts['detected']['all']} labelled objects detected, {counts['missed']['all']} "
+        f"missed, {counts['false']['all']} false detections: score {numbers['score']:g} or more, "
+        f"overlap {numbers['iou']:g} or more, same class, the surest detection first. All levels: "
+        "the mean over the cells of every level whose centre lies in the box, most of which are "
+        "the finest level's. AUC: in how many of all pairs of a missed and a detected object the "
+        "missed one has the higher mean disparity. Same class and size, same image: such pairs "
+        "only, since these tell how hard an object is too. Errors: the area of missed objects and "
+        "false detections; levels are joined by area. Intervals: bootstrap over images; they are "
+        "not corrected for the number of rows. None of it shows what causes what."
+    )
+
+
+def introduction(numbers: dict[str, Any]) -> list[str]:
+    """What was measured, on what and how."""
+    points = ", ".join(str(point["iteration"]) for point in numbers["checkpoints"])
+    return [
+        f"Disparity of the run {numbers['run']} on {numbers['images']} of "
+        f"{numbers['images_in_data']} images of {numbers['data']} with {numbers['labels']} "
+        f"labelled boxes, after {points} iterations. Teacher: {numbers['teacher']['path']}, sha256 "
+        f"{numbers['teacher']['sha256'][:12]}.",
+        "The disparity of a cell is the mean over channels of (s - t)^2, with student and teacher "
+        f'at the scale "{numbers["scale"]}" of the criterion. It is measured image by image, '
+        "without padding, so that the scale is that of each image; the student runs as in "
+        "evaluation, its batch norms with running statistics. The losses in training use the "
+        "batch's, so their values differ a little.",
+    ]
+
+
+def to_markdown(title: str, intro: Sequence[str], parts: Sequence[Section]) -> str:
+    blocks = [f"# {title}", *intro]
+    for part in parts:
+        blocks += [f"## {part.title}", " ".join(part.sentences)]
+        for caption, rows in part.tables.items():
+            blocks += [f"**{caption}**", _markdown_table(rows)]
+        blocks += [part.note] if part.note else []
+        blocks += [f"![{caption}]({name})" for name, caption in part.plots.items()]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _markdown_table(rows: Rows) -> str:
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    lines.insert(1, "|---|" + "---:|" * (len(rows[0]) - 1))
+    return "\n".join(lines)
+
+
+def to_html(
+    title: str, intro: Sequence[str], parts: Sequence[Section], plots: Mapping[str, bytes]
+) -> str:
+    """One page that needs no other file.
+
+    Args:
+        plots: PNG by file name.
+    """
+    blocks = [f"<p>{escape(text)}</p>" for text in intro]
+    for part in parts:
+        blocks.append(f"<h2>{escape(part.title)}</h2><p>{escape(' '.join(part.sentences))}</p>")
+        for caption, rows in part.tables.items():
+            blocks.append(f"<h3>{escape(caption)}</h3>{table(rows)}")
+        blocks += [f"<p class='note'>{escape(part.note)}</p>"] if part.note else []
+        blocks += [
+            figure(img(plots[name], "png", f"{part.title}: {caption}", "wide"), escape(caption))
+            for name, caption in part.plots.items()
+        ]
+    return document(title, "\n".join(blocks))
+
+
+def check_out(out: str) -> None:
+    """
+    Raises:
+        UserError: there is something that is no earlier analysis, or nothing can be written.
+    """
+    if os.path.exists(out):
+        if not os.path.isdir(out):
+            raise UserError(f"--out {out} is a file: name a folder")
+        names = sorted(os.listdir(out))
+        foreign = [name for name in names if not _FILES.fullmatch(name)]
+        if foreign or (names and "analysis.json" not in names):
+            raise UserError(
+                f"--out {out} is no earlier analysis (it holds {(foreign or names)[0]}): choose "
+                "another folder"
+            )
+    above = os.path.abspath(out)
+    while not os.path.exists(above):
+        above = os.path.dirname(above)
+    if not os.path.isdir(above) or not os.access(above, os.W_OK):
+        raise UserError(f"--out {out} cannot be written: {above} is no folder that may be")
+
+
+def write_folder(out: str, files: Mapping[str, bytes]) -> None:
+    """Write the files of an analysis; those of an earlier one go.
+
+    Raises:
+        UserError: see ``check_out``; or a file cannot be written.
+    """
+    check_out(out)
+    try:
+        os.makedirs(out, exist_ok=True)
+        for name in os.listdir(out):
+            os.remove(os.path.join(out, name))
+        for name, content in files.items():
+            with open(os.path.join(out, name), "wb") as f:
+                f.write(content)
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be written: {error.strerror}") from error
+
+
+def render(
+    *, title: str, numbers: dict[str, Any], plots: Mapping[str, bytes], examples: Mapping[str, str]
+) -> dict[str, bytes]:
+    """Every file of the folder by name."""
+    intro, parts = introduction(numbers), sections(numbers, examples)
+    return {
+        "analysis.json": json.dumps(numbers, indent=1, allow_nan=False).encode(),
+        "analysis.md": to_markdown(title, intro, parts).encode(),
+        "index.html": to_html(title, intro, parts, plots).encode(),
+        **plots,
+    }

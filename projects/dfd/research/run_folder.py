@@ -1,0 +1,139 @@
+"""Finished runs, read from the folders that ``train_net.py`` wrote.
+
+Such a folder holds ``config.yaml``, ``model_final.pth``, ``metrics.json``, ``summary.json`` and, of
+a distilled run, ``disparity/``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from ..data import registered_name
+from ..engine.config.load import PARTS
+from ..engine.config.saved import REMEDY, ForeignCodeError, read_config
+from ..errors import UserError, first_line
+
+_FILES = ("summary.json", "config.yaml", "model_final.pth", "metrics.json")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: ``metrics`` has the lines of its ``metrics.json``."""
+
+    name: str
+    folder: str
+    cfg: DictConfig
+    summary: dict[str, Any]
+    metrics: list[dict[str, float]]
+
+    @property
+    def scores(self) -> dict[str, float]:
+        return self.summary["results"]["bbox"]
+
+    @property
+    def distilled(self) -> bool:
+        return "student" in self.cfg.model
+
+    @property
+    def student(self) -> DictConfig:
+        """The config of the evaluated model."""
+        return self.cfg.model.student if self.distilled else self.cfg.model
+
+    def test_dataset(self) -> str:
+        """The name of the test data, which are registered if they were not."""
+        return registered_name(self.cfg.dataloader.test.dataset)
+
+
+def parse_runs(arguments: Sequence[str]) -> dict[str, str]:
+    """``NAME=FOLDER`` arguments as a dict, in their order.
+
+    Raises:
+        UserError: an argument of another form, or a name given twice.
+    """
+    runs: dict[str, str] = {}
+    for argument in arguments:
+        name, _, folder = argument.partition("=")
+        if not name or not folder:
+            raise UserError(f"--run {argument}: it must be NAME=FOLDER")
+        if name in runs:
+            raise UserError(f"--run {argument}: the name {name} was given before: choose another")
+        runs[name] = os.path.expanduser(folder)
+    return runs
+
+
+def load_runs(folders: Mapping[str, str], *, trusted: bool = False) -> list[Run]:
+    """Read finished runs, by name.
+
+    Args:
+        trusted: whether what their configs name may be of any module, see ``read_config``.
+
+    Raises:
+        UserError: a folder or file is missing or cannot be read, a run has not finished, or the
+            runs were tested on different data.
+    """
+    if not folders:
+        raise UserError("no runs: give at least one with --run NAME=FOLDER")
+    runs = [_load_run(name, folder, trusted) for name, folder in folders.items()]
+    first = runs[0]
+    for run in runs[1:]:
+        ours, theirs = _test_data(run), _test_data(first)
+        for key in sorted(ours | theirs):
+            if ours.get(key) != theirs.get(key):
+                raise UserError(
+                    f"--run {run.name} was tested on other data than {first.name} "
+                    f"(dataloader.test.dataset: {key} is {ours.get(key)}, not {theirs.get(key)}): "
+                    "their numbers do not compare"
+                )
+    return runs
+
+
+def _load_run(name: str, folder: str, trusted: bool) -> Run:
+    where = f"--run {name}"
+    if not os.path.isdir(folder):
+        raise UserError(f"{where}: no such folder: {folder}")
+    for file in _FILES:
+        if not os.path.isfile(os.path.join(folder, file)):
+            reason = "the run has not finished" if file == "summary.json" else "it must be there"
+            raise UserError(f"{where}: {folder} has no {file}: {reason}")
+    try:
+        with open(os.path.join(folder, "summary.json"), encoding="utf-8") as f:
+            summary = json.load(f)
+        with open(os.path.join(folder, "metrics.json"), encoding="utf-8") as f:
+            metrics = [json.loads(line) for line in f]
+        cfg = read_config(os.path.join(folder, "config.yaml"), trusted=trusted)
+    except ForeignCodeError as error:
+        raise UserError(f"{where}: {folder}/config.yaml is not read: {error}; {REMEDY}") from error
+    except Exception as error:
+        raise UserError(f"{where}: {folder} cannot be read: {first_line(error)}") from error
+    _check_content(where, folder, cfg, summary, metrics)
+    return Run(name, folder, cfg, summary, metrics)
+
+
+def _check_content(where: str, folder: str, cfg: Any, summary: Any, metrics: Any) -> None:
+    """Raise a UserError unless the files hold what a run writes into them."""
+    missing = [key for key in PARTS if not (isinstance(cfg, DictConfig) and key in cfg)]
+    if missing:
+        raise UserError(f"{where}: {folder}/config.yaml is no run's: it has no {missing[0]}")
+    if not all(isinstance(line, dict) for line in metrics):
+        raise UserError(f"{where}: {folder}/metrics.json is no run's: a line is no object")
+    results = summary.get("results") if isinstance(summary, dict) else None
+    if not isinstance(results, dict) or not isinstance(results.get("bbox"), dict):
+        raise UserError(f"{where}: {folder}/summary.json holds no box AP: evaluate the run")
+
+
+def _test_data(run: Run) -> dict[str, Any]:
+    """What identifies a run's test data; paths are made absolute."""
+    node = run.cfg.dataloader.test.dataset
+    if isinstance(node, str):
+        return {"name": node}
+    values = OmegaConf.to_container(node, resolve=True)
+    return {
+        key: os.path.abspath(value) if isinstance(value, str) and os.path.exists(value) else value
+        for key, value in values.items()
+    }

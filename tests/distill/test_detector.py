@@ -1,0 +1,383 @@
+import copy
+
+import pytest
+import torch
+from detectron2.evaluation import inference_context
+from detectron2.layers import NaiveSyncBatchNorm
+from detectron2.modeling.backbone import SimpleFeaturePyramid, ViT
+from detectron2.modeling.backbone.fpn import LastLevelMaxPool
+from detectron2.structures import Instances
+from detectron2.utils.events import EventStorage
+from own_toys import CONFIGS, build
+from torch import nn
+from toys import make_batch
+
+from dfd import DFDHead, DistilledDetector, FrozenTeacher, UserError
+from dfd.distill.detector import batch_statistics
+from dfd.losses import DFDLoss, G2SDLoss
+
+
+def distilled(student=None, teacher=None, criterion=None, inherit=(), **head):
+    student = student or build(seed=0)
+    teacher = FrozenTeacher(model=teacher or build(seed=1), allow_random=True, precision="fp32")
+    head = DFDHead(criterion=criterion or DFDLoss(), **head)
+    return DistilledDetector(student=student, teacher=teacher, head=head, inherit=inherit)
+
+
+def train_step(model, batch, iteration=0):
+    model.train()
+    with EventStorage(iteration) as storage:
+        losses = model(batch)
+        sum(losses.values()).backward()
+    return losses, storage
+
+
+def assert_same_detections(ours, expected):
+    for a, b in zip(ours, expected, strict=True):
+        a, b = a["instances"], b["instances"]
+        assert isinstance(a, Instances)
+        assert len(a) == len(b)
+        torch.testing.assert_close(a.pred_boxes.tensor, b.pred_boxes.tensor)
+        torch.testing.assert_close(a.scores, b.scores)
+        assert torch.equal(a.pred_classes, b.pred_classes)
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_every_kind_of_student_trains_and_evaluates(kind):
+    student = build(kind)
+    plain = copy.deepcopy(student)
+    model = distilled(student)
+    batch = make_batch(masks=kind == "mask_rcnn")
+    losses, _ = train_step(model, batch)
+    finest = "p2" if "rcnn" in kind else "p3"
+    task = {name for name in losses if not name.startswith("loss_dfd_")}
+    with EventStorage(0):
+        plain.train()
+        assert task == set(plain(batch))
+    assert f"loss_dfd_{finest}" in losses
+    # The teacher has p2 to p6; a dense student p3 to p7, YOLOX p3 to p5.
+    shared = 5 if "rcnn" in kind else 3 if kind == "yolox" else 4
+    assert len(losses) - len(task) == shared
+    stem = [p for name, p in student.backbone.named_parameters() if ".stem." in name]
+    assert stem[0].grad.abs().sum() > 0
+
+    model.eval()
+    student.eval()
+    for module in student.modules():
+        for name in ("test_score_thresh", "score_thresh"):
+            if hasattr(module, name):
+                setattr(module, name, 0.0)
+    found = model(batch)
+    assert sum(len(x["instances"]) for x in found) > 0
+    assert_same_detections(found, student(batch))
+
+
+@pytest.mark.parametrize("kind", sorted(set(CONFIGS) - {"fcos"}))
+def test_mixed_precision_step_of_every_kind(kind):
+    """FCOS is refused at the start: Detectron2's own losses of it fail under autocast."""
+    model = distilled(build(kind))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses, _ = train_step(model, make_batch(masks=kind == "mask_rcnn"))
+    assert all(loss.isfinite() for loss in losses.values())
+
+
+@pytest.mark.parametrize("student_format", ["BGR", "RGB"])
+def test_teacher_is_told_the_order_of_the_batch(student_format):
+    student, teacher = build(seed=0), build(seed=1)
+    for model in (student, teacher):
+        model.pixel_mean = torch.tensor([10.0, 60, 200]).view(3, 1, 1)
+    student.input_format, teacher.input_format = student_format, "BGR"
+    model = distilled(student, teacher)
+    seen = []
+    teacher.backbone.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    batch = make_batch()
+    train_step(model, batch)
+    turned = [
+        {"image": x["image"].flip(0) if student_format == "RGB" else x["image"]} for x in batch
+    ]
+    torch.testing.assert_close(seen[0], teacher.preprocess_image(turned).tensor)
+
+
+def test_one_preprocessing_for_both_models():
+    """Mean, deviation and padding of either's input are its own."""
+    student, teacher = build(seed=0), build(seed=1)
+    student.pixel_mean = torch.tensor([1.0, 2, 3]).view(3, 1, 1)
+    teacher.pixel_mean = torch.tensor([10.0, 60, 200]).view(3, 1, 1)
+    teacher.pixel_std = torch.tensor([1.0, 5, 50]).view(3, 1, 1)
+    teacher.backbone._square_pad = 128
+    model = distilled(student, teacher)
+    seen = {}
+    for name, detector in (("student", student), ("teacher", teacher)):
+        detector.backbone.register_forward_pre_hook(
+            lambda module, args, name=name: seen.update({name: args[0]})
+        )
+    batch = make_batch()
+    train_step(model, batch)
+    for name, detector in (("student", student), ("teacher", teacher)):
+        torch.testing.assert_close(seen[name], detector.preprocess_image(batch).tensor)
+    assert seen["student"].shape != seen["teacher"].shape
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_evaluation_flips_the_student_to_train(training):
+    model = distilled().train(training)
+    with inference_context(model):
+        model(make_batch())
+        assert not any(module.training for module in model.modules())
+    assert model.training is training and model.student.training is training
+    assert not any(module.training for module in model.teacher.model.modules())
+
+
+def test_distillation_loss_absent_because_the_backbone_did_not_run():
+    """Or ran twice, and it would be chance which pyramid is distilled."""
+    for calls in (0, 2):
+        student = build()
+        student.forward = lambda batch, calls=calls, student=student: {
+            f"loss_{i}": student.backbone(student.preprocess_image(batch).tensor)["p2"].sum()
+            for i in range(calls)
+        }
+        with pytest.raises(RuntimeError, match=f"FPN ran {calls} times"):
+            train_step(distilled(student), make_batch())
+
+
+def test_level_left_out_for_want_of_a_partner_is_told(caplog):
+    distilled(build("retinanet"))  # p3 to p7; the teacher has p2 to p6.
+    assert "Not distilled, for the teacher has no level of that stride: p7" in caplog.text
+
+
+@pytest.mark.parametrize("side", ["student", "teacher"])
+def test_padding_constraint_with_a_misspelt_key_pads_nothing(side):
+    """Detectron2's SimpleFeaturePyramid asks for sizes that can be divided by 32, in vain."""
+    vit = ViT(img_size=64, embed_dim=16, depth=1, num_heads=2, out_feature="last_feat")
+    detectors = {"student": build(seed=0), "teacher": build(seed=1)}
+    detectors[side].backbone = SimpleFeaturePyramid(
+        vit, "last_feat", 8, scale_factors=(4.0, 2.0, 1.0, 0.5), top_block=LastLevelMaxPool()
+    )
+    model = distilled(**detectors)
+    with pytest.raises(UserError, match=f"64 x 90 pixels .* the 32 that the {side}'s backbone"):
+        train_step(model, make_batch(sizes=((64, 90), (40, 64))))
+    losses, _ = train_step(model, make_batch(sizes=((64, 96), (40, 64))))
+    assert losses["loss_dfd_p3"].isfinite()
+
+
+def test_teacher_of_another_kind_width_levels_statistics_order_and_padding():
+    from detectron2.config import instantiate
+    from toys import faster_rcnn_config
+
+    config = faster_rcnn_config(channels=12)
+    config.backbone.square_pad = 128
+    config.pixel_mean, config.pixel_std = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
+    config.input_format = "RGB"
+    model = distilled(build("retinanet"), instantiate(config))
+    batch = make_batch()
+    losses, storage = train_step(model, batch)
+    assert {k for k in losses if k.startswith("loss_dfd")} == {
+        f"loss_dfd_p{i}" for i in (3, 4, 5, 6)
+    }
+    assert all(loss.isfinite() for loss in losses.values())
+    # The teacher pads to 128 x 128, the student to 96 x 96 or so: still cell on cell.
+    maps = model.disparity_maps(batch)
+    assert [tuple(maps["p3"][0].shape), tuple(maps["p3"][1].sum((1, 2)).tolist())] == [
+        (2, 10, 12),
+        (8 * 12, 10 * 8),
+    ]
+    model.eval()
+    model(batch)
+
+
+def test_task_losses_are_the_students_own():
+    batch = make_batch()
+    student = build()
+    plain = copy.deepcopy(student)
+    model = distilled(student)
+    torch.manual_seed(5)
+    losses, _ = train_step(model, batch)
+    torch.manual_seed(5)
+    expected, _ = train_step(plain, batch)
+    for name, loss in expected.items():
+        torch.testing.assert_close(losses[name], loss)
+
+
+def test_teacher_is_in_no_state_dict_parameter_or_module():
+    model = distilled()
+    teacher_tensors = {id(t) for t in model.teacher.model.state_dict(keep_vars=True).values()}
+    assert not any("teacher" in key for key in model.state_dict())
+    assert not any("teacher" in name for name, _ in model.named_modules())
+    assert not any(id(p) in teacher_tensors for p in model.parameters())
+
+
+def test_train_never_reaches_the_teacher():
+    model = distilled()
+    train_step(model, make_batch())
+    assert not any(module.training for module in model.teacher.model.modules())
+
+
+def test_student_class_is_untouched():
+    student = build()
+    train_step(distilled(student), make_batch())
+    assert type(student).__module__.startswith("detectron2.")
+    assert len(student.backbone._forward_hooks) == 0
+
+
+def test_teacher_padding_to_a_square_adds_no_cells():
+    batch = make_batch(sizes=((64, 64), (64, 64)))
+    model = distilled()
+    model.eval()
+    maps = model.disparity_maps(batch)
+    model.teacher.model.backbone._square_pad = 128
+    padded = model.disparity_maps(batch)
+    for name, (_, valid) in maps.items():
+        assert valid.shape == padded[name][1].shape
+        assert torch.equal(valid, padded[name][1])
+
+
+def test_logged_per_level():
+    losses, storage = train_step(distilled(), make_batch())
+    logged = {name: value for name, (value, _) in storage.latest().items()}
+    for level in ("p2", "p6"):
+        for what in ("disparity", "share_low", "share_high", "term_low", "term_high", "ratio"):
+            assert f"dfd/{level}/{what}" in logged
+        assert logged[f"dfd/{level}/share_low"] + logged[
+            f"dfd/{level}/share_high"
+        ] == pytest.approx(1)
+    task = sum(v.item() for k, v in losses.items() if not k.startswith("loss_dfd"))
+    assert logged["dfd/p2/ratio"] == pytest.approx(losses["loss_dfd_p2"].item() / task, rel=1e-5)
+    total = sum(v.item() for k, v in losses.items() if k.startswith("loss_dfd"))
+    assert logged["dfd/ratio"] == pytest.approx(total / task, rel=1e-5)
+
+
+@pytest.mark.parametrize("settings", [dict(weight=0.0), dict(end_iter=3)])
+def test_switched_off_distillation_does_not_run_the_teacher(settings, monkeypatch):
+    model = distilled(criterion=DFDLoss(lenient="context"), adapter="conv1x1", **settings)
+    monkeypatch.setattr(model.teacher, "model", None)
+    losses, _ = train_step(model, make_batch(), iteration=3)
+    assert not any(name.startswith("loss_dfd_p") for name in losses)
+    # Or DistributedDataParallel would wait for them in vain.
+    assert all(p.grad is not None for p in model.head.parameters())
+
+
+def test_distillation_loss_that_is_always_zero_is_noticed():
+    student = build(seed=0)
+    student.backbone.requires_grad_(False)
+    model = distilled(student, copy.deepcopy(student), criterion=DFDLoss(lenient_on="none"))
+    model.train()
+    for module in model.modules():
+        module.eval()  # Else batch norms would tell the two apart.
+    model.training = True
+    student.training = student.roi_heads.training = student.proposal_generator.training = True
+    batch = make_batch()
+    with EventStorage(0), pytest.raises(UserError, match="exactly 0 for 11 iterations"):
+        for _ in range(11):
+            model(batch)
+
+
+def test_student_rgb_with_bgr_ordered_mean():
+    student = build()
+    student.input_format = "RGB"
+    with pytest.raises(UserError, match="student takes RGB images, but its pixel_mean"):
+        distilled(student)
+
+
+@pytest.mark.parametrize("use", ["train", "evaluate", "picture"])
+def test_single_image_cropped_by_the_students_square_padding(use):
+    student = build()
+    student.backbone._square_pad = 64
+    model = distilled(student)
+    batch = make_batch(sizes=((64, 96),))
+    with pytest.raises(UserError, match="student's backbone pads to"):
+        if use == "train":
+            train_step(model, batch)
+        elif use == "evaluate":
+            model.eval()(batch)
+        else:
+            model.disparity_maps(batch)
+
+
+def test_pictures_wait_for_no_other_process():
+    """Only the main process draws them, so synchronised norms must not meet the others there."""
+    model = nn.Sequential(nn.BatchNorm2d(2), nn.SyncBatchNorm(2), NaiveSyncBatchNorm(2)).train()
+    with batch_statistics(model):
+        assert [module.training for module in model] == [True, False, False]
+    assert all(module.training for module in model.modules())
+
+
+def test_pyramids_without_a_common_stride_list_both_sides():
+    from detectron2.config import instantiate
+    from toys import dense_config, faster_rcnn_config
+
+    student = dense_config("fcos")
+    student.backbone.in_features = ["res5"]
+    student.backbone.bottom_up.out_features = ["res5"]
+    student.head_in_features = ["p5", "p6", "p7"]
+    teacher = faster_rcnn_config()
+    teacher.backbone.top_block = None
+    teacher.backbone.in_features = ["res2", "res3"]
+    teacher.backbone.bottom_up.out_features = ["res2", "res3"]
+    with pytest.raises(UserError, match=r"share no stride.*student: p5.*teacher: p2 \(stride 4"):
+        distilled(instantiate(student), instantiate(teacher))
+
+
+def test_disparity_maps_leave_the_model_as_it_was():
+    model = distilled().train()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    maps = model.disparity_maps(make_batch())
+    assert set(maps) == {"p2", "p3", "p4", "p5", "p6"}
+    assert model.training and model.student.training
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key]), key
+
+
+def test_first_disparity_is_measured_on_the_batchs_own_statistics():
+    """Untouched running statistics would make the first picture all of one colour."""
+    maps = distilled().eval().disparity_maps(make_batch())
+    for name, (disparity, valid) in maps.items():
+        assert disparity[valid].mean() < 20, name
+
+
+def test_inheritance_happens_when_asked_for():
+    model = distilled(inherit=["fpn_output"])
+    assert distilled().inherit_from_teacher() is None
+    key = "backbone.fpn_output3.weight"
+    teacher = model.teacher.model.state_dict()[key]
+    assert not torch.equal(model.student.state_dict()[key], teacher)
+    report = model.inherit_from_teacher()
+    assert key in report.inherited
+    assert torch.equal(model.student.state_dict()[key], teacher)
+
+
+def test_boxes_are_those_of_the_batch_in_input_pixels():
+    model = distilled()
+    given = []
+    original = model.head.forward
+    model.head.forward = lambda *args, **kwargs: given.append(kwargs) or original(*args, **kwargs)
+    batch = make_batch()
+    train_step(model, batch)
+    for boxes, item in zip(given[0]["boxes"], batch, strict=True):
+        assert torch.equal(boxes, item["instances"].gt_boxes.tensor)
+    assert given[0]["image_sizes"] == [(64, 96), (80, 64)]
+
+
+def test_criterion_gets_the_teachers_objectness_of_the_same_level():
+    seen = {}
+
+    class Spy(G2SDLoss):
+        def forward(self, student, teacher, *args, objectness):
+            seen[teacher.shape[-2:]] = (teacher, objectness)
+            return super().forward(student, teacher, *args, objectness=objectness)
+
+    model = distilled(criterion=Spy())
+    batch = make_batch()
+    losses, _ = train_step(model, batch)
+    assert losses["loss_dfd_p2"] > 0
+    rpn = model.teacher.model.proposal_generator.rpn_head
+    assert len(seen) == 5
+    for teacher, objectness in seen.values():
+        (logits,), _ = rpn([teacher])
+        # A crop has another border, which a 3x3 convolution sees.
+        inner = (slice(None), slice(0, -1), slice(0, -1))
+        torch.testing.assert_close(objectness[inner], logits.sigmoid().amax(1)[inner])
+
+
+def test_criterion_that_needs_objectness_refuses_a_teacher_without_proposals():
+    with pytest.raises(UserError, match="RetinaNet, has no proposal generator"):
+        distilled(student=build("retinanet"), teacher=build("retinanet"), criterion=G2SDLoss())

@@ -1,0 +1,7 @@
+from toys import faster_rcnn_config
+
+from .student import dataloader
+
+model = faster_rcnn_config(masks=True)
+model.roi_heads.num_classes = "auto"
+dataloader.train.mapper.use_instance_mask = True

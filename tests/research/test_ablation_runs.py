@@ -1,0 +1,539 @@
+"""Runs of an ablation: made, skipped, refused and ended, with a stand-in for training."""
+
+import csv
+import fcntl
+import json
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from commands import load_tool
+from plain import write_rectangles
+
+from dfd.engine import argument_parser, console, main
+from dfd.engine.console import Interrupted, end, start
+from dfd.errors import UserError
+from dfd.research.ablate import UNFINISHED, Ablation, make_cells, plan_runs
+from dfd.research.ablate import cluster as cluster_module
+from dfd.research.ablate import local as launch_module
+from dfd.research.ablate.folders import locked
+from dfd.research.ablate.local import environments, make_jobs
+
+CONFIG = "tests/engine/toy_configs/student.py"
+# Its AP is train.max_iter plus ten times the seed. 13 fails, 17 is killed, 19 does not end, 23
+# leaves nothing, 29 was told to stop, and 31 takes a while to stop when it is told to.
+STAND_IN = """
+import json, os, pathlib, signal, subprocess, sys, time
+given = dict(text.split("=", 1) for text in sys.argv[3:] if "=" in text)
+folder, number = pathlib.Path(given["train.output_dir"]), int(given["train.max_iter"])
+folder.mkdir(parents=True, exist_ok=True)
+with open(folder / "starts", "a") as f:
+    print("resumed" if "--resume" in sys.argv else "begun", file=f)
+(folder / "metrics.json").write_text(json.dumps({"iteration": 0, "loss_cls": 1.0}))
+print("threads", os.environ["OMP_NUM_THREADS"], flush=True)
+if number == 13:
+    sys.exit("a line\\nerror: the number is 13\\nlast")
+if number == 17:
+    os.kill(os.getpid(), signal.SIGKILL)
+if number == 19:
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    (folder / "pids").write_text(f"{os.getpid()} {child.pid}")
+    time.sleep(600)
+if number == 29:
+    sys.exit(75)
+if number == 31:
+    def stop(*_):
+        time.sleep(0.5)
+        (folder / "model_0000001.pth").write_text("saved")
+        sys.exit(75)
+    signal.signal(signal.SIGTERM, stop)
+    (folder / "pids").write_text(str(signal.getsignal(signal.SIGUSR2)))
+    time.sleep(600)
+if number != 23:
+    scores = {"AP": number + 10 * int(given["train.seed"]), "AP50": 0.0, "AP75": 0.0}
+    (folder / "summary.json").write_text(json.dumps({"results": {"bbox": scores}}))
+"""
+
+
+@pytest.fixture
+def ablation(tmp_path, monkeypatch):
+    """An ablation of train.max_iter that trains with the stand-in."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    script = tmp_path / "stand_in.py"
+    script.write_text(STAND_IN)
+
+    def make(values=(1, 2), seeds=(0, 1), overrides=(), parallel=4, **kwargs):
+        out = tmp_path / "out"
+        cells = make_cells(grids=[f"train.max_iter={list(values)}"], overrides=overrides)
+        return Ablation(
+            config_file=CONFIG,
+            out=out,
+            cells=cells,
+            baseline=cells[0],
+            runs=plan_runs(config_file=CONFIG, cells=cells, seeds=seeds, out=out),
+            metric="AP",
+            script=script,
+            parallel=parallel,
+            **kwargs,
+        )
+
+    return make
+
+
+def statuses(ablation):
+    with open(ablation.out / "results.csv") as f:
+        return [row["status"] for row in csv.DictReader(f)]
+
+
+def modified(ablation):
+    return {run.name: (run.folder / "summary.json").stat().st_mtime_ns for run in ablation.runs}
+
+
+def test_every_cell_is_run_with_every_seed(ablation, capsys):
+    given = ablation()
+    given.execute()
+    assert statuses(given) == ["done"] * 4
+    table = (given.out / "results.md").read_text().splitlines()
+    assert table[2].startswith("| max_iter=1 | 2 | 6.00 ± 7.07 |")
+    assert table[3].endswith("| +1.00 ± 0.00 | 2 of 2 |")
+    assert (given.out / "results.png").stat().st_size > 1000
+    assert (given.out / "results.html").read_text().count("<img ") == 3
+    assert "4 of 4 runs" not in capsys.readouterr().out
+    assert not list(given.out.glob(".*.partial"))
+
+
+def test_runs_that_are_done_are_skipped_and_more_seeds_may_follow(ablation):
+    first = ablation()
+    first.execute()
+    before = modified(first)
+    more = ablation(values=(1, 2, 3), seeds=(0, 1, 2))
+    more.execute()
+    assert statuses(more) == ["done"] * 9
+    assert modified(first) == before
+
+
+def test_failed_runs_stop_no_other_and_are_continued(ablation, capsys):
+    given = ablation(values=(1, 13, 17, 23), seeds=(0,))
+    outcomes = given.execute()
+    assert [outcome.status for outcome in outcomes] == ["done", "failed", "failed", "failed"]
+    assert [outcome.error for outcome in outcomes[1:]] == [
+        "the number is 13",
+        "ended by signal 9 (Killed); last line: threads 1",
+        "ended without summary.json; last line: threads 1",
+    ]
+    assert statuses(given) == ["done", "failed", "failed", "failed"]
+    assert "Failed: max_iter=13, seed 0: the number is 13" in (given.out / "results.md").read_text()
+    before = given.runs[0].folder.stat().st_mtime_ns
+    given = ablation(values=(1, 13), seeds=(0,))
+    given.script.write_text(STAND_IN.replace("== 13", "== 14"))
+    given.execute()
+    assert statuses(given) == ["done", "done"]
+    assert f"it goes on from what is in {given.runs[1].folder}" in capsys.readouterr().out
+    assert (given.runs[1].folder / "starts").read_text() == "begun\nresumed\n"
+    assert given.runs[0].folder.stat().st_mtime_ns == before
+
+
+def test_a_summary_that_was_not_written_to_its_end_is_no_finished_run(ablation):
+    given = ablation(values=(1,), seeds=(0,))
+    given.execute()
+    (given.runs[0].folder / "summary.json").write_text('{"results": {"bb')
+    given.execute()
+    assert given.runs[0].summary()["results"]["bbox"]["AP"] == 1
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_begun_run_of_other_settings_is_named_and_kept(ablation):
+    ablation(values=(1, 13), seeds=(0,)).execute()
+    other = ablation(values=(0, 13), seeds=(0,), overrides=["optimizer.lr=0.5"])
+    run = other.runs[1]
+    before = contents(run.out)
+    with pytest.raises(UserError) as error:
+        other.execute()
+    message = str(error.value)
+    assert message.startswith("max_iter=13, seed 0 is begun, but was run with other settings")
+    assert "(optimizer.lr was 0.0005, now 0.5)" in message and str(run.folder) in message
+    assert contents(run.out) == before
+    # Nothing is lost with a run that has made nothing, such as one whose data were not there.
+    (run.folder / "metrics.json").write_text("")
+    other.execute()
+    assert statuses(other) == ["done", "failed"]
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", '{"settings": 3}', None])
+def test_begun_run_whose_settings_are_damaged_is_named_and_kept(ablation, damage):
+    given = ablation(values=(1, 13), seeds=(0,))
+    given.execute()
+    run = given.runs[1]
+    if damage is None:
+        run.record.unlink()
+        run.record.mkdir()
+    else:
+        run.record.write_text(damage)
+    before = contents(run.out)
+    with pytest.raises(UserError, match=r"max_iter=13, seed 0") as error:
+        given.execute()
+    assert str(run.folder) in str(error.value) and "\n" not in str(error.value)
+    assert contents(run.out) == before
+
+
+def test_runs_of_other_settings_are_never_mixed(ablation):
+    given = ablation()
+    given.execute()
+    before = modified(given)
+    other = ablation(values=(0, 1, 2), overrides=["optimizer.lr=0.5"])
+    with pytest.raises(UserError) as error:
+        other.execute()
+    message = str(error.value)
+    assert message.startswith("max_iter=1, seed 0 is done, but was run with other settings")
+    assert "(optimizer.lr was 0.0005, now 0.5)" in message and "\n" not in message
+    assert modified(given) == before
+    assert not other.runs[0].folder.exists()
+    # A key that is gone or new is another setting too.
+    record = given.runs[0].record
+    record.write_text(record.read_text().replace('"lr":', '"rate":'))
+    with pytest.raises(UserError, match=r"optimizer.lr was not there, now 0.0005"):
+        given.execute()
+
+
+def test_runs_made_before_an_upgrade_are_the_same(ablation):
+    given = ablation()
+    given.execute()
+    before = modified(given)
+    record = given.runs[0].record
+    settings = json.loads(record.read_text())["settings"]
+    # A setting of the run that was not there yet, and a class by the module that has it inside.
+    assert settings["train"].pop("ema") == {"decay": None, "warmup": None}
+    name = settings["optimizer"]["_target_"]
+    settings["optimizer"]["_target_"] = "torch.optim.AdamW"
+    assert name != "torch.optim.AdamW"
+    record.write_text(json.dumps({"settings": settings}))
+    given.execute()
+    assert modified(given) == before
+    settings["train"]["ema"] = {"decay": 0.9}
+    record.write_text(json.dumps({"settings": settings}))
+    with pytest.raises(UserError, match=r"train.ema.decay was 0.9, now None"):
+        given.execute()
+
+
+def test_what_no_cell_uses_may_change(ablation, tmp_path, monkeypatch):
+    config = Path(CONFIG).with_name("student.py").read_text().replace("....configs", "configs")
+    config = config.replace("from configs", "from ....configs")
+    folder = tmp_path / "a" / "b" / "c"
+    folder.mkdir(parents=True)
+    (tmp_path / "configs").symlink_to(Path("configs").resolve())
+    path = folder / "config.py"
+    monkeypatch.setattr(f"{__name__}.CONFIG", str(path))
+    extra = "\ncriteria = dict(unused=dict(weight={}))\n"
+    path.write_text(config + extra.format(1))
+    ablation(values=(1,)).execute()
+    path.write_text(config + extra.format(2))
+    ablation(values=(1,)).execute()
+    path.write_text(config + "optimizer.lr = 0.5\n")
+    with pytest.raises(UserError, match="optimizer.lr was"):
+        ablation(values=(1,)).execute()
+
+
+def test_a_folder_that_is_no_run_of_ours_is_left_alone(ablation):
+    given = ablation()
+    given.execute()
+    given.runs[3].record.unlink()
+    (given.runs[3].folder / "summary.json").unlink()
+    with pytest.raises(UserError, match="seed_1.json is not beside it: no run of an ablation"):
+        given.execute()
+    assert (given.runs[3].folder / "metrics.json").exists()
+
+
+def test_a_folder_of_something_else_is_refused(ablation):
+    given = ablation()
+    given.out.mkdir()
+    (given.out / "results.csv").write_text("mine")
+    with pytest.raises(UserError, match="is not empty, and holds no ablation"):
+        given.execute()
+    assert [path.name for path in given.out.iterdir()] == ["results.csv"]
+    assert (given.out / "results.csv").read_text() == "mine"
+
+
+def test_two_at_once_on_one_folder_are_refused(ablation):
+    given = ablation()
+    with locked(given.out), pytest.raises(UserError, match="is in use by another ablate.py"):
+        given.execute()
+    given.execute()
+
+
+def test_a_run_that_outlived_its_ablation_is_not_started_twice(ablation):
+    given = ablation(values=(1,), seeds=(0,))
+    given.execute()
+    (given.runs[0].folder / "summary.json").unlink()
+    with open(given.runs[0].log, "ab") as log:
+        fcntl.flock(log, fcntl.LOCK_EX)
+        orphan = start([sys.executable, "-c", "import time; time.sleep(600)"], output=log)
+    try:
+        more = ablation(values=(0, 1), seeds=(0,))
+        with pytest.raises(UserError, match="max_iter=1, seed 0 is still being trained"):
+            more.execute()
+        assert not more.runs[0].record.exists()  # Nothing else was started either.
+        assert (given.runs[0].folder / "metrics.json").exists()
+        assert given.runs[0].log.read_text()  # Nothing of it was lost.
+    finally:
+        end(orphan)
+    given.execute()
+    assert statuses(given) == ["done"]
+
+
+def alive(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as f:
+            return f.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def stop_when(path, number):
+    """Send this process a signal once a file is there."""
+
+    def wait():
+        while not path.exists() or not path.read_text():
+            time.sleep(0.05)
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+@pytest.fixture
+def signals():
+    """Ours for a test, then what was there."""
+    from dfd.engine.console import SIGNALS, stop_on_signals
+
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    stop_on_signals()
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    console._hurried.clear()
+
+
+def test_a_signal_ends_the_children_and_keeps_the_results_so_far(ablation, signals):
+    given = ablation(values=(1, 19), seeds=(0,), parallel=1)
+    pids = given.runs[1].folder / "pids"
+    stop_when(pids, signal.SIGTERM)
+    with pytest.raises(Interrupted, match="SIGTERM"):
+        given.execute()
+    assert [alive(pid) for pid in pids.read_text().split()] == [False, False]
+    assert statuses(given) == ["done", "not run"]
+    text = (given.out / "results.md").read_text()
+    assert "Not complete: 1 of 2 runs have not been made." in text
+
+
+def test_a_signal_waits_until_the_runs_have_saved_what_they_did(ablation, signals):
+    given = ablation(values=(31,), seeds=(0,))
+    stop_when(given.runs[0].folder / "pids", signal.SIGUSR1)
+    with pytest.raises(Interrupted, match="SIGUSR1"):
+        given.execute()
+    assert (given.runs[0].folder / "model_0000001.pth").read_text() == "saved"
+    assert statuses(given) == ["not run"]
+
+
+def test_a_second_signal_ends_the_wait(signals):
+    child = start(["sh", "-c", "trap '' TERM; echo ready; sleep 600"])
+    child.stdout.readline()
+    with pytest.raises(Interrupted):
+        os.kill(os.getpid(), signal.SIGTERM)
+    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    end(child)
+    assert child.returncode == -signal.SIGKILL
+
+
+def test_a_run_that_was_told_to_stop_is_unfinished_not_failed(ablation, capsys):
+    given = ablation(values=(1, 29), seeds=(0,))
+    with pytest.raises(SystemExit) as stop:
+        load_tool("ablate").run(given)
+    assert stop.value.code == 75
+    assert statuses(given) == ["done", "not run"]
+    said = capsys.readouterr()
+    assert "not finished: max_iter=29, seed 0 was told to stop" in said.err
+    assert "failed" not in said.out + said.err
+    given.script.write_text(STAND_IN.replace("== 29", "== 30"))
+    given.execute()
+    assert statuses(given) == ["done", "done"]
+    assert (given.runs[1].folder / "starts").read_text() == "begun\nresumed\n"
+
+
+def test_a_run_that_cannot_be_started_stops_no_other(ablation, monkeypatch):
+    started = launch_module.start
+
+    def start(command, **kwargs):
+        if "train.max_iter=2" in command:
+            raise OSError(11, "Resource temporarily unavailable")
+        return started(command, **kwargs)
+
+    monkeypatch.setattr(launch_module, "start", start)
+    given = ablation(values=(1, 2, 3, 4), seeds=(0,), parallel=1)
+    given.runs[2].folder.parent.parent.mkdir(parents=True)
+    given.runs[2].folder.parent.write_text("a file in the place of a folder")
+    (given.out / "ablation.lock").touch()
+    outcomes = given.execute()
+    assert statuses(given) == ["done", "failed", "failed", "done"]
+    assert "Resource temporarily unavailable" in outcomes[1].error
+    assert outcomes[2].error.startswith("not started: ")
+
+
+class Executor:
+    """In place of submitit's: jobs are run at once, but one is refused, and any array."""
+
+    def submit(self, function, job, env):
+        if job.run.cell.name == "max_iter=1":
+            raise RuntimeError("sbatch: error: QOS limit")
+        result = function(job, env)
+        return SimpleNamespace(done=lambda: True, exception=lambda: None, result=lambda: result)
+
+    def map_array(self, function, jobs, envs):
+        raise RuntimeError("sbatch: error: QOS limit")
+
+
+@pytest.mark.parametrize("cluster", ["local", "slurm"])
+def test_a_job_that_is_refused_stops_no_other(ablation, monkeypatch, cluster):
+    monkeypatch.setattr(cluster_module, "_executor", lambda *_: Executor())
+    given = ablation(values=(1, 2), seeds=(0,), cluster=cluster)
+    outcomes = given.execute()
+    # Slurm is given one array, which is refused as a whole.
+    assert statuses(given) == ["failed", "done" if cluster == "local" else "failed"]
+    assert outcomes[0].error == "not submitted: sbatch: error: QOS limit"
+
+
+def test_a_preempted_job_saves_its_run_and_is_queued_again(ablation):
+    given = ablation(values=(31,), seeds=(0,))
+    (job,) = make_jobs(given.runs, script=given.script, config_file=CONFIG)
+    pids, queued = given.runs[0].folder / "pids", []
+
+    def preempt(*_):
+        queued.append(cluster_module.run_job.checkpoint(job, None))
+
+    before = signal.signal(signal.SIGUSR2, preempt)
+    try:
+        stop_when(pids, signal.SIGUSR2)
+        assert cluster_module.run_job(job, None) == UNFINISHED
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    # A cluster tells all processes of a job; the run is to hear of it from its job alone.
+    assert pids.read_text() == str(signal.SIG_IGN)
+    assert (given.runs[0].folder / "model_0000001.pth").exists()
+    assert queued[0].function is cluster_module.run_job and queued[0].args == (job, None)
+
+
+# Kills itself in its fourth iteration, as long as a file is there.
+KILLED_ONCE = """
+import os, pathlib, signal, sys
+sys.path.insert(0, "tests")
+from dfd.engine import argument_parser, launch, main
+from dfd.engine.trainer import Trainer
+step, marker = Trainer.run_step, pathlib.Path(__file__).with_name("kill")
+def killing(trainer):
+    if trainer.iter == 3 and marker.exists():
+        marker.unlink()
+        os.kill(os.getpid(), signal.SIGKILL)
+    step(trainer)
+Trainer.run_step = killing
+parser = argument_parser()
+parser.set_defaults(dist_url="auto")
+launch(main, parser.parse_args())
+"""
+
+
+def test_a_killed_training_ends_as_one_that_was_not(ablation, tmp_path, monkeypatch):
+    monkeypatch.setattr(f"{__name__}.CONFIG", "tests/engine/toy_configs/plain.py")
+    splits = {"train": ("train", 8), "test": ("val", 3)}
+    data = [
+        f"dataloader.{split}.{text}"
+        for split, (name, count) in splits.items()
+        for text in write_rectangles(tmp_path, name, count, seed=count)
+    ]
+    given = ablation(values=(5,), seeds=(3,), overrides=data)
+    given.script.write_text(KILLED_ONCE)
+    (tmp_path / "kill").touch()
+    assert [outcome.status for outcome in given.execute()] == ["failed"]
+    assert not (tmp_path / "kill").exists()
+    assert [outcome.status for outcome in given.execute()] == ["done"]
+    state, folder = load_tool("kill_resume").state, given.runs[0].folder
+    killed = state(folder)
+    shutil.rmtree(given.out)
+    settings = ["train.max_iter=5", "train.seed=3", f"train.output_dir={folder}"]
+    main(argument_parser().parse_args(["--config-file", CONFIG, *data, *settings]))
+    assert load_tool("kill_resume").differences(killed, state(folder), "run") == []
+
+
+def test_processes_share_the_machine(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(8)))
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert [env["OMP_NUM_THREADS"] for env in environments(3)] == ["2"] * 3
+    assert environments(16)[0]["OMP_NUM_THREADS"] == "1"
+    assert "CUDA_VISIBLE_DEVICES" not in environments(2)[0]
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert environments(2)[0]["OMP_NUM_THREADS"] == "5"
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert [env["CUDA_VISIBLE_DEVICES"] for env in environments(3)] == ["0", "1", "0"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-7")
+    assert [env["CUDA_VISIBLE_DEVICES"] for env in environments(3)] == ["3", "GPU-7", "3"]
+
+
+def test_slurm_is_given_one_array(ablation, tmp_path, monkeypatch):
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name, text in {"sbatch": "echo Submitted batch job 77", "srun": ":", "sacct": ":"}.items():
+        (tools / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tools / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tools), prepend=os.pathsep)
+    given = ablation(parallel=3)
+    jobs = make_jobs(given.runs, script=given.script, config_file=CONFIG)
+    runs = cluster_module.ClusterRuns(
+        jobs,
+        cluster="slurm",
+        parameters=cluster_module.parse_slurm("partition=gpu timeout_min=600 gpus_per_node=1"),
+        parallel=3,
+        folder=tmp_path / "submitit",
+    )
+    assert runs.poll() == [] and runs.running() == []
+    script = (tmp_path / "submitit" / "77_submission.sh").read_text()
+    for line in ("array=0-3%3", "partition=gpu", "time=600", "gpus-per-node=1"):
+        assert f"#SBATCH --{line}\n" in script
+
+
+def test_a_job_that_comes_late_does_not_repeat_a_run(ablation):
+    given = ablation(values=(1,), seeds=(0,))
+    (job,) = make_jobs(given.runs, script=given.script, config_file=CONFIG)
+    assert cluster_module.run_job(job, None) is None
+    before = modified(given)
+    assert cluster_module.run_job(job, None) is None
+    assert modified(given) == before
+    record = json.loads(given.runs[0].record.read_text())
+    record["settings"]["train"]["max_iter"] = 2
+    given.runs[0].record.write_text(json.dumps(record))
+    assert "train.max_iter was 2, now 1" in cluster_module.run_job(job, None)
+
+
+def test_a_cluster_s_array_gives_the_same_results(ablation):
+    given = ablation(values=(1, 13, 29), seeds=(0,), cluster="local")
+    outcomes = given.execute()
+    assert [outcome.error for outcome in outcomes] == ["", "the number is 13", ""]
+    assert statuses(given) == ["done", "failed", "not run"]
+    assert any((given.out / "submitit").iterdir())
+
+
+def test_a_signal_ends_the_jobs_of_the_array(ablation, signals):
+    given = ablation(values=(19,), seeds=(0,), cluster="local")
+    pids = given.runs[0].folder / "pids"
+    stop_when(pids, signal.SIGINT)
+    with pytest.raises(Interrupted, match="SIGINT"):
+        given.execute()
+    assert [alive(pid) for pid in pids.read_text().split()] == [False, False]
+    assert statuses(given) == ["not run"]

@@ -1,0 +1,388 @@
+"""tools/report.py and tools/demo.py: right numbers, a complete page, refusals of one line."""
+
+import copy
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from coco_files import write_coco
+from commands import load_tool
+from detectron2.config import LazyConfig
+from forked import Started
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+from toys import build
+
+from dfd.engine.config.load import load_config, resolve_config
+from dfd.errors import UserError
+from dfd.research import format_text, load_runs, parse_runs
+from dfd.research.compare import differences, gains, tables
+from dfd.research.curves import loss_curves
+from dfd.research.report import render_page
+
+ENV = os.environ | {"OMP_NUM_THREADS": "1"}
+AP = {"student": 20.25, "dfd": 31.5}
+
+
+def write_run(folder, kind, data):
+    """What train_net.py would leave behind of a toy run."""
+    folder.mkdir()
+    opts = [f"dataloader.{split}.{o}" for split, opts in data.items() for o in opts]
+    cfg = resolve_config(load_config(f"tests/engine/toy_configs/{kind}.py", opts))
+    LazyConfig.save(cfg, str(folder / "config.yaml"))
+    torch.save({"model": build().state_dict()}, folder / "model_final.pth")
+    lines = [
+        {"iteration": i, "loss_cls": 2.0 - i, "loss_rpn_loc": 1.0, "total_loss": 9.0}
+        for i in range(2)
+    ]
+    if kind == "dfd":
+        lines = [line | {"loss_dfd_p2": 0.5, "loss_dfd_p3": 0.25} for line in lines]
+        (folder / "disparity").mkdir()
+        for iteration in (0, 1, 2):
+            picture = np.full((40, 80, 3), iteration, np.uint8)
+            cv2.imwrite(str(folder / "disparity" / f"{iteration:07d}.png"), picture)
+    lines.append({"iteration": 2, "bbox/AP": AP[kind]})
+    (folder / "metrics.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    scores = {"AP": AP[kind], "AP50": 40.0, "AP75": float("nan"), "AP-disc": 7.0, "AP-bar": 8.5}
+    summary = {
+        "iterations": 4,
+        "seconds_per_iteration": 0.1234,
+        "peak_memory_mib": 512,
+        "results": {"bbox": scores},
+        "parameters": 1_234_567,
+        "train_images": 8,
+        "seed": 0,
+        "device": "cpu",
+        "processor": "A CPU",
+        "threads": 1,
+        "torch": "2.0",
+        "detectron2": "0.6",
+        "teacher": {"path": "t.pth", "sha256": "0123456789abcdef" * 4} if kind == "dfd" else None,
+    }
+    (folder / "summary.json").write_text(json.dumps(summary))
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A plain and a distilled run of one recipe, by name."""
+    root = tmp_path_factory.mktemp("report")
+    data = {
+        "train": write_coco(root, "train", 4),
+        "test": write_coco(root, "val", 5, seed=1),
+    }
+    for kind in AP:
+        write_run(root / kind, kind, data)
+    return {kind: str(root / kind) for kind in AP}
+
+
+def test_the_tables_hold_the_summaries_numbers(folders):
+    runs = load_runs(folders)
+    summary, classes = tables(runs)
+    assert summary[1:] == [
+        ["student", "20.2", "40.0", "–", "8", "1.23", "4", "0.123", "512"],
+        ["dfd", "31.5", "40.0", "–", "8", "1.23", "4", "0.123", "512"],
+    ]
+    assert classes[1:] == [["disc", "7.0", "7.0"], ["bar", "8.5", "8.5"]]
+    text = format_text(runs)
+    assert "One run each" in text
+    assert max(len(line) for line in text.splitlines()) <= 100
+
+
+def test_a_distilled_run_is_set_beside_its_plain_one_only_if_nothing_else_differs(folders):
+    plain, distilled = load_runs(folders)
+    assert ["20.2 without, 31.5 with" in text for text in gains([plain, distilled])] == [True]
+    plain.cfg.optimizer.lr = 1.0
+    assert gains([plain, distilled]) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("train.accumulation_steps", 2),
+        ("train.clip_grad_norm", 1.0),
+        ("train.ema.decay", 0.9),
+        ("train.early_stop.metric", "bbox/AP"),
+        ("train.seed", 1),
+        ("train.max_iter", 5),
+        ("train.init_checkpoint", "x.pth"),
+        ("train.amp.enabled", True),
+        ("train.amp.dtype", "fp16"),
+        ("train.device", "cuda"),
+        ("train.cudnn_benchmark", True),
+        ("train.a_setting_of_tomorrow", 1),
+        ("optimizer.weight_decay", 0.5),
+        ("optimizer.params.weight_decay_norm", 0.5),
+        ("optimizer.params.lr_decay", 0.7),
+        ("lr_multiplier.warmup_length", 0.5),
+        ("dataloader.train.total_batch_size", 3),
+        ("dataloader.train.seed", 7),
+        ("dataloader.train.dataset.num_images", 3),
+        ("dataloader.train.mapper.augmentations.0.max_size", 50),
+        ("dataloader.test.mapper.augmentations.0.max_size", 50),
+        ("model.proposal_generator.nms_thresh", 0.5),
+    ],
+)
+def test_everything_that_decides_how_a_run_is_trained_counts(folders, key, value):
+    plain, distilled = load_runs(folders)
+    OmegaConf.update(plain.cfg, key, value, force_add=True)
+    assert gains([plain, distilled]) == []
+    assert [key.startswith(found) for found in differences(plain, distilled)].count(True) == 1
+
+
+def test_number_of_training_images_counts(folders):
+    plain, distilled = load_runs(folders)
+    plain.summary["train_images"] = 9
+    assert gains([plain, distilled]) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("train.output_dir", "x"),
+        ("train.checkpointer.period", 3),
+        ("train.wandb.project", "x"),
+        ("train.log_period", 3),
+        ("train.eval_period", 3),
+        ("train.epochs", 3),
+        ("train.val_loss.period", 3),
+        ("train.best_checkpoint.metric", "bbox/AP"),
+        ("train.disparity_images.period", 3),
+        ("train.min_teacher_ap", 3),
+        ("dataloader.train.num_workers", 3),
+        ("dataloader.evaluator.output_dir", "x"),
+        ("optimizer.params.head_lr_multiplier", 3),
+        # What a run of another version leaves to its default, written out here.
+        ("optimizer.amsgrad", False),
+        ("train.clip_grad_norm", None),
+    ],
+)
+def test_what_does_not_touch_the_training_does_not_count(folders, key, value):
+    plain, distilled = load_runs(folders)
+    OmegaConf.update(distilled.cfg, key, value, force_add=True)
+    assert differences(plain, distilled) == []
+
+
+def test_evaluation_counts_where_it_may_end_the_run(folders):
+    plain, distilled = load_runs(folders)
+    for run in (plain, distilled):
+        run.cfg.train.early_stop.metric = "bbox/AP"
+    assert differences(plain, distilled) == []
+    plain.cfg.train.eval_period = 3
+    assert differences(plain, distilled) == ["train.eval_period"]
+
+
+def test_inherited_weights_are_named_beside_the_gain(folders):
+    plain, distilled = load_runs(folders)
+    distilled.cfg.model.inherit = ["fpn_output"]
+    assert "and fpn_output initialised from the teacher's weights" in gains([plain, distilled])[0]
+
+
+def test_start_and_distillation_are_told_apart(folders):
+    plain, distilled = load_runs(folders)
+    distilled.cfg.model.inherit = ["fpn_output"]
+    start = copy.deepcopy(distilled)
+    object.__setattr__(start, "name", "start")
+    start.cfg.model.head.weight = 0
+    runs = [plain, start, distilled]
+    assert [text.partition(", all else")[0] for text in gains(runs)] == [
+        '"start" is "student" with fpn_output initialised from the teacher\'s weights',
+        '"dfd" is "student" with a teacher beside it in training and fpn_output initialised from '
+        "the teacher's weights",
+        '"dfd" is "start" with a teacher beside it in training, from the same start',
+    ]
+    # Of another start, of another teacher, or with nothing of the teacher's.
+    start.cfg.model.inherit = ["heads"]
+    assert not any('is "start"' in text for text in gains(runs))
+    start.cfg.model.inherit = ["fpn_output"]
+    start.summary["teacher"]["sha256"] = "other"
+    assert not any('is "start"' in text for text in gains(runs))
+    start.cfg.model.inherit = []
+    assert not any(text.startswith('"start"') for text in gains(runs))
+
+
+def test_the_page_is_complete_and_needs_nothing_else(folders):
+    page = render_page(runs=load_runs(folders), title="<T> & co", num_images=2)
+    curves, tiles, disparity = 1, 2 * 3, 2
+    assert page.count("<img ") == curves + tiles + disparity
+    # At the scale of the criterion, which the run's config need not name.
+    assert "in units of the variance of each channel" in page
+    assert page.count("src='data:image/") == page.count("src=")
+    assert "http" not in page and "<script" not in page
+    assert "&lt;T&gt; &amp; co" in page
+    assert ">before training<" in page and "after 2 iterations" in page
+    assert "after 1 iterations" not in page
+    assert "device cpu; processor A CPU; threads 1; torch 2.0; detectron2 0.6" in page
+    assert "sha256 0123456789ab<" in page
+    assert "2 boxes" in page  # The ground truth of every image.
+
+
+def test_more_images_than_there_are_shows_all_of_them(folders):
+    page = render_page(runs=load_runs(folders)[:1], title="T", num_images=99)
+    assert page.count("<h3>") == 5
+
+
+def test_curves_show_what_was_logged(folders, monkeypatch):
+    drawn = {}
+
+    def plot(axes, x, y, label, **kwargs):
+        drawn[label] = (x, y)
+
+    monkeypatch.setattr("matplotlib.axes.Axes.plot", plot)
+    monkeypatch.setattr("matplotlib.axes.Axes.legend", lambda *args, **kwargs: None)
+    loss_curves(load_runs(folders))
+    assert drawn["student"] == drawn["dfd"] == ([0, 1], [3.0, 2.0])
+    assert drawn["dfd: p3"] == ([0, 1], [0.25, 0.25])
+
+
+def broken(tmp_path, folders, change):
+    """A copy of the plain run's folder with one thing changed."""
+    copy = tmp_path / "copy"
+    shutil.copytree(folders["student"], copy)
+    change(copy)
+    return str(copy)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: (f / "summary.json").unlink(), "summary.json: the run has not finished"),
+        (lambda f: (f / "model_final.pth").unlink(), "has no model_final.pth"),
+        (lambda f: (f / "metrics.json").write_text("{"), "cannot be read"),
+        (lambda f: (f / "summary.json").write_text('{"results": {}}'), "holds no box AP"),
+        (shutil.rmtree, "no such folder"),
+    ],
+)
+def test_a_run_that_is_not_complete_is_refused(tmp_path, folders, change, message):
+    with pytest.raises(UserError, match=message) as error:
+        load_runs({"a": folders["student"], "b": broken(tmp_path, folders, change)})
+    assert "--run b" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_runs_of_different_test_data_are_refused(tmp_path, folders):
+    def use_the_training_images(folder):
+        path = folder / "config.yaml"
+        path.write_text(path.read_text().replace("val.json", "train.json"))
+
+    other = broken(tmp_path, folders, use_the_training_images)
+    with pytest.raises(UserError, match="json is .*train.json, not .*val.json"):
+        load_runs({"a": folders["student"], "b": other})
+
+
+def test_weights_of_another_model_are_refused(tmp_path, folders):
+    def take_others(folder):
+        torch.save({"model": build("fcos").state_dict()}, folder / "model_final.pth")
+
+    runs = load_runs({"a": broken(tmp_path, folders, take_others)})
+    with pytest.raises(UserError, match="--run a: .* does not fit"):
+        render_page(runs=runs, title="T", num_images=1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["a"], "NAME=FOLDER"), (["=x"], "NAME=FOLDER"), (["a=x", "a=y"], "given before")],
+)
+def test_run_arguments_of_another_form_are_refused(arguments, message):
+    with pytest.raises(UserError, match=message):
+        parse_runs(arguments)
+
+
+def tool(name, *arguments):
+    return subprocess.run(
+        [sys.executable, f"tools/{name}.py", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=ENV,
+    )
+
+
+def test_report_fails_in_one_line(tmp_path):
+    result = tool("report", "--run", f"a={tmp_path / 'none'}", "--out", tmp_path / "r.html")
+    assert result.returncode == 1
+    assert result.stderr == f"error: --run a: no such folder: {tmp_path / 'none'}\n"
+    assert not (tmp_path / "r.html").exists()
+
+
+@pytest.fixture
+def demo():
+    return load_tool("demo")
+
+
+def test_demo_runs_from_data_to_report(demo, tmp_path, capsys, monkeypatch):
+    out, shapes = tmp_path / "demo", tmp_path / "shapes"
+    (out / "teacher").mkdir(parents=True)
+    (out / "teacher" / "earlier").touch()
+    overrides = [
+        "train.max_iter=1",
+        "train.device=cpu",
+        "train.disparity_images.num_images=1",
+        "dataloader.train.dataset.image_size=64",
+        "dataloader.train.dataset.num_train=8",
+        "dataloader.train.dataset.num_val=2",
+        "dataloader.train.dataset.num_images=4",
+        "dataloader.train.total_batch_size=2",
+        "dataloader.train.num_workers=0",
+        "dataloader.test.num_workers=0",
+    ]
+    monkeypatch.setattr(demo, "start", Started)
+    monkeypatch.setattr(demo, "stop_on_signals", lambda: None)
+    arguments = ["--out", out, "--data", shapes, *overrides]
+    monkeypatch.setattr("sys.argv", ["demo.py", *map(str, arguments)])
+    demo.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line[:5] for line in lines if line.startswith("[")] == [f"[{i}/6]" for i in range(1, 7)]
+    assert lines[-1] == f"report: {out / 'report.html'}"
+    assert (out / "report.html").stat().st_size > 10_000
+    assert (tmp_path / "demo-1" / "teacher" / "earlier").exists()
+    assert sum(line.lstrip().startswith("$ ") for line in lines) == 5
+
+
+def test_demo_shows_what_a_failed_training_said_last(demo, tmp_path, capsys):
+    code = "import sys; [print('line', i) for i in range(30)]; sys.exit('error: no such thing')"
+    with pytest.raises(demo.StepFailed, match="exit code 1"):
+        demo.follow([sys.executable, "-c", code], demo.TrainingState(tmp_path))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "error: no such thing"
+    assert lines[-20] == "line 11"
+
+
+def test_demo_ends_its_children_when_it_is_stopped(demo, tmp_path):
+    code = "import time; print('up', flush=True); time.sleep(600)"
+    started = []
+
+    class Stop(demo.TrainingState):
+        def read(self, line):
+            raise demo.Interrupted("SIGINT")
+
+    start = demo.start
+    demo.start = lambda command: started.append(start(command)) or started[0]
+    with pytest.raises(demo.Interrupted):
+        demo.follow([sys.executable, "-c", code], Stop(tmp_path))
+    assert started[0].poll() is not None
+
+
+def test_demo_reads_a_training_s_state(demo, tmp_path):
+    (tmp_path / "config.yaml").write_text("train: {amp: {}, max_iter: 300, seed: 0}")
+    state = demo.TrainingState(tmp_path)
+    assert state.text == "starting"
+    state.read("[11/22 14:02 d2.utils.events]:  eta: 0:01:27  iter: 19  total_loss: 1.2  lr: 1e-3")
+    assert state.text == "iteration 20 of 300, 0:01:27 to go, total loss 1.2"
+    state.read("[11/22 14:03 d2.evaluation.evaluator]: Inference done 11/250. Dataloading: 0.1 s")
+    assert state.text == "evaluating, image 11 of 250"
+
+
+def test_demo_quotes_paths_as_hydra_reads_them(demo):
+    for path in ("output/demo", "a b/c=d, (e)", "it's/here"):
+        parsed = OverridesParser.create().parse_override(demo.override("key", path))
+        assert parsed.value() == path
+
+
+def test_demo_renames_only_what_is_an_earlier_demonstration(demo, tmp_path):
+    (tmp_path / "work").touch()
+    with pytest.raises(UserError, match="no earlier demonstration"):
+        demo.keep_earlier(tmp_path)
