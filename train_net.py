@@ -9,9 +9,7 @@ and --eval-only, --eval-teacher or --dry-run to train nothing. torchrun and Slur
 too (docs/running.md).
 """
 
-from dfd.engine import argument_parser, launch, main
+from dfd.engine.command import train
 
 if __name__ == "__main__":
-    parser = argument_parser(epilog=__doc__)
-    parser.set_defaults(dist_url="auto")
-    launch(main, parser.parse_args())
+    train(epilog=__doc__)

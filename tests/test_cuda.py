@@ -173,7 +173,7 @@ def arguments(tmp_path_factory):
     folder = tmp_path_factory.mktemp("coco")
     train = [f"dataloader.train.{o}" for o in write_coco(folder, "train", 4)]
     test = [f"dataloader.test.{o}" for o in write_coco(folder, "val", 2, seed=1)]
-    config = ["--config-file", "tests/engine/toy_configs/dfd.py", *train, *test]
+    config = ["--config-file", "tests/engine/configs/dfd.py", *train, *test]
     return [*config, "model.teacher.allow_random=True", "optimizer.lr=1e-5"]
 
 

@@ -19,7 +19,7 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="session")
 def configs():
     """Paths of the toy configs by name; teacher, student and dfd belong together."""
-    return {path.stem: str(path) for path in Path("tests/engine/toy_configs").glob("*.py")}
+    return {path.stem: str(path) for path in Path("tests/engine/configs").glob("*.py")}
 
 
 @pytest.fixture(scope="session", autouse=True)

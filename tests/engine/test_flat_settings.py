@@ -111,7 +111,7 @@ def test_default_may_be_written_out_or_left_out(settings):
 @pytest.fixture
 def real():
     """The settings of a real config."""
-    cfg = load_config("tests/engine/toy_configs/dfd.py")
+    cfg = load_config("tests/engine/configs/dfd.py")
     cfg.dataloader.train.dataset = cfg.dataloader.test.dataset = "x"
     cfg.optimizer.params.model = build()
     return run_settings(cfg, None, 8)

@@ -182,7 +182,7 @@ def test_loader_goes_on_when_its_workers_are_told_to_stop_too(wrapped):
     assert worker.exitcode is not None
 
 
-@pytest.mark.parametrize("name", ["console", "engine/stop", "engine/machine"])
+@pytest.mark.parametrize("name", ["engine/console", "engine/stop", "engine/machine"])
 def test_system_without_these_signals_and_resource_is_no_error(name, monkeypatch):
     """As Windows is."""
     for missing in ("SIGUSR1", "SIGHUP"):
@@ -196,7 +196,7 @@ def test_system_without_these_signals_and_resource_is_no_error(name, monkeypatch
         monkeypatch.setattr("builtins.open", lambda *_: (_ for _ in ()).throw(OSError()))
         assert module.peak_memory_mib() == 0
     else:
-        assert signal.SIGTERM in (module.SIGNALS if name == "console" else module.STOP_SIGNALS)
+        assert signal.SIGTERM in (module.SIGNALS if name == "engine/console" else module.STOP_SIGNALS)
 
 
 def torchrun(config, *arguments):

@@ -27,7 +27,7 @@ from dfd.research.ablate.folders import CellRun
 from dfd.research.ablate.progress import Progress, share_done
 from dfd.research.ablate.tables import explanation, render_page, result_table, to_markdown
 
-CONFIG = "tests/engine/toy_configs/dfd.py"
+CONFIG = "tests/engine/configs/dfd.py"
 LENIENT = "model.head.criterion.lenient_on=[high,low]"
 
 

@@ -25,7 +25,7 @@ from dfd.research.ablate import local as launch_module
 from dfd.research.ablate.folders import locked
 from dfd.research.ablate.local import environments, make_jobs
 
-CONFIG = "tests/engine/toy_configs/student.py"
+CONFIG = "tests/engine/configs/student.py"
 # Its AP is train.max_iter plus ten times the seed. 13 fails, 17 is killed, 19 does not end, 23
 # leaves nothing, 29 was told to stop, and 31 takes a while to stop when it is told to.
 STAND_IN = """
@@ -449,7 +449,7 @@ launch(main, parser.parse_args())
 
 
 def test_a_killed_training_ends_as_one_that_was_not(ablation, tmp_path, monkeypatch):
-    monkeypatch.setattr(f"{__name__}.CONFIG", "tests/engine/toy_configs/plain.py")
+    monkeypatch.setattr(f"{__name__}.CONFIG", "tests/engine/configs/plain.py")
     splits = {"train": ("train", 8), "test": ("val", 3)}
     data = [
         f"dataloader.{split}.{text}"

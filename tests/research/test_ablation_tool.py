@@ -11,7 +11,7 @@ from commands import load_tool
 from detectron2.config import instantiate
 from toys import faster_rcnn_config
 
-CONFIG = "tests/engine/toy_configs/dfd.py"
+CONFIG = "tests/engine/configs/dfd.py"
 LENIENT = "model.head.criterion.lenient_on=[high,low]"
 
 

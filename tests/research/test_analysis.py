@@ -60,7 +60,7 @@ from dfd.research.analyse.statistics import (
 )
 from dfd.research.analyse.tables import error_sentences, size_sentences, time_sentences
 
-CONFIGS = "tests/engine/toy_configs"
+CONFIGS = "tests/engine/configs"
 
 
 def histogram(*values):

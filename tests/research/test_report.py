@@ -34,7 +34,7 @@ def write_run(folder, kind, data):
     """What train_net.py would leave behind of a toy run."""
     folder.mkdir()
     opts = [f"dataloader.{split}.{o}" for split, opts in data.items() for o in opts]
-    cfg = resolve_config(load_config(f"tests/engine/toy_configs/{kind}.py", opts))
+    cfg = resolve_config(load_config(f"tests/engine/configs/{kind}.py", opts))
     LazyConfig.save(cfg, str(folder / "config.yaml"))
     torch.save({"model": build().state_dict()}, folder / "model_final.pth")
     lines = [

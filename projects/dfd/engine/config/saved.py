@@ -41,7 +41,8 @@ _HOLDERS: dict[str, Callable] = {
 }
 # Where the parts of a detector and of its training are from: calling one builds it.
 _PARTS = (
-    *(f"dfd.{name}" for name in "data losses modeling optim head distiller teacher".split()),
+    *(f"dfd.{name}" for name in "distill losses modeling data demo".split()),
+    *(f"dfd.engine.{name}" for name in "optim schedule".split()),
     *(f"detectron2.{name}" for name in "modeling layers structures evaluation solver".split()),
     *(f"detectron2.data.{name}" for name in "transforms dataset_mapper".split()),
     *("fvcore.common.param_scheduler", "fvcore.transforms", "fvcore.nn"),

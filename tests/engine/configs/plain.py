@@ -4,7 +4,8 @@ from plain import FailingMapper, PlainDetector
 from dfd import DFDHead, DistilledDetector, FrozenTeacher
 from dfd.losses import DFDLoss
 
-from .student import dataloader
+from ....configs.common.optim import SGD as optimizer
+from .student import dataloader, lr_multiplier, train
 from .teacher import model as _teacher
 
 model = L(DistilledDetector)(

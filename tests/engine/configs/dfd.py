@@ -3,6 +3,8 @@ from detectron2.config import LazyCall as L
 from dfd import DFDHead, DistilledDetector, FrozenTeacher
 from dfd.losses import DFDLoss
 
+from ....configs.common.criteria import faster_rcnn as criteria
+from .student import dataloader, lr_multiplier, optimizer, train
 from .student import model as _student
 from .teacher import model as _teacher
 

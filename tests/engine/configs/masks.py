@@ -1,6 +1,6 @@
 from toys import faster_rcnn_config
 
-from .student import dataloader
+from .student import dataloader, lr_multiplier, optimizer, train
 
 model = faster_rcnn_config(masks=True)
 model.roi_heads.num_classes = "auto"

@@ -8,7 +8,7 @@ from dfd.data import closing_batch
 from dfd.losses import DFDLoss
 
 from ....configs.common.data.mosaic import use_mosaic
-from .student import dataloader, train
+from .student import dataloader, lr_multiplier, optimizer, train
 
 _student, _teacher = yolox_config(), reppoints_config()
 for _model in (_student, _teacher):

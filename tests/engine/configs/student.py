@@ -1,6 +1,8 @@
 from toys import faster_rcnn_config
 
 from ....configs.common.data.coco_json import dataloader
+from ....configs.common.optim import AdamW as optimizer
+from ....configs.common.schedule import cosine as lr_multiplier
 from ....configs.common.train import train
 
 model = faster_rcnn_config()

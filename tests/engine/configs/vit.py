@@ -4,7 +4,7 @@ from vit_toys import timm_vit_config
 
 from dfd.data import TwoSizeMapper
 
-from .dfd import dataloader, model, train
+from .dfd import criteria, dataloader, lr_multiplier, model, optimizer, train
 
 model.student = timm_vit_config()
 model.student.roi_heads.num_classes = "auto"

@@ -1,6 +1,6 @@
 from toys import keypoint_rcnn_config
 
-from .student import dataloader
+from .student import dataloader, lr_multiplier, optimizer, train
 
 model = keypoint_rcnn_config()
 model.roi_heads.num_classes = "auto"

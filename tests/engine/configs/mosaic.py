@@ -3,6 +3,7 @@
 from toys import dense_config
 
 from ....configs.common.data.mosaic import use_mosaic
+from ....configs.common.optim import NesterovSGD as optimizer
 from ....configs.common.schedule import yolox as lr_multiplier
 from .student import dataloader, train
 
