@@ -196,7 +196,8 @@ def test_system_without_these_signals_and_resource_is_no_error(name, monkeypatch
         monkeypatch.setattr("builtins.open", lambda *_: (_ for _ in ()).throw(OSError()))
         assert module.peak_memory_mib() == 0
     else:
-        assert signal.SIGTERM in (module.SIGNALS if name == "engine/console" else module.STOP_SIGNALS)
+        of_console = name == "engine/console"
+        assert signal.SIGTERM in (module.SIGNALS if of_console else module.STOP_SIGNALS)
 
 
 def torchrun(config, *arguments):
