@@ -361,9 +361,9 @@ def test_criterion_gets_the_teachers_objectness_of_the_same_level():
     seen = {}
 
     class Spy(G2SDLoss):
-        def forward(self, student, teacher, *args, objectness):
-            seen[teacher.shape[-2:]] = (teacher, objectness)
-            return super().forward(student, teacher, *args, objectness=objectness)
+        def forward(self, level):
+            seen[level.teacher.shape[-2:]] = (level.teacher, level.objectness)
+            return super().forward(level)
 
     model = distilled(criterion=Spy())
     batch = make_batch()

@@ -35,7 +35,7 @@ def make_head(seed=0, **kwargs):
 
 
 class Counting(FeatureCriterion):
-    """Costs 1 a level and keeps what it was given."""
+    """Costs 1 a level and keeps what it was given; it takes the fields of a level themselves."""
 
     def forward(self, student, teacher, valid=None, boxes=None, stride=1):
         self.seen = (student, teacher, valid, boxes, stride)

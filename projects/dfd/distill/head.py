@@ -14,7 +14,7 @@ from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..losses.base import FeatureCriterion
+from ..losses.base import FeatureCriterion, LevelFeatures
 from .disparity import disparity_map, scale_features, zero_outside
 from .pairing import (
     ALIGN,
@@ -218,14 +218,16 @@ class DFDHead(nn.Module):
             return boxes
         return to_device(torch.cat(list(boxes)), device).split([len(b) for b in boxes])
 
-    def _paired_features(
+    def _level(
         self,
         pair: LevelPair,
         student_pyramid: Mapping[str, Tensor],
         teacher_pyramid: Mapping[str, Tensor],
         pixels: _Pixels,
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Student (adapted) and teacher of one level in fp32, on the same cells, and the valid."""
+        boxes: Sequence[Tensor] | None = None,
+        objectness: Mapping[str, Tensor] | None = None,
+    ) -> LevelFeatures:
+        """Student (adapted) and teacher of one level in fp32, on the same cells."""
         student = student_pyramid[pair.name]
         teacher, cover = self._resampled(teacher_pyramid[pair.teacher_name].detach(), pair, pixels)
         student, teacher = crop_to_images(student, teacher, pixels.own.sizes, pair.stride)
@@ -247,8 +249,18 @@ class DFDHead(nn.Module):
                 )
         # One memory format for both: arithmetic between two of them is several times slower.
         layout = torch.contiguous_format
-        student = student.float().contiguous(memory_format=layout)
-        return student, teacher.to(torch.float32, memory_format=layout), valid
+        if objectness is not None:
+            scores = objectness[pair.teacher_name].float()[:, None]
+            scores, _ = self._resampled(scores, pair, pixels)
+            objectness = scores[:, 0, : cells[0], : cells[1]]
+        return LevelFeatures(
+            student=student.float().contiguous(memory_format=layout),
+            teacher=teacher.to(torch.float32, memory_format=layout),
+            valid=valid,
+            boxes=boxes,
+            stride=pair.stride,
+            objectness=objectness,
+        )
 
     def forward(
         self,
@@ -283,21 +295,15 @@ class DFDHead(nn.Module):
         device = next(iter(student_pyramid.values())).device
         pixels = self._pixels(image_sizes, masks, teacher_masks, device)
         boxes = self._wanted_boxes(boxes, device)
+        objectness = objectness if self.needs_objectness else None
         for pair in self.pairs:
-            student, teacher, valid = self._paired_features(
-                pair, student_pyramid, teacher_pyramid, pixels
-            )
+            level = self._level(pair, student_pyramid, teacher_pyramid, pixels, boxes, objectness)
             criterion = self.criteria[pair.name]
-            more = {}
-            if self.needs_objectness:
-                rows, columns = student.shape[-2:]
-                scores = objectness[pair.teacher_name].float()[:, None]
-                scores, _ = self._resampled(scores, pair, pixels)
-                more["objectness"] = scores[:, 0, :rows, :columns]
             # Squares and their sums overflow fp16 and lose digits in bf16.
             with torch.autocast(device.type, enabled=False):
-                losses[pair.name] = criterion(student, teacher, valid, boxes, pair.stride, **more)
-            cells[pair.name] = student[:, 0].numel() if valid is None else valid.sum()
+                losses[pair.name] = criterion(level)
+            valid = level.valid
+            cells[pair.name] = level.student[:, 0].numel() if valid is None else valid.sum()
             for key, value in criterion.stats.items():
                 stats[f"dfd/{pair.name}/{key}"] = value
         factor = self.factor(iteration)
@@ -337,12 +343,10 @@ class DFDHead(nn.Module):
         device = next(iter(student_pyramid.values())).device
         pixels = self._pixels(image_sizes, masks, teacher_masks, device)
         for pair in self.pairs:
-            student, teacher, valid = self._paired_features(
-                pair, student_pyramid, teacher_pyramid, pixels
-            )
-            criterion = self.criteria[pair.name]
+            level = self._level(pair, student_pyramid, teacher_pyramid, pixels)
+            criterion, valid = self.criteria[pair.name], level.valid
             scale = getattr(criterion, "scale", "level")
-            s, t = scale_features(student, teacher, valid, scale)
+            s, t = scale_features(level.student, level.teacher, valid, scale)
             disparity = disparity_map(s, t, getattr(criterion, "measure", "squared"))
             if valid is None:
                 valid = torch.ones_like(disparity, dtype=torch.bool)

@@ -1,4 +1,6 @@
-from .base import FeatureCriterion
+"""Criteria: one a file, each a loss between one level of two pyramids."""
+
+from .base import FeatureCriterion, LevelFeatures
 from .cwd import CWDLoss
 from .dfd import DFDLoss
 from .fgd import FGDLoss
@@ -13,6 +15,7 @@ __all__ = [
     "FGDLoss",
     "FeatureCriterion",
     "G2SDLoss",
+    "LevelFeatures",
     "MGDLoss",
     "MimicLoss",
     "PKDLoss",

@@ -1,8 +1,11 @@
-"""The signature that every criterion has."""
+"""What every criterion is given, and how it is called."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,64 +16,93 @@ from ..errors import UserError
 _LOWEST = torch.finfo(torch.float32).min / 4
 
 
+@dataclass(frozen=True)
+class LevelFeatures:
+    """One level of the student's pyramid beside the same level of the teacher's.
+
+    Attributes:
+        student, teacher: (N,C,H,W) fp32; the teacher's carries no gradient. They may be anything
+            where they are not valid, inf and NaN too: ``zero_outside`` hides that.
+        valid: (N,H,W) bool, the cells that lie on real pixels; None if all do.
+        boxes: N tensors (M,4), the labelled boxes as XYXY in pixels of the network's input; None
+            if there are none.
+        stride: pixels per cell.
+        objectness: (N,H,W), how sure the teacher's proposal generator is of an object at a cell,
+            from 0 to 1; None unless the criterion sets ``needs_objectness``.
+
+    Raises:
+        ValueError: shapes that broadcasting would silently make something else of.
+    """
+
+    student: Tensor
+    teacher: Tensor
+    valid: Tensor | None = None
+    boxes: Sequence[Tensor] | None = None
+    stride: int = 1
+    objectness: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.student.dim() != 4 or self.student.shape != self.teacher.shape:
+            raise ValueError(
+                "student and teacher must be (N,C,H,W) of one shape, "
+                f"got {tuple(self.student.shape)} and {tuple(self.teacher.shape)}"
+            )
+        object.__setattr__(self, "teacher", self.teacher.detach())
+        for name, dtype in (("valid", torch.bool), ("objectness", None)):
+            self._check_map(name, dtype)
+
+    def _check_map(self, name: str, dtype: torch.dtype | None) -> None:
+        value, shape = getattr(self, name), tuple(self.student[:, 0].shape)
+        if value is None:
+            return
+        if tuple(value.shape) != shape or dtype not in (None, value.dtype):
+            kind = "" if dtype is None else f"{str(dtype).removeprefix('torch.')} of shape "
+            raise ValueError(
+                f"{name} must be {kind}{shape}, got {value.dtype} of {tuple(value.shape)}"
+            )
+
+
 class FeatureCriterion(nn.Module):
     """A loss between one level of the student's pyramid and the same level of the teacher's.
 
-    Called as ``criterion(student, teacher, valid, boxes, stride)``:
+    A subclass implements ``forward(self, level)`` and is called as ``criterion(level)`` with a
+    :class:`LevelFeatures`, or with its fields: ``criterion(student, teacher, valid)``. One whose
+    ``forward`` takes the fields themselves (student, teacher, valid, boxes, stride) works too.
 
-    * ``student``, ``teacher``: (N,C,H,W) fp32; the teacher's carries no gradient.
-    * ``valid``: (N,H,W) bool, the cells that lie on real pixels; None if all do.
-    * ``boxes``: a list of N tensors (M,4), the labelled boxes as XYXY in pixels of the network's
-      input; None if there are none.
-    * ``stride``: pixels per cell.
+    It returns a scalar; exactly zero, with a gradient of zero, if no cell is valid. No gradient
+    may reach a cell that is not. Numbers worth logging go to ``stats``, a dict of detached scalars.
 
-    One with ``needs_objectness`` is also given ``objectness=``, (N,H,W): how sure the teacher's
-    proposal generator is of an object at a cell, from 0 to 1.
-
-    One that sets ``needs_boxes`` to False may be given None for boxes that there are, which saves
-    their way to the device.
-
-    Features may be anything where they are not valid, inf and NaN too (``zero_outside`` hides
-    them), and no gradient goes there. It returns a scalar; exactly zero, with a gradient of zero,
-    if no cell is valid. It may leave numbers worth logging in ``stats``, a dict of detached
-    scalars.
+    One with ``needs_objectness`` is given the teacher's objectness. One that sets ``needs_boxes``
+    to False may be given None for boxes that there are, which saves their way to the device.
     """
 
     needs_objectness = False
     needs_boxes = True
+    _takes_fields = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls._takes_fields = len(inspect.signature(cls.forward).parameters) > 2  # self and level.
 
     def __init__(self) -> None:
         super().__init__()
         self.stats: dict[str, Tensor] = {}
 
+    def __call__(self, level: LevelFeatures | Tensor, *fields: Any, **more: Any) -> Tensor:
+        if not isinstance(level, LevelFeatures):
+            level = LevelFeatures(level, *fields, **more)
+        if not self._takes_fields:
+            return super().__call__(level)
+        more = {"objectness": level.objectness} if self.needs_objectness else {}
+        return super().__call__(
+            level.student, level.teacher, level.valid, level.boxes, level.stride, **more
+        )
+
     def set_channels(self, channels: int) -> None:
         """Told once the number of channels C, before the optimizer is built."""
 
-    def forward(
-        self,
-        student: Tensor,
-        teacher: Tensor,
-        valid: Tensor | None = None,
-        boxes: Sequence[Tensor] | None = None,
-        stride: int = 1,
-    ) -> Tensor:
+    def forward(self, level: LevelFeatures) -> Tensor:
         raise NotImplementedError
-
-
-def check_shapes(student: Tensor, teacher: Tensor, valid: Tensor | None) -> None:
-    """Refuse what broadcasting would silently make something else of."""
-    if student.dim() != 4 or student.shape != teacher.shape:
-        raise ValueError(
-            "student and teacher must be (N,C,H,W) of one shape, "
-            f"got {tuple(student.shape)} and {tuple(teacher.shape)}"
-        )
-    if valid is None:
-        return
-    if valid.dtype != torch.bool or valid.shape != student[:, 0].shape:
-        raise ValueError(
-            f"valid must be bool of shape {tuple(student[:, 0].shape)}, "
-            f"got {valid.dtype} of {tuple(valid.shape)}"
-        )
 
 
 def sum_over_cells(cost: Tensor, valid: Tensor | None) -> Tensor:

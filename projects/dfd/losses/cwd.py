@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import UserError
-from .base import FeatureCriterion, check_shapes, hide_invalid, non_negative
+from .base import FeatureCriterion, LevelFeatures, hide_invalid, non_negative
 
 
 class CWDLoss(FeatureCriterion):
@@ -35,17 +33,9 @@ class CWDLoss(FeatureCriterion):
             raise UserError(f"CWDLoss(tau={tau}): it must be above 0")
         self.tau = tau
 
-    def forward(
-        self,
-        student: Tensor,
-        teacher: Tensor,
-        valid: Tensor | None = None,
-        boxes: Sequence[Tensor] | None = None,
-        stride: int = 1,
-    ) -> Tensor:
-        """See :class:`FeatureCriterion`; ``boxes`` and ``stride`` are not used."""
-        check_shapes(student, teacher, valid)
-        log_s, log_t = (self._log_softmax(x, valid) for x in (student, teacher.detach()))
+    def forward(self, level: LevelFeatures) -> Tensor:
+        student, teacher, valid = level.student, level.teacher, level.valid
+        log_s, log_t = (self._log_softmax(x, valid) for x in (student, teacher))
         divergence = F.kl_div(log_s, log_t, reduction="sum", log_target=True)
         images, channels = student.shape[:2]
         return self.weight * self.tau**2 / (images * channels) * divergence

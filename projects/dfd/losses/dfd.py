@@ -25,7 +25,7 @@ from ..distill.disparity import (
     split_regions,
 )
 from ..errors import UserError
-from .base import FeatureCriterion, check_shapes
+from .base import FeatureCriterion, LevelFeatures
 from .generator import FeatureGenerator
 
 LENIENT = ("tail", "direction", "tolerance", "context")
@@ -212,18 +212,10 @@ class DFDLoss(FeatureCriterion):
         if self.lenient == "context" and self.lenient_regions and self.generator is None:
             self.generator = FeatureGenerator(channels)
 
-    def forward(
-        self,
-        student: Tensor,
-        teacher: Tensor,
-        valid: Tensor | None = None,
-        boxes: Sequence[Tensor] | None = None,
-        stride: int = 1,
-    ) -> Tensor:
-        """See :class:`FeatureCriterion`; ``boxes`` and ``stride`` do not count."""
-        check_shapes(student, teacher, valid)
+    def forward(self, level: LevelFeatures) -> Tensor:
+        valid = level.valid
         s, t = scale_features(
-            student, teacher.detach(), valid, self.scale, sync=self.sync_statistics
+            level.student, level.teacher, valid, self.scale, sync=self.sync_statistics
         )
         strict = disparity_map(s, t)
         with torch.no_grad():

@@ -5,14 +5,12 @@ Shape shorthand: N images, C channels, H x W cells of one level.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..distill.disparity import zero_outside
 from ..errors import UserError
-from .base import FeatureCriterion, check_shapes, hide_invalid, non_negative, sum_over_cells
+from .base import FeatureCriterion, LevelFeatures, hide_invalid, non_negative, sum_over_cells
 from .box_masks import box_masks
 
 
@@ -79,24 +77,16 @@ class FGDLoss(FeatureCriterion):
             self.student_context = GlobalContext(channels)
             self.teacher_context = GlobalContext(channels)
 
-    def forward(
-        self,
-        student: Tensor,
-        teacher: Tensor,
-        valid: Tensor | None = None,
-        boxes: Sequence[Tensor] | None = None,
-        stride: int = 1,
-    ) -> Tensor:
-        """See :class:`FeatureCriterion`. Without boxes, all is background."""
-        check_shapes(student, teacher, valid)
+    def forward(self, level: LevelFeatures) -> Tensor:
+        valid = level.valid
         if self.student_context is None:
             raise UserError("FGDLoss needs channels=C when used without a head")
-        student, teacher = (zero_outside(x, valid) for x in (student, teacher.detach()))
+        student, teacher = (zero_outside(x, valid) for x in (level.student, level.teacher))
         images = len(student)
         cells_s, channels_s = self._attention(student, valid)
         cells_t, channels_t = self._attention(teacher, valid)
         cost = ((student - teacher).square() * channels_t[:, :, None, None]).sum(dim=1)
-        foreground, background = box_masks(boxes, stride, cost, valid)
+        foreground, background = box_masks(level.boxes, level.stride, cost, valid)
         # Weights before sums, which could leave the range of fp32 without them.
         foreground = self.alpha_fgd * foreground * cells_t
         background = self.beta_fgd * background * cells_t
@@ -114,7 +104,7 @@ class FGDLoss(FeatureCriterion):
         total = sum(terms.values()) / images
         if self.reference_size is None:
             return total
-        area = student.shape[-2] * student.shape[-1] * stride**2
+        area = student.shape[-2] * student.shape[-1] * level.stride**2
         return total * (self.reference_size**2 / area)
 
     def _attention(self, features: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:

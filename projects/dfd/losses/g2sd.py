@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import Tensor
 
 from ..distill.disparity import zero_outside
-from .base import FeatureCriterion, check_shapes, non_negative, sum_over_cells
+from .base import FeatureCriterion, LevelFeatures, non_negative, sum_over_cells
 
 
 class G2SDLoss(FeatureCriterion):
@@ -34,23 +32,11 @@ class G2SDLoss(FeatureCriterion):
         super().__init__()
         self.weight = non_negative("G2SDLoss", weight=weight)
 
-    def forward(
-        self,
-        student: Tensor,
-        teacher: Tensor,
-        valid: Tensor | None = None,
-        boxes: Sequence[Tensor] | None = None,
-        stride: int = 1,
-        *,
-        objectness: Tensor,
-    ) -> Tensor:
-        """See :class:`FeatureCriterion`; ``boxes`` and ``stride`` are not used.
-
-        Args:
-            objectness: (N,H,W), the teacher's, from 0 to 1.
-        """
-        check_shapes(student, teacher, valid)
-        gap = zero_outside(student - teacher.detach(), valid)
+    def forward(self, level: LevelFeatures) -> Tensor:
+        valid, objectness = level.valid, level.objectness
+        if objectness is None:
+            raise ValueError("G2SDLoss needs objectness, (N,H,W)")
+        gap = zero_outside(level.student - level.teacher, valid)
         cost = gap.square().sum(dim=1)
         if valid is not None:
             objectness = objectness.masked_fill(~valid, 0)

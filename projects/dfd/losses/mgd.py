@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from ..distill.disparity import zero_outside
 from ..errors import UserError
-from .base import FeatureCriterion, check_shapes, non_negative, sum_over_cells
+from .base import FeatureCriterion, LevelFeatures, non_negative, sum_over_cells
 from .generator import FeatureGenerator
 
 
@@ -48,21 +46,13 @@ class MGDLoss(FeatureCriterion):
         if self.generator is None:
             self.generator = FeatureGenerator(channels)
 
-    def forward(
-        self,
-        student: Tensor,
-        teacher: Tensor,
-        valid: Tensor | None = None,
-        boxes: Sequence[Tensor] | None = None,
-        stride: int = 1,
-    ) -> Tensor:
-        """See :class:`FeatureCriterion`; ``boxes`` and ``stride`` are not used."""
-        check_shapes(student, teacher, valid)
+    def forward(self, level: LevelFeatures) -> Tensor:
+        student, valid = level.student, level.valid
         if self.generator is None:
             raise UserError("MGDLoss needs channels=C when used without a head")
         images, _, height, width = student.shape
         draw = torch.rand(images, 1, height, width, device=student.device)
         generated = self.generator(student, draw > 1 - self.lambda_mgd, valid)
-        gap = zero_outside(generated - teacher.detach(), valid)
+        gap = zero_outside(generated - level.teacher, valid)
         cost = gap.square().sum(dim=1)
         return sum_over_cells(self.alpha_mgd / images * cost, valid)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import Tensor
 
 from ..distill.disparity import zero_outside
-from .base import FeatureCriterion, check_shapes, mean_over_cells, non_negative
+from .base import FeatureCriterion, LevelFeatures, mean_over_cells, non_negative
 
 
 class MimicLoss(FeatureCriterion):
@@ -27,16 +25,7 @@ class MimicLoss(FeatureCriterion):
         super().__init__()
         self.weight = non_negative("MimicLoss", weight=weight)
 
-    def forward(
-        self,
-        student: Tensor,
-        teacher: Tensor,
-        valid: Tensor | None = None,
-        boxes: Sequence[Tensor] | None = None,
-        stride: int = 1,
-    ) -> Tensor:
-        """See :class:`FeatureCriterion`; ``boxes`` and ``stride`` are not used."""
-        check_shapes(student, teacher, valid)
-        gap = zero_outside(student - teacher.detach(), valid)
+    def forward(self, level: LevelFeatures) -> Tensor:
+        gap = zero_outside(level.student - level.teacher, level.valid)
         cost = gap.square().mean(dim=1)
-        return self.weight * mean_over_cells(cost, valid)
+        return self.weight * mean_over_cells(cost, level.valid)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from ..distill.disparity import scale_features
 from ..distill.processes import sum_over_processes
-from .base import FeatureCriterion, check_shapes, mean_over_cells, non_negative
+from .base import FeatureCriterion, LevelFeatures, mean_over_cells, non_negative
 
 
 class PKDLoss(FeatureCriterion):
@@ -35,18 +33,10 @@ class PKDLoss(FeatureCriterion):
         self.weight = non_negative("PKDLoss", weight=weight)
         self.sync_statistics = sync_statistics
 
-    def forward(
-        self,
-        student: Tensor,
-        teacher: Tensor,
-        valid: Tensor | None = None,
-        boxes: Sequence[Tensor] | None = None,
-        stride: int = 1,
-    ) -> Tensor:
-        """See :class:`FeatureCriterion`; ``boxes`` and ``stride`` are not used."""
-        check_shapes(student, teacher, valid)
+    def forward(self, level: LevelFeatures) -> Tensor:
+        student, valid = level.student, level.valid
         s, t = scale_features(
-            student, teacher.detach(), valid, "channel", sync=self.sync_statistics
+            student, level.teacher, valid, "channel", sync=self.sync_statistics
         )
         cells = torch.ones_like(student[:, 0]) if valid is None else valid.to(student)
         cells = cells.sum()
