@@ -16,8 +16,8 @@ from toys import build, make_batch
 
 from dfd import DFDHead, DistilledDetector, FrozenTeacher
 from dfd.distill.disparity import scale_features
+from dfd.distill.precision import resolve_precision
 from dfd.distill.processes import same_everywhere, share_buffers
-from dfd.distill.teacher import resolve_precision
 from dfd.engine import argument_parser, main
 from dfd.engine.trainer import Trainer
 from dfd.losses import CWDLoss, DFDLoss, FGDLoss, G2SDLoss, MGDLoss, PKDLoss

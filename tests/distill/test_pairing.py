@@ -4,7 +4,8 @@ from detectron2.layers import ShapeSpec
 from torch import nn
 
 from dfd import UserError
-from dfd.distill.pairing import crop_to_images, make_adapter, pair_levels, valid_cells
+from dfd.distill.adapters import make_adapter
+from dfd.distill.pairing import crop_to_images, pair_levels, valid_cells
 
 
 def shapes(**strides):

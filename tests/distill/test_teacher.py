@@ -8,7 +8,7 @@ from torch import nn
 from toys import build, make_batch, save_checkpoint
 
 from dfd import FrozenTeacher, UserError
-from dfd.distill.teacher import low_precision_copy, resolve_precision
+from dfd.distill.precision import low_precision_copy, resolve_precision
 
 
 def teacher_of(model=None, **kwargs):

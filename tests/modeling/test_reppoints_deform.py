@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from detectron2.modeling.backbone import BasicStem, ResNet
 from detectron2.modeling.backbone.resnet import BottleneckBlock
 
-from dfd.distill.teacher import low_precision_copy
+from dfd.distill.precision import low_precision_copy
 from dfd.modeling import DeformConvBlock
 from dfd.modeling.reppoints import DeformConv
 

@@ -8,8 +8,8 @@ import logging
 from collections.abc import Iterator, Sequence
 
 import torch
+from detectron2.layers.batch_norm import NaiveSyncBatchNorm
 from detectron2.utils.events import get_event_storage, has_event_storage
-from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
 from ..errors import UserError
@@ -231,8 +231,9 @@ class DistilledDetector(nn.Module):
 def batch_statistics(model: nn.Module) -> Iterator[None]:
     """Within the context: eval mode, but batch norms use the batch's statistics and keep none."""
     modes = {module: module.training for module in model.modules()}
-    # Not their synchronised kin, which would wait for processes that draw no pictures.
-    norms = [m for m in modes if type(m) in (nn.BatchNorm2d, BatchNormAct2d)]
+    # One that synchronises would wait for processes that draw no pictures.
+    norms = [m for m in modes if isinstance(m, nn.BatchNorm2d)]
+    norms = [m for m in norms if not isinstance(m, NaiveSyncBatchNorm)]
     tracking = [norm.track_running_stats for norm in norms]
     model.eval()
     for norm in norms:

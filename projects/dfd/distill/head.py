@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..losses.base import FeatureCriterion, LevelFeatures
+from .adapters import make_adapter
 from .disparity import disparity_map, scale_features, zero_outside
 from .pairing import (
     ALIGN,
     LevelPair,
     crop_to_images,
-    make_adapter,
     pair_levels,
     resample_with_cover,
 )
@@ -67,7 +67,7 @@ class DFDHead(nn.Module):
             level_weights: "equal" (1 each: the sum over levels, as most published losses have
                 it), "cells" (proportional to the level's number of valid cells), or a weight per
                 level by the student's name. The first two average to 1 over the levels.
-            adapter: from the student's channels to the teacher's; see ``pyramid.make_adapter``.
+            adapter: from the student's channels to the teacher's; see ``adapters.make_adapter``.
             trunk: distil, beside the pyramids, what they are made from: the last block's tokens
                 of a ViT as a map, the stages of a CNN. Pairs are by stride, which is by grid.
             stems: distil a YOLOX's levels after the stems of its head, as FGD did, and not the
@@ -95,7 +95,7 @@ class DFDHead(nn.Module):
         if align not in ALIGN:
             raise UserError(f"model.head.align is {align!r}; it must be one of {', '.join(ALIGN)}")
         self.weight = weight
-        # What is tapped, see detectors.feature_modules.
+        # What is tapped, see contract.feature_modules.
         self.features = {"trunk": trunk, "stems": stems}
         self.align = align
         self._resample = self._teacher_scale = 1.0

@@ -1,4 +1,4 @@
-"""Pairing two feature pyramids: levels by stride, cells by place, channels by an adapter.
+"""Pairing two feature pyramids: levels by stride, cells by place.
 
 Shape shorthand: N images, C channels, H x W cells of one level, which cover the pixels that
 ``real_pixels`` tells.
@@ -7,19 +7,18 @@ Shape shorthand: N images, C channels, H x W cells of one level, which cover the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch.nn.functional as F
 from detectron2.layers import ShapeSpec
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import UserError
 from .disparity import zero_outside
 from .real_pixels import RealPixels
 from .real_pixels import valid_cells as valid_cells
 
-ADAPTERS = ("auto", "conv1x1", "conv3x3", "none")
 ALIGN = ("stride", "resize")
 
 
@@ -177,31 +176,3 @@ def crop_to_images(
     rows = min(rows, student.shape[-2], teacher.shape[-2])
     columns = min(columns, student.shape[-1], teacher.shape[-1])
     return student[..., :rows, :columns], teacher[..., :rows, :columns]
-
-
-def make_adapter(
-    kind: str | Callable[[int, int], nn.Module], in_channels: int, out_channels: int
-) -> nn.Module:
-    """The module that brings the student's channels to the teacher's.
-
-    Args:
-        kind: "auto" (nothing if the channels agree, else a 1x1 convolution), "conv1x1",
-            "conv3x3", "none" (refused unless the channels agree), or a function of
-            (in_channels, out_channels) that returns a module.
-    """
-    if callable(kind):
-        return kind(in_channels, out_channels)
-    if kind not in ADAPTERS:
-        raise UserError(f"model.head.adapter is {kind!r}; it must be one of {', '.join(ADAPTERS)}")
-    if kind == "none" and in_channels != out_channels:
-        raise UserError(
-            f"model.head.adapter is 'none', but the student has {in_channels} channels and the "
-            f"teacher {out_channels}: use 'auto'"
-        )
-    if kind == "none" or (kind == "auto" and in_channels == out_channels):
-        return nn.Identity()
-    size = 3 if kind == "conv3x3" else 1
-    adapter = nn.Conv2d(in_channels, out_channels, size, padding=size // 2)
-    nn.init.kaiming_normal_(adapter.weight, mode="fan_in", nonlinearity="linear")
-    nn.init.zeros_(adapter.bias)
-    return adapter

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Sequence
 
 import torch
-from detectron2.layers import Conv2d, FrozenBatchNorm2d, ShapeSpec
+from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
 from ..errors import UserError
@@ -19,11 +18,9 @@ from .contract import (
     feature_part,
     run_features,
 )
+from .precision import PRECISIONS, low_precision_copy, resolve_precision
 
 logger = logging.getLogger(__name__)
-
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
 
 class FrozenTeacher:
     """A detector whose pyramid the student is to learn.
@@ -276,65 +273,3 @@ class FrozenTeacher:
         for name, buffer in self.model.named_buffers(recurse=False):  # Mean and deviation.
             setattr(self.model, name, buffer.to(self._device))
         self._whole = False
-
-
-def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
-    """The dtype of the teacher's pass; "auto" is bf16 where the device has units for it.
-
-    Else it is fp32, on CUDA too. A frozen teacher in fp16 has nothing that notices an overflow, as
-    the scaler of the student's gradients does: its features would just be wrong.
-    """
-    if precision == "fp16" and device.type != "cuda":
-        raise UserError(
-            f"model.teacher.precision is fp16, which needs CUDA, but the device is {device}: use "
-            "auto, bf16 or fp32"
-        )
-    if precision != "auto":
-        return PRECISIONS[precision]
-    return torch.bfloat16 if has_bf16_units(device) else torch.float32
-
-
-def has_bf16_units(device: torch.device) -> bool:
-    """Whether a device computes in bf16 itself, and so faster, and does not emulate it."""
-    if device.type == "cuda":
-        try:
-            return torch.cuda.is_bf16_supported(including_emulation=False)
-        except TypeError:  # An older torch, which may count emulation without saying so.
-            known = torch.version.hip is None and torch.cuda.is_available()
-            emulated = known and torch.cuda.get_device_capability(device)[0] < 8
-            return torch.cuda.is_bf16_supported() and not emulated
-    if device.type == "cpu":
-        # Private in torch; absent, it only means that the pass stays in fp32.
-        names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-        return any(getattr(torch.cpu, name, lambda: False)() for name in names)
-    return False
-
-
-@torch.no_grad()
-def low_precision_copy(network: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A copy of a network in eval mode that computes the same faster under autocast.
-
-    Batch norms, constants in eval mode, are folded into the convolutions before them, and the
-    weights of matrix products are converted once, not once a pass: autocast keeps no copy of
-    weights without gradients. Norms of other kinds stay in fp32.
-    """
-    network = copy.deepcopy(network).eval()
-    for module in network.modules():
-        if isinstance(module, Conv2d) and isinstance(
-            module.norm, nn.modules.batchnorm._BatchNorm | FrozenBatchNorm2d
-        ):
-            norm = module.norm
-            scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-            shift = norm.bias - norm.running_mean * scale
-            bias = 0 if module.bias is None else module.bias * scale
-            module.weight = nn.Parameter(
-                module.weight * scale.view(-1, 1, 1, 1), requires_grad=False
-            )
-            module.bias = nn.Parameter(bias + shift, requires_grad=False)
-            module.norm = None
-        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
-            # Not module.to(), which would reach a norm within the convolution.
-            module.weight.data = module.weight.to(dtype)
-            if module.bias is not None:
-                module.bias.data = module.bias.to(dtype)
-    return network.to(memory_format=torch.channels_last)

@@ -15,7 +15,7 @@ from detectron2.utils.registry import locate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ...data import class_names, registered_name
-from ...distill.teacher import resolve_precision
+from ...distill.precision import resolve_precision
 from ...errors import UserError, first_line
 from ...modeling import pixel_statistics
 from .overrides import apply_overrides

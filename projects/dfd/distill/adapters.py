@@ -1,0 +1,39 @@
+"""From the student's channels to the teacher's, one module a level."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+
+from ..errors import UserError
+
+ADAPTERS = ("auto", "conv1x1", "conv3x3", "none")
+
+
+def make_adapter(
+    kind: str | Callable[[int, int], nn.Module], in_channels: int, out_channels: int
+) -> nn.Module:
+    """The module that brings the student's channels to the teacher's.
+
+    Args:
+        kind: "auto" (nothing if the channels agree, else a 1x1 convolution), "conv1x1",
+            "conv3x3", "none" (refused unless the channels agree), or a function of
+            (in_channels, out_channels) that returns a module.
+    """
+    if callable(kind):
+        return kind(in_channels, out_channels)
+    if kind not in ADAPTERS:
+        raise UserError(f"model.head.adapter is {kind!r}; it must be one of {', '.join(ADAPTERS)}")
+    if kind == "none" and in_channels != out_channels:
+        raise UserError(
+            f"model.head.adapter is 'none', but the student has {in_channels} channels and the "
+            f"teacher {out_channels}: use 'auto'"
+        )
+    if kind == "none" or (kind == "auto" and in_channels == out_channels):
+        return nn.Identity()
+    size = 3 if kind == "conv3x3" else 1
+    adapter = nn.Conv2d(in_channels, out_channels, size, padding=size // 2)
+    nn.init.kaiming_normal_(adapter.weight, mode="fan_in", nonlinearity="linear")
+    nn.init.zeros_(adapter.bias)
+    return adapter
