@@ -19,7 +19,7 @@ setup:
 	@VENV="$(VENV)" PYTHON="$(PYTHON)" tools/setup_env.sh
 
 demo: setup
-	"$(VENV)/bin/python" tools/demo.py
+	"$(VENV)/bin/python" -m dfd demo
 
 study: setup
 	"$(VENV)/bin/python" tools/study.py --bccd "$(BCCD)"

@@ -34,15 +34,17 @@ def forked(config, *arguments, env=None):
 
 
 class Started:
-    """``python script arguments`` so: what is used of a subprocess.Popen with one pipe."""
+    """``python -m module arguments`` so: what is used of a subprocess.Popen."""
 
-    def __init__(self, command):
+    def __init__(self, command, *, output=None):
         with tempfile.TemporaryDirectory() as folder:
             pipe = Path(folder) / "pipe"
             os.mkfifo(pipe)
-            self._process = SERVER.Process(target=_run_script, args=(command[1:], pipe))
+            path = pipe if output is None else output.name
+            self._process = SERVER.Process(target=_run_module, args=(command[2:], path))
             self._process.start()
-            self.stdout = open(pipe)  # Once the process has opened it too.
+            # Opened once the process has opened it too.
+            self.stdout = open(pipe) if output is None else None
 
     def poll(self):
         return self._process.exitcode
@@ -59,10 +61,10 @@ class Started:
         return text, None
 
 
-def _run_script(arguments, pipe):
-    _begin([pipe])
-    sys.argv = arguments
-    runpy.run_path(arguments[0], run_name="__main__")
+def _run_module(command, output):
+    _begin([output])
+    sys.argv = command
+    runpy.run_module(command[0], run_name="__main__", alter_sys=True)
 
 
 def _begin(outputs):

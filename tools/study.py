@@ -3,7 +3,7 @@
 
     python tools/study.py --bccd path/to/BCCD [--out output/study] [--parallel 2]
 
-In each setting the teacher is trained unless it is there, then tools/ablate.py runs the methods of
+In each setting the teacher is trained unless it is there, then dfd ablate runs the methods of
 configs/study_<setting>/methods.txt; the same command continues what was stopped. The runs of all
 settings go into <out>/study.csv.
 """
@@ -26,6 +26,7 @@ from dfd.engine.console import Interrupted, end, override, say, start, stop_on_s
 from dfd.errors import UserError  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
+DFD = (sys.executable, "-m", "dfd")
 SETTINGS = ("bccd", "shapes")
 COLUMNS = ("setting", "method", "seed", "AP", "AP50", "AP75")
 
@@ -71,14 +72,12 @@ def run_setting(setting: str, args: argparse.Namespace) -> list[dict[str, str]]:
     configs = Path(os.path.relpath(ROOT / "configs" / f"study_{setting}"))
     teacher = out / "teacher"
     if not (teacher / "summary.json").is_file():
-        script = os.path.relpath(ROOT / "train_net.py")
-        command = [sys.executable, script, "--config-file", str(configs / "teacher.py")]
+        command = [*DFD, "train", "--config-file", str(configs / "teacher.py")]
         command += ["--resume"] if (teacher / "last_checkpoint").is_file() else []
         call([*command, override("train.output_dir", teacher), *data])
     checkpoint = override("model.teacher.checkpoint", teacher / "model_final.pth")
     methods = out / "methods"
-    ablate = os.path.relpath(ROOT / "tools" / "ablate.py")
-    command = [sys.executable, ablate, f"@{configs / 'methods.txt'}"]
+    command = [*DFD, "ablate", f"@{configs / 'methods.txt'}"]
     command += ["--config-file", str(configs / "dfd.py"), "--out", str(methods)]
     command += ["--seeds", args.seeds, "--parallel", str(args.parallel)]
     call([*command, *data, checkpoint])
@@ -120,7 +119,7 @@ def main() -> None:
     add("--shapes", **path, default="datasets/shapes", help="of the generated data")
     add("--out", **path, default="output/study", help="folder of the runs")
     add("--setting", action="append", choices=SETTINGS, help="one of them; repeatable")
-    add("--seeds", default="1:6", help="as tools/ablate.py's (default: 1:6)")
+    add("--seeds", default="1:6", help="as dfd ablate's (default: 1:6)")
     add("--parallel", type=int, default=2, metavar="K", help="runs at a time (default: 2)")
     args = parser.parse_args()
     stop_on_signals()

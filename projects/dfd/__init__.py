@@ -1,8 +1,17 @@
 """Disparity Feature Distillation for Detectron2 detectors."""
 
-from .distill.detector import DistilledDetector
-from .distill.head import DFDHead
-from .distill.teacher import FrozenTeacher
+import importlib
+from typing import Any
+
 from .errors import UserError
 
 __all__ = ["DFDHead", "DistilledDetector", "FrozenTeacher", "UserError"]
+
+_HOMES = {"DFDHead": "head", "DistilledDetector": "detector", "FrozenTeacher": "teacher"}
+
+
+def __getattr__(name: str) -> Any:
+    """Imported once it is asked for, so that ``dfd --help`` waits for no torch."""
+    if name in _HOMES:
+        return getattr(importlib.import_module(f".distill.{_HOMES[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

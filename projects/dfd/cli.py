@@ -3,31 +3,42 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import sys
+import warnings
 from collections.abc import Sequence
 
 # Each is imported only when it is asked for: most need none of the others' libraries.
 COMMANDS = {
-    "train": ("dfd.engine.command:train", "train a detector, or evaluate or dry-run its config"),
+    "train": ("dfd.engine.command:train", "train a detector; all that train_net.py does"),
     "eval": ("dfd.engine.command:evaluate", "evaluate a checkpoint of a config"),
     "ablate": ("dfd.research.ablate.command:main", "compare settings over several seeds"),
-    "report": ("dfd.research.command:main", "finished runs side by side, as one page"),
-    "analyse": ("dfd.research.analyse.command:main", "where a student and its teacher disagree"),
-    "demo": ("dfd.demo.command:main", "the demonstration, from data to report"),
+    "report": ("dfd.research.command:main", "put finished runs side by side on one page"),
+    "analyse": ("dfd.research.analyse.command:main", "show where a student and its teacher differ"),
+    "demo": ("dfd.demo.command:main", "run the demonstration, from data to report"),
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command; the rest of its line is its own."""
+    """Run one command; the rest of the line is its own."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     name = arguments[0] if arguments else "--help"
     if name in ("-h", "--help"):
-        print("usage: dfd COMMAND ...\n")
-        for command, (_, what) in COMMANDS.items():
-            print(f"  dfd {command:9}{what}")
-        print("\ndfd COMMAND --help tells the arguments of each.")
+        lines = [f"  dfd {command:9}{what}" for command, (_, what) in COMMANDS.items()]
+        usage = ["usage: dfd COMMAND ...", "", *lines, "", "dfd COMMAND --help: its arguments"]
+        print("\n".join(usage))
         return
     if name not in COMMANDS:
-        sys.exit(f"dfd {name}: no such command; there are {', '.join(COMMANDS)}")
+        sys.exit(f"error: dfd {name}: no such command; there are {', '.join(COMMANDS)}")
+    _quieten_torch()
     module, _, function = COMMANDS[name][0].partition(":")
     getattr(importlib.import_module(module), function)(arguments[1:])
+
+
+def _quieten_torch() -> None:
+    """Hide what torch says of Detectron2's calls: nothing that a user could act on."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="timm")
+    warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
+    warnings.filterwarnings("ignore", message="torch.meshgrid")
+    logging.getLogger("torch.fx").setLevel(logging.ERROR)

@@ -13,13 +13,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from commands import load_tool
 from plain import write_rectangles
 
 from dfd.engine import argument_parser, console, main
 from dfd.engine.console import Interrupted, end, start
 from dfd.errors import UserError
-from dfd.research.ablate import UNFINISHED, Ablation, make_cells, plan_runs
+from dfd.research.ablate import UNFINISHED, Ablation, command, make_cells, plan_runs
 from dfd.research.ablate import cluster as cluster_module
 from dfd.research.ablate import local as launch_module
 from dfd.research.ablate.folders import locked
@@ -78,7 +77,7 @@ def ablation(tmp_path, monkeypatch):
             baseline=cells[0],
             runs=plan_runs(config_file=CONFIG, cells=cells, seeds=seeds, out=out),
             metric="AP",
-            script=script,
+            program=(sys.executable, str(script)),
             parallel=parallel,
             **kwargs,
         )
@@ -131,7 +130,7 @@ def test_failed_runs_stop_no_other_and_are_continued(ablation, capsys):
     assert "Failed: max_iter=13, seed 0: the number is 13" in (given.out / "results.md").read_text()
     before = given.runs[0].folder.stat().st_mtime_ns
     given = ablation(values=(1, 13), seeds=(0,))
-    given.script.write_text(STAND_IN.replace("== 13", "== 14"))
+    Path(given.program[1]).write_text(STAND_IN.replace("== 13", "== 14"))
     given.execute()
     assert statuses(given) == ["done", "done"]
     assert f"it goes on from what is in {given.runs[1].folder}" in capsys.readouterr().out
@@ -355,13 +354,13 @@ def test_a_second_signal_ends_the_wait(signals):
 def test_a_run_that_was_told_to_stop_is_unfinished_not_failed(ablation, capsys):
     given = ablation(values=(1, 29), seeds=(0,))
     with pytest.raises(SystemExit) as stop:
-        load_tool("ablate").run(given)
+        command.run(given)
     assert stop.value.code == 75
     assert statuses(given) == ["done", "not run"]
     said = capsys.readouterr()
     assert "not finished: max_iter=29, seed 0 was told to stop" in said.err
     assert "failed" not in said.out + said.err
-    given.script.write_text(STAND_IN.replace("== 29", "== 30"))
+    Path(given.program[1]).write_text(STAND_IN.replace("== 29", "== 30"))
     given.execute()
     assert statuses(given) == ["done", "done"]
     assert (given.runs[1].folder / "starts").read_text() == "begun\nresumed\n"
@@ -411,7 +410,7 @@ def test_a_job_that_is_refused_stops_no_other(ablation, monkeypatch, cluster):
 
 def test_a_preempted_job_saves_its_run_and_is_queued_again(ablation):
     given = ablation(values=(31,), seeds=(0,))
-    (job,) = make_jobs(given.runs, script=given.script, config_file=CONFIG)
+    (job,) = make_jobs(given.runs, program=given.program, config_file=CONFIG)
     pids, queued = given.runs[0].folder / "pids", []
 
     def preempt(*_):
@@ -457,7 +456,7 @@ def test_a_killed_training_ends_as_one_that_was_not(ablation, tmp_path, monkeypa
         for text in write_rectangles(tmp_path, name, count, seed=count)
     ]
     given = ablation(values=(5,), seeds=(3,), overrides=data)
-    given.script.write_text(KILLED_ONCE)
+    Path(given.program[1]).write_text(KILLED_ONCE)
     (tmp_path / "kill").touch()
     assert [outcome.status for outcome in given.execute()] == ["failed"]
     assert not (tmp_path / "kill").exists()
@@ -494,7 +493,7 @@ def test_slurm_is_given_one_array(ablation, tmp_path, monkeypatch):
         (tools / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(tools), prepend=os.pathsep)
     given = ablation(parallel=3)
-    jobs = make_jobs(given.runs, script=given.script, config_file=CONFIG)
+    jobs = make_jobs(given.runs, program=given.program, config_file=CONFIG)
     runs = cluster_module.ClusterRuns(
         jobs,
         cluster="slurm",
@@ -510,7 +509,7 @@ def test_slurm_is_given_one_array(ablation, tmp_path, monkeypatch):
 
 def test_a_job_that_comes_late_does_not_repeat_a_run(ablation):
     given = ablation(values=(1,), seeds=(0,))
-    (job,) = make_jobs(given.runs, script=given.script, config_file=CONFIG)
+    (job,) = make_jobs(given.runs, program=given.program, config_file=CONFIG)
     assert cluster_module.run_job(job, None) is None
     before = modified(given)
     assert cluster_module.run_job(job, None) is None

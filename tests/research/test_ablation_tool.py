@@ -1,4 +1,4 @@
-"""tools/ablate.py: refusals of one line, the list, and an ablation of real trainings."""
+"""dfd ablate: refusals of one line, the list, and an ablation of real trainings."""
 
 import csv
 import json
@@ -7,9 +7,10 @@ import os
 import pytest
 import torch
 from coco_files import write_coco
-from commands import load_tool
 from detectron2.config import instantiate
 from toys import faster_rcnn_config
+
+from dfd.research.ablate import command
 
 CONFIG = "tests/engine/configs/dfd.py"
 LENIENT = "model.head.criterion.lenient_on=[high,low]"
@@ -17,13 +18,11 @@ LENIENT = "model.head.criterion.lenient_on=[high,low]"
 
 @pytest.fixture
 def ablate(monkeypatch):
-    """``tools/ablate.py`` as a function of its arguments."""
-    module = load_tool("ablate")
-    monkeypatch.setattr(module, "stop_on_signals", lambda: None)
+    """``dfd ablate`` as a function of its arguments."""
+    monkeypatch.setattr(command, "stop_on_signals", lambda: None)
 
     def call(*arguments):
-        monkeypatch.setattr("sys.argv", ["ablate.py", *map(str, arguments)])
-        module.main()
+        command.main([*map(str, arguments)])
 
     return call
 

@@ -1,4 +1,4 @@
-"""tools/report.py and tools/demo.py: right numbers, a complete page, refusals of one line."""
+"""dfd report: right numbers, a complete page, refusals of one line."""
 
 import copy
 import json
@@ -12,10 +12,7 @@ import numpy as np
 import pytest
 import torch
 from coco_files import write_coco
-from commands import load_tool
 from detectron2.config import LazyConfig
-from forked import Started
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from toys import build
 
@@ -306,83 +303,3 @@ def test_report_fails_in_one_line(tmp_path):
     assert result.returncode == 1
     assert result.stderr == f"error: --run a: no such folder: {tmp_path / 'none'}\n"
     assert not (tmp_path / "r.html").exists()
-
-
-@pytest.fixture
-def demo():
-    return load_tool("demo")
-
-
-def test_demo_runs_from_data_to_report(demo, tmp_path, capsys, monkeypatch):
-    out, shapes = tmp_path / "demo", tmp_path / "shapes"
-    (out / "teacher").mkdir(parents=True)
-    (out / "teacher" / "earlier").touch()
-    overrides = [
-        "train.max_iter=1",
-        "train.device=cpu",
-        "train.disparity_images.num_images=1",
-        "dataloader.train.dataset.image_size=64",
-        "dataloader.train.dataset.num_train=8",
-        "dataloader.train.dataset.num_val=2",
-        "dataloader.train.dataset.num_images=4",
-        "dataloader.train.total_batch_size=2",
-        "dataloader.train.num_workers=0",
-        "dataloader.test.num_workers=0",
-    ]
-    monkeypatch.setattr(demo, "start", Started)
-    monkeypatch.setattr(demo, "stop_on_signals", lambda: None)
-    arguments = ["--out", out, "--data", shapes, *overrides]
-    monkeypatch.setattr("sys.argv", ["demo.py", *map(str, arguments)])
-    demo.main()
-    lines = capsys.readouterr().out.splitlines()
-    assert [line[:5] for line in lines if line.startswith("[")] == [f"[{i}/6]" for i in range(1, 7)]
-    assert lines[-1] == f"report: {out / 'report.html'}"
-    assert (out / "report.html").stat().st_size > 10_000
-    assert (tmp_path / "demo-1" / "teacher" / "earlier").exists()
-    assert sum(line.lstrip().startswith("$ ") for line in lines) == 5
-
-
-def test_demo_shows_what_a_failed_training_said_last(demo, tmp_path, capsys):
-    code = "import sys; [print('line', i) for i in range(30)]; sys.exit('error: no such thing')"
-    with pytest.raises(demo.StepFailed, match="exit code 1"):
-        demo.follow([sys.executable, "-c", code], demo.TrainingState(tmp_path))
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[-1] == "error: no such thing"
-    assert lines[-20] == "line 11"
-
-
-def test_demo_ends_its_children_when_it_is_stopped(demo, tmp_path):
-    code = "import time; print('up', flush=True); time.sleep(600)"
-    started = []
-
-    class Stop(demo.TrainingState):
-        def read(self, line):
-            raise demo.Interrupted("SIGINT")
-
-    start = demo.start
-    demo.start = lambda command: started.append(start(command)) or started[0]
-    with pytest.raises(demo.Interrupted):
-        demo.follow([sys.executable, "-c", code], Stop(tmp_path))
-    assert started[0].poll() is not None
-
-
-def test_demo_reads_a_training_s_state(demo, tmp_path):
-    (tmp_path / "config.yaml").write_text("train: {amp: {}, max_iter: 300, seed: 0}")
-    state = demo.TrainingState(tmp_path)
-    assert state.text == "starting"
-    state.read("[11/22 14:02 d2.utils.events]:  eta: 0:01:27  iter: 19  total_loss: 1.2  lr: 1e-3")
-    assert state.text == "iteration 20 of 300, 0:01:27 to go, total loss 1.2"
-    state.read("[11/22 14:03 d2.evaluation.evaluator]: Inference done 11/250. Dataloading: 0.1 s")
-    assert state.text == "evaluating, image 11 of 250"
-
-
-def test_demo_quotes_paths_as_hydra_reads_them(demo):
-    for path in ("output/demo", "a b/c=d, (e)", "it's/here"):
-        parsed = OverridesParser.create().parse_override(demo.override("key", path))
-        assert parsed.value() == path
-
-
-def test_demo_renames_only_what_is_an_earlier_demonstration(demo, tmp_path):
-    (tmp_path / "work").touch()
-    with pytest.raises(UserError, match="no earlier demonstration"):
-        demo.keep_earlier(tmp_path)

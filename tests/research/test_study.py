@@ -1,4 +1,4 @@
-"""The study's command and lists of methods; the runs themselves are those of tools/ablate.py."""
+"""The study's command and lists of methods; the runs themselves are those of dfd ablate."""
 
 import runpy
 
@@ -9,6 +9,7 @@ import pytest
 def tool(monkeypatch):
     """``tools/<name>.py`` in this process."""
     monkeypatch.setattr("dfd.engine.console.stop_on_signals", lambda: None)
+    monkeypatch.setattr("dfd.research.ablate.command.stop_on_signals", lambda: None)
 
     def call(name, *arguments):
         monkeypatch.setattr("sys.argv", [f"{name}.py", *map(str, arguments)])

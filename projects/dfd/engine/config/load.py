@@ -18,6 +18,7 @@ from ...data import class_names, registered_name
 from ...distill.precision import resolve_precision
 from ...errors import UserError, first_line
 from ...modeling import pixel_statistics
+from .find import find_config
 from .overrides import apply_overrides
 from .registrations import repeatable_registrations
 from .saved import read_config
@@ -61,7 +62,7 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> DictConfig:
     """
     if not path:
         raise UserError("no config: give one with --config-file configs/...")
-    path = os.path.expanduser(path)
+    path = find_config(path)
     if not os.path.isfile(path):
         raise UserError(f"--config-file: no such file: {path}")
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -39,7 +40,7 @@ class Ablation:
 
     Args:
         runs: as ``plan_runs`` gives them.
-        script: ``train_net.py``.
+        program: what trains, to which ``--config-file`` and overrides are given.
         cluster: None: processes of this machine.
         parameters: of the cluster's jobs.
     """
@@ -50,7 +51,7 @@ class Ablation:
     runs: Sequence[CellRun]
     baseline: Cell
     metric: str
-    script: Path
+    program: Sequence[str] = (sys.executable, "-m", "dfd", "train")
     parallel: int = 1
     cluster: str | None = None
     parameters: dict[str, Any] = field(default_factory=dict)
@@ -136,7 +137,7 @@ class Ablation:
         return f"{run.name}: done" + ("" if score is None else f", {self.metric} {score:.2f}")
 
     def _launcher(self, runs: Sequence[CellRun]) -> Launcher:
-        jobs = make_jobs(runs, script=self.script, config_file=self.config_file)
+        jobs = make_jobs(runs, program=self.program, config_file=self.config_file)
         if self.cluster is None:
             return LocalRuns(jobs, parallel=self.parallel)
         return ClusterRuns(

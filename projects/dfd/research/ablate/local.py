@@ -6,11 +6,9 @@ import os
 import re
 import signal
 import subprocess
-import sys
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -54,12 +52,14 @@ class Launcher(Protocol):
         """End what still runs."""
 
 
-def make_jobs(runs: Sequence[CellRun], *, script: Path, config_file: str) -> list[Job]:
-    """The command of each run, with ``train_net.py`` as the script."""
+def make_jobs(
+    runs: Sequence[CellRun], *, program: Sequence[str], config_file: str
+) -> list[Job]:
+    """The command of each run: the program, its config and its overrides."""
     return [
         Job(
             run,
-            (sys.executable, str(script), "--config-file", config_file),
+            (*program, "--config-file", config_file),
             (
                 *run.cell.overrides,
                 override("train.seed", run.seed),

@@ -1,0 +1,90 @@
+"""Where a distilled student and its teacher are apart, and whether the student errs there.
+
+    dfd analyse --run output/bccd/dfd --out output/bccd/disparity
+
+Measures the run's checkpoints on its test data: how disparity is spread over cells, levels, object
+sizes and training time, and over detected objects, missed objects and false detections. To see
+training time, let the run keep checkpoints (train.checkpointer.period=100). The last arguments are
+overrides of the run's config, such as model.teacher.checkpoint=... where the teacher has moved.
+
+--out gets analysis.json (every number), analysis.md (tables and what is read from them), plots,
+and index.html (all of it in one file). An earlier analysis there is replaced.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import textwrap
+from collections.abc import Sequence
+
+from ...engine.console import LiveLine
+from ...errors import UserError
+from .analyse import analyse
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    args = parse_arguments(arguments)
+    # What it says of a call that fails is told in the error.
+    logging.getLogger("detectron2.config.instantiate").setLevel(logging.CRITICAL)
+    line = LiveLine(line_every=30)
+    try:
+        sentences = analyse(
+            **vars(args), progress=lambda done, total: line.update(f"image {done} of {total}")
+        )
+    except UserError as error:
+        line.clear()
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    line.clear()
+    print("\n".join(textwrap.fill(text, 96) for text in sentences))
+    print(f"\nanalysis: {os.path.join(args.out, 'index.html')}")
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="dfd analyse",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--run",
+        required=True,
+        type=os.path.expanduser,
+        metavar="FOLDER",
+        help="the folder of a finished distilled run",
+    )
+    parser.add_argument(
+        "--out",
+        required=True,
+        type=os.path.expanduser,
+        metavar="FOLDER",
+        help="where the analysis is written",
+    )
+    parser.add_argument(
+        "--num-images", type=int, help="so many evenly spaced test images (default: all)"
+    )
+    parser.add_argument(
+        "--num-pictures", type=int, default=4, help="images to show with their disparity (4)"
+    )
+    parser.add_argument(
+        "--max-checkpoints",
+        type=int,
+        default=10,
+        help="of a run that kept more, so many evenly spaced ones (10); all are held in memory",
+    )
+    parser.add_argument(
+        "--score", type=float, default=0.5, help="detections count from this score on (0.5)"
+    )
+    parser.add_argument(
+        "--iou", type=float, default=0.5, help="and find a label from this overlap on (0.5)"
+    )
+    parser.add_argument(
+        "--trust-code",
+        action="store_true",
+        help="let the runs' configs name functions and classes of any module: your own",
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the run's config")
+    return parser.parse_intermixed_args(arguments)
