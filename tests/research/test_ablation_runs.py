@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from commands import load_tool
 from plain import write_rectangles
 
 from dfd.engine import argument_parser, console, main
