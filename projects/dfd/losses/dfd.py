@@ -2,8 +2,9 @@
 
 From the abstract of "DFD: Distilling the Feature Disparity Differently for Detectors" (ICML 2024):
 regions where teacher and student differ by different degrees are treated separately, under
-different constraints. No equation of that paper is public. The equations here are this project's
-own; docs/method.md gives them with the points that the abstract leaves open.
+different constraints. Only its abstract was accessible to us; the official repository holds a
+README. The equations here are this project's own; docs/method.md gives them with the points that
+the abstract leaves open.
 
 Shape shorthand: N images, C channels, H x W cells of one level, K regions.
 """
