@@ -28,4 +28,5 @@ train = dict(
     ema=dict(decay=None, warmup=None),
     val_loss=dict(period=0, num_images=None),
     wandb=dict(project=None, entity=None, name=None, mode=None),
+    hooks=[],  # Ours: your own, L(MyHook)(...), of Detectron2's HookBase.
 )

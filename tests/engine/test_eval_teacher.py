@@ -9,7 +9,7 @@ from forked import forked
 from toys import build, make_batch
 
 from dfd import FrozenTeacher
-from dfd.engine import evaluate
+from dfd.engine import evaluation as evaluate
 
 # Of the step and of the process; all other metrics are the run's.
 _TIMES = ("time", "data_time", "eta_seconds", "peak_memory_mib", "rank_data_time")

@@ -11,7 +11,7 @@ from run_files import MACHINE, assert_same, read_metrics
 
 from dfd import UserError
 from dfd.engine.config.load import load_config
-from dfd.engine.hooks import check_hooks
+from dfd.engine.config.schema import check_settings, check_training
 
 
 class FakeWandb(SimpleNamespace):
@@ -112,7 +112,8 @@ def test_wandb_gets_the_metrics_once_and_goes_on_after_a_resume(
 def test_bad_setting_is_one_line_at_the_start(configs, overrides, named):
     cfg = load_config(configs["student"], overrides)
     with pytest.raises(UserError) as error:
-        check_hooks(cfg)
+        check_settings(cfg)
+        check_training(cfg)
     assert named in str(error.value)
     assert "\n" not in str(error.value)
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from coco_files import write_coco
 from detectron2.config import LazyCall as L
-from dfd.weights.strict.strict import local_path
 from omegaconf import OmegaConf
 
 from dfd.data import build_evaluator, coco_json
@@ -17,6 +16,7 @@ from dfd.engine.console import override
 from dfd.errors import UserError
 from dfd.research import parse_runs
 from dfd.research.ablate import make_cells
+from dfd.weights.strict import local_path
 
 TEXTS = [
     *("/data/my data (new) [1]/a=b/Müller's/~x", "~/x.pth", "~", "a,b", "a:b#c$d", "$x/%y"),

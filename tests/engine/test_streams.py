@@ -7,7 +7,7 @@ import torch
 from detectron2.utils import comm
 from torch.multiprocessing import start_processes
 
-from dfd.engine.evaluate import share_buffers
+from dfd.engine.evaluation import share_buffers
 from dfd.engine.run import continue_streams
 from dfd.engine.state.checkpoint import random_state
 

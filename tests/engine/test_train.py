@@ -10,12 +10,15 @@ import textwrap
 import pytest
 import torch
 from commands import ENV, command, run
+from detectron2.config import LazyCall as L
 from forked import forked
+from omegaconf import OmegaConf
+from own_hooks import CountsSteps, SeesEvaluation
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from toys import build, make_batch
 
-from dfd import DFDHead, DistilledDetector, FrozenTeacher
-from dfd.engine.config.load import load_config
+from dfd import DFDHead, DistilledDetector, FrozenTeacher, UserError
+from dfd.engine import evaluate, load_config, train
 from dfd.engine.state.checkpoint import StudentCheckpointer
 from dfd.engine.trainer import Trainer
 from dfd.losses import DFDLoss
@@ -190,6 +193,110 @@ def test_same_seed_same_run(runs, data, configs, tmp_path):
     before = torch.load(runs["student"] / "model_final.pth", weights_only=True)["model"]
     for key, value in before.items():
         assert torch.equal(value, again[key]), key
+
+
+def test_python_api_trains_what_the_command_trains(runs, data, configs, tmp_path):
+    cfg = load_config(configs["student"], [*data, f"train.output_dir={tmp_path / 'a'}"])
+    before = OmegaConf.to_container(cfg, resolve=False)
+    results = train(cfg)
+    assert OmegaConf.to_container(cfg, resolve=False) == before
+    assert set(os.listdir(runs["student"])) - set(os.listdir(tmp_path / "a")) == {
+        name for name in os.listdir(runs["student"]) if name.startswith("events")
+    }
+    assert results["bbox"]["AP"] == read_metrics(tmp_path / "a")[-1]["bbox/AP"]
+    weights = torch.load(tmp_path / "a/model_final.pth", weights_only=True)["model"]
+    expected = torch.load(runs["student"] / "model_final.pth", weights_only=True)["model"]
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[key], expected[key]) for key in expected)
+
+    log = (tmp_path / "a/log.txt").read_text()
+    cfg.train.output_dir = str(tmp_path / "b")
+    cfg.train.init_checkpoint = str(tmp_path / "a/model_final.pth")
+    assert evaluate(cfg)["bbox"]["AP"] == results["bbox"]["AP"]
+    assert "Environment" in (tmp_path / "b/log.txt").read_text()
+    assert (tmp_path / "a/log.txt").read_text() == log
+
+
+def test_python_api_resumes_and_tells_the_results_of_a_run_that_has_ended(data, configs, tmp_path):
+    overrides = [*data, f"train.output_dir={tmp_path}", "train.checkpointer.period=1"]
+    train(load_config(configs["student"], [*overrides, "train.max_iter=1"]))
+    cfg = load_config(configs["student"], [*overrides, "train.max_iter=2"])
+    with pytest.raises(UserError, match="already holds a run"):
+        train(cfg)
+    results = train(cfg, resume=True)
+    assert [line["iteration"] for line in read_metrics(tmp_path)][-1] == 2
+    assert train(cfg, resume=True)["bbox"]["AP"] == results["bbox"]["AP"]
+
+
+@pytest.mark.parametrize("call", [train, evaluate])
+def test_python_api_raises_one_line_and_needs_no_default_in_the_config(configs, call):
+    cfg = load_config(configs["student"], ["train.ema.decay=2"])
+    with pytest.raises(UserError, match="train.ema.decay is 2: it must be above 0 and below 1"):
+        call(cfg)
+    del cfg.train["ema"]
+    cfg.train.seed = "${absent.seed}"
+    with pytest.raises(UserError, match="train.seed cannot be resolved") as error:
+        call(cfg)
+    assert "\n" not in str(error.value)
+
+
+def test_users_hooks_run_before_the_writers_and_go_on_after_a_resume(runs, data, configs, tmp_path):
+    shared = [*data, f"train.output_dir={tmp_path}", "train.eval_period=1"]
+    cfg = load_config(configs["student"], [*shared, "train.max_iter=2"])
+    cfg.train.hooks = [L(CountsSteps)(factor=2), L(SeesEvaluation)()]
+    train(cfg)
+    saved = load_config(str(tmp_path / "config.yaml"))
+    assert [hook._target_ for hook in saved.train.hooks] == [
+        "own_hooks.CountsSteps",
+        "own_hooks.SeesEvaluation",
+    ]
+    run(str(tmp_path / "config.yaml"), "--resume", "train.max_iter=4")
+    lines = {line["iteration"]: line for line in read_metrics(tmp_path)}
+    assert lines[0]["scaled"] == pytest.approx(2 * lines[0]["total_loss"])
+    for iteration in (0, 2):  # The last one is evaluated after its step.
+        assert lines[iteration]["seen"] == lines[iteration]["bbox/AP"] + 1
+    assert [lines[i]["steps"] for i in range(4)] == [1, 2, 3, 4]
+
+
+def test_users_hook_that_only_looks_changes_no_weight(runs, data, configs, tmp_path):
+    given = "train.hooks=[{_target_: own_hooks.CountsSteps, factor: 3}]"
+    run(configs["student"], *data, f"train.output_dir={tmp_path}", given)
+    assert read_metrics(tmp_path)[1]["steps"] == 2
+    weights = torch.load(tmp_path / "model_final.pth", weights_only=True)["model"]
+    expected = torch.load(runs["student"] / "model_final.pth", weights_only=True)["model"]
+    assert all(torch.equal(weights[key], expected[key]) for key in expected)
+
+
+@pytest.mark.parametrize(
+    ("hooks", "seen"),
+    [
+        ("3", "train.hooks is 3; it must be a list of calls"),
+        ("null", "train.hooks is None; it must be a list of calls"),
+        ("[3]", "train.hooks.0 is 3; it must be a call"),
+        ("[{factor: 2}]", "train.hooks.0 is {'factor': 2}; it must be a call"),
+        ("[{_target_: own_hooks.no_hook}]", "train.hooks.0 is a int: it must be a hook"),
+        ("[{_target_: own_hooks.Absent}]", "train.hooks.0 cannot be built"),
+        (
+            "[{_target_: own_hooks.CountsSteps}]",
+            "train.hooks.0 cannot be built: own_hooks.CountsSteps: ",
+        ),
+        (
+            "[{_target_: own_hooks.SeesEvaluation}, {_target_: own_hooks.CannotBeMade}]",
+            "train.hooks.1 cannot be built: own_hooks.CannotBeMade: no such camera",
+        ),
+        (
+            "[{_target_: own_hooks.FailsInAStep}]",
+            "train.hooks.0 failed in FailsInAStep.after_step: ZeroDivisionError: ",
+        ),
+    ],
+)
+def test_wrong_hook_is_one_line(data, configs, tmp_path, capsys, hooks, seen):
+    with pytest.raises(SystemExit) as stop:
+        run(configs["student"], *data, f"train.output_dir={tmp_path}", f"train.hooks={hooks}")
+    assert stop.value.code == 1
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert lines[-1].startswith(f"error: {seen}"), lines[-1]
+    assert sum(line.startswith("error: ") for line in lines) == 1
 
 
 def test_adapter_and_generator_moved(runs):

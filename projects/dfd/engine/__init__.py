@@ -1,5 +1,15 @@
-from .arguments import argument_parser
-from .launch import launch
-from .run import main
+"""Training and evaluation of a LazyConfig, from Python and from the command line.
 
-__all__ = ["argument_parser", "launch", "main"]
+    from dfd.engine import evaluate, load_config, train
+
+    cfg = load_config("configs/bccd/dfd.py", ["train.max_iter=100"])
+    results = train(cfg)
+"""
+
+from .arguments import argument_parser
+from .command import main
+from .config.load import load_config
+from .launch import launch
+from .run import evaluate, train
+
+__all__ = ["argument_parser", "evaluate", "launch", "load_config", "main", "train"]

@@ -26,7 +26,7 @@ from .checks import (
     check_optimizer,
 )
 from .config.load import set_length
-from .config.schema import make
+from .config.make import make
 from .hooks import Best, StudentEMA
 from .state.checkpoint import StudentCheckpointer
 from .state.run_settings import run_settings

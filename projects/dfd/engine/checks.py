@@ -6,6 +6,7 @@ import glob
 import inspect
 import os
 from collections.abc import Sequence
+from typing import Any
 
 from detectron2.data import DatasetMapper
 from detectron2.modeling.meta_arch import FCOS
@@ -15,7 +16,7 @@ from omegaconf import DictConfig
 from torch import nn
 from torch.optim import Optimizer
 
-from ..data import MosaicMapper, build_evaluator, dataset_report, registered_name
+from ..data import build_evaluator, dataset_report, registered_name
 from ..data.evaluator import check_keypoints
 from ..distill.contract import channel_order, num_classes
 from ..distill.detector import DistilledDetector
@@ -102,8 +103,7 @@ def check_image_format(model: nn.Module, dataloader: DictConfig) -> None:
     for split in ("train", "test"):
         mapper = dataloader[split].get("mapper")
         given = mapper.get("image_format") if mapper is not None else None
-        if given is None and issubclass(locate_class(mapper), MosaicMapper):
-            given = inspect.signature(MosaicMapper).parameters["image_format"].default
+        given = default_argument(mapper, "image_format") if given is None else given
         if given is not None and given != wanted:
             raise UserError(
                 f"dataloader.{split}.mapper.image_format is {given}, but the student takes "
@@ -126,10 +126,11 @@ def check_labels(student: nn.Module, dataloader: DictConfig) -> None:
             continue
         mapper = dataloader.train.get("mapper")
         target = locate_class(mapper)
-        if issubclass(target, MosaicMapper):
+        if makes_boxes_only(mapper):
             raise UserError(
-                f"the student learns {part}, but dataloader.train.mapper is a MosaicMapper, which "
-                f"makes boxes only: take Detectron2's DatasetMapper, or a student without {part}"
+                f"the student learns {part}, but dataloader.train.mapper is a {target.__name__}, "
+                f"which makes boxes only: take Detectron2's DatasetMapper, or a student without "
+                f"{part}"
             )
         if issubclass(target, DatasetMapper) and not mapper.get(setting, False):
             raise UserError(
@@ -157,6 +158,18 @@ def locate_class(node: DictConfig | None) -> type:
     target = node.get("_target_") if node is not None else None
     target = locate(target) if isinstance(target, str) else target
     return target if isinstance(target, type) else object
+
+
+def makes_boxes_only(mapper: DictConfig | None) -> bool:
+    """Whether a mapper declares, by its ``boxes_only``, that it makes no masks and no keypoints."""
+    return bool(getattr(locate_class(mapper), "boxes_only", False))
+
+
+def default_argument(node: DictConfig | None, name: str) -> Any:
+    """The default of a parameter of a lazy call's class; None if it has none of that name."""
+    parameters = inspect.signature(locate_class(node)).parameters
+    default = parameters[name].default if name in parameters else None
+    return None if default is inspect.Parameter.empty else default
 
 
 def check_evaluated_labels(student: nn.Module, dataloader: DictConfig) -> None:

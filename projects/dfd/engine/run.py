@@ -1,13 +1,15 @@
-"""Training and evaluation as ``train_net.py`` runs them."""
+"""Training and evaluation, as ``train_net.py`` and the Python API run them."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import copy
+import json
 import logging
 import os
+import shlex
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -24,7 +26,6 @@ from ..data import skip_batches
 from ..distill.detector import DistilledDetector
 from ..errors import UserError, first_line
 from ..weights.strict import local_path
-from .arguments import check_modes
 from .build import (
     Run,
     build_checkpointer,
@@ -35,17 +36,15 @@ from .build import (
     student_of,
 )
 from .checks import check_output_dir, check_same_start
-from .config.load import load_config, pin_defaults, resolve_config, skip_pretrained
+from .config.load import pin_defaults, resolve_config, skip_pretrained
 from .config.saved import read_names, save_config
-from .config.schema import check_settings
+from .config.schema import add_defaults, check_settings, check_training
 from .dry_run.run import dry_run
 from .dry_run.sandbox import leaving_nothing
-from .evaluate import evaluate_checkpoint, evaluate_teacher, teacher_results
-from .hooks import check_hooks
+from .evaluation import evaluate_checkpoint, evaluate_teacher, teacher_results
 from .hooks.build import SUMMARY, build_hooks
-from .launch import end_with, has_lost_another
 from .state.checkpoint import StudentCheckpointer, restore_random_state
-from .stop import EXIT_STOPPED, Stopped, StopRequest, end_process
+from .stop import StopRequest
 from .writers import cut_metrics
 
 logger = logging.getLogger("dfd")
@@ -53,77 +52,126 @@ logger = logging.getLogger("dfd")
 CONFIG = "config.yaml"
 
 
-def main(args: argparse.Namespace) -> None:
-    """One process of a run. A :class:`UserError` becomes one line and exit code 1.
+def train(
+    cfg: DictConfig, *, resume: bool = False, stop: StopRequest | None = None
+) -> dict[str, Any]:
+    """Train the model of a config, as ``train_net.py`` does in one process.
 
-    A training that is told to stop by a signal ends with exit code 75 when it is saved.
+    Everything is checked first, then a log, the config, metrics and checkpoints are written to
+    ``train.output_dir``. A signal that asks this process to stop ends the run after its step, which
+    is saved.
+
+    Args:
+        cfg: of :func:`load_config`; it stays as it is.
+        resume: whether to go on with the run in ``train.output_dir``, if there is one.
+        stop: what is told of signals already; None: they are listened for here.
+
+    Returns:
+        The results of the last evaluation, by task and metric; empty but in the main process.
+
+    Raises:
+        UserError: something in the config, its files or its data is wrong, or training diverged.
+        Stopped: a signal asked for the end.
     """
-    stop = StopRequest()
-    try:
-        check_modes(args)
-        trains = not (args.eval_only or args.eval_teacher or args.dry_run)
-        with stop.listening() if trains else contextlib.nullcontext():
-            _run(args, stop, trains=trains)
-    except Stopped as stopped:
-        if comm.is_main_process():
-            print(f"stopped by {stopped}; the same with --resume continues", file=sys.stderr)
-        if comm.get_world_size() > 1:
-            # Not by leaving the group in good order: another process may be gone.
-            end_process(EXIT_STOPPED)
-        sys.exit(EXIT_STOPPED)
-    except (UserError, OmegaConfBaseException) as error:
-        if not isinstance(error, UserError):
-            error = UserError(f"the config refers to what is not there: {first_line(error)}")
-        end_with(error, comm.get_rank() if comm.get_world_size() > 1 else None)
-    except Exception as error:
-        if stop.number and comm.get_world_size() > 1 and has_lost_another(error):
-            # By what has ended the other one, most often; that one has said why.
-            end_process(128 + stop.number)
-        raise
+    with contextlib.ExitStack() as listening, reference_errors():
+        if stop is None:
+            stop = StopRequest()
+            listening.enter_context(stop.listening())
+        cfg = checked(cfg, trains=True)
+        # Not in the other processes: by then the main one may have begun to write.
+        if comm.is_main_process() and not resume:
+            check_output_dir(cfg.train.output_dir)
+        if cfg.train.seed < 0:
+            cfg.train.seed = draw_seed(cfg.train.output_dir, resume)
+        with log_to_folder(cfg.train.output_dir):
+            setup(cfg)
+            return run_training(resolve_config(cfg), resume=resume, stop=stop)
 
 
-def _run(args: argparse.Namespace, stop: StopRequest, *, trains: bool) -> None:
-    """What the flags ask for."""
-    cfg = load_config(args.config_file, args.opts)
-    check_settings(cfg)
-    if not (args.eval_only or args.eval_teacher):
-        check_hooks(cfg)
-    # Not in the other processes: by then the main one may have begun to write.
-    if comm.is_main_process() and trains and not args.resume:
-        check_output_dir(cfg.train.output_dir)
-    if not args.dry_run:
-        log_to_folder(cfg, args)
-    setup(cfg)
-    if args.dry_run:
+def evaluate(cfg: DictConfig) -> dict[str, Any]:
+    """Evaluate the weights of ``train.init_checkpoint`` as the student, as ``--eval-only`` does.
+
+    Args:
+        cfg: of :func:`load_config`; it stays as it is.
+
+    Returns:
+        The results, by task and metric; empty but in the main process.
+
+    Raises:
+        UserError: the weights do not fit, or something in the config or its data is wrong.
+    """
+    with reference_errors():
+        cfg = checked(cfg, trains=False)
+        with log_to_folder(cfg.train.output_dir):
+            setup(cfg)
+            return evaluate_checkpoint(resolve_config(cfg))
+
+
+def measure_teacher(cfg: DictConfig) -> dict[str, Any]:
+    """Evaluate the teacher of a config, as ``--eval-teacher`` does; like :func:`evaluate`."""
+    with reference_errors():
+        cfg = checked(cfg, trains=False)
+        if cfg.train.seed < 0:
+            cfg.train.seed = draw_seed(cfg.train.output_dir, resume=False)
+        with log_to_folder(cfg.train.output_dir):
+            setup(cfg)
+            resolve_config(cfg)
+            skip_pretrained(cfg.model)
+            return evaluate_teacher(cfg, build_model(cfg))
+
+
+def rehearse(cfg: DictConfig, *, resume: bool = False) -> None:
+    """Check all that :func:`train` needs and print a table, as ``--dry-run`` does."""
+    with reference_errors():
+        cfg = checked(cfg, trains=True)
+        setup(cfg)
         with leaving_nothing(cfg) as scratch:
-            dry_run(resolve_config(cfg), prepare, resume=args.resume, scratch=scratch)
-        return
-    resolve_config(cfg)
-    if args.eval_teacher:
-        skip_pretrained(cfg.model)
-        evaluate_teacher(cfg, build_model(cfg))
-    elif args.eval_only:
-        evaluate_checkpoint(cfg)
-    else:
-        train(cfg, resume=args.resume, stop=stop)
+            dry_run(resolve_config(cfg), prepare, resume=resume, scratch=scratch)
 
 
-def log_to_folder(cfg: DictConfig, args: argparse.Namespace) -> None:
-    """Logging, as Detectron2's ``default_setup``."""
-    output_dir, rank = cfg.train.output_dir, comm.get_rank()
-    if cfg.train.seed < 0 and not args.eval_only:
-        cfg.train.seed = draw_seed(output_dir, args.resume)
+@contextlib.contextmanager
+def reference_errors() -> Iterator[None]:
+    """Within the context, a config that refers to what is not there is a UserError."""
     try:
-        if comm.is_main_process():
-            PathManager.mkdirs(output_dir)
-        for name in ("fvcore", "detectron2", "dfd"):
-            setup_logger(output_dir, distributed_rank=rank, name=name)
-    except OSError as error:
-        raise UserError(
-            f"train.output_dir {output_dir} cannot be written to ({error.strerror}): choose another"
-        ) from error
-    logger.info("Environment:\n%s", collect_env_info())
-    logger.info("Command line arguments: %s", args)
+        yield
+    except OmegaConfBaseException as error:
+        raise UserError(f"the config refers to what is not there: {first_line(error)}") from error
+
+
+def checked(cfg: DictConfig, *, trains: bool) -> DictConfig:
+    """A copy of a config, whose settings are such as a run can have."""
+    cfg = copy.deepcopy(cfg)
+    add_defaults(cfg)
+    check_settings(cfg)
+    if trains:
+        check_training(cfg)
+    return cfg
+
+
+@contextlib.contextmanager
+def log_to_folder(output_dir: str) -> Iterator[None]:
+    """Logging, as Detectron2's ``default_setup``, for the time of one run."""
+    names = ("fvcore", "detectron2", "dfd")
+    before = {name: list(logging.getLogger(name).handlers) for name in names}
+    setup_logger.cache_clear()  # It gives nothing to a logger that it has been called for.
+    try:
+        try:
+            if comm.is_main_process():
+                PathManager.mkdirs(output_dir)
+            for name in names:
+                setup_logger(output_dir, distributed_rank=comm.get_rank(), name=name)
+        except OSError as error:
+            raise UserError(
+                f"train.output_dir {output_dir} cannot be written to ({error.strerror}): choose "
+                "another"
+            ) from error
+        logger.info("Environment:\n%s", collect_env_info())
+        logger.info("Command line: %s", shlex.join(sys.argv))
+        yield
+    finally:
+        # The next run of this process writes to a log of its own.
+        for name, handlers in before.items():
+            logging.getLogger(name).handlers = handlers
 
 
 def setup(cfg: DictConfig) -> None:
@@ -179,10 +227,8 @@ def _resumed(cfg: DictConfig) -> DictConfig:
     return cfg
 
 
-def train(
-    cfg: DictConfig, *, resume: bool = False, stop: StopRequest | None = None
-) -> dict[str, Any]:
-    """Train the model of a config; returns the last evaluation's results.
+def run_training(cfg: DictConfig, *, resume: bool, stop: StopRequest) -> dict[str, Any]:
+    """Train the model of a resolved config; returns the last evaluation's results.
 
     Raises:
         Stopped: it was asked for by ``stop``; what had been done is saved.
@@ -190,25 +236,21 @@ def train(
     run = prepare(cfg, resume=resume)
     trainer, checkpointer, start = run.trainer, run.checkpointer, run.start
     check_same_start(run.model, start)
-    output_dir = cfg.train.output_dir
-    # Of a run that was stopped early, unless it is now asked for more patience.
+    # A run that was stopped early is at its end, unless it is now asked for more patience.
     ended = has_stopped(cfg, checkpointer)
+    summary = os.path.join(cfg.train.output_dir, SUMMARY)
     if start > cfg.train.max_iter:
         raise UserError(
-            f"--resume: the run in {output_dir} has made {start} iterations, more than "
+            f"--resume: the run in {cfg.train.output_dir} has made {start} iterations, more than "
             f"train.max_iter={cfg.train.max_iter}: set it to at least that"
         )
-    if (ended or start >= cfg.train.max_iter) and os.path.exists(os.path.join(output_dir, SUMMARY)):
-        logger.info("Nothing to do: %s has ended after %d iterations", output_dir, start)
-        return {}
+    if (ended or start >= cfg.train.max_iter) and os.path.exists(summary):
+        logger.info("Nothing to do: %s has ended after %d iterations", cfg.train.output_dir, start)
+        with open(summary, encoding="utf-8") as f:
+            return json.load(f)["results"] if comm.is_main_process() else {}
     checkpointer.teacher_results = teacher_results(cfg, run.model, checkpointer.teacher_results)
     if comm.is_main_process():
-        write_config(cfg)
-        if resume:
-            cut_metrics(output_dir, 0 if run.state is None else run.state["metrics_size"])
-            with contextlib.suppress(FileNotFoundError):
-                # Of a run that is made longer: it has not ended any more.
-                os.remove(os.path.join(output_dir, SUMMARY))
+        begin_files(cfg, run, resume=resume)
     results: dict[str, Any] = {}
     hooks = build_hooks(cfg, run.model, checkpointer, results, run.num_images, start, stop=stop)
     trainer.register_hooks(hooks)
@@ -221,6 +263,16 @@ def train(
         continue_streams(run.loader, batches, run.state["random_states"])
     trainer.train(start, start if ended else cfg.train.max_iter)
     return results
+
+
+def begin_files(cfg: DictConfig, run: Run, *, resume: bool) -> None:
+    """Write the config; take back what a resumed run has written after its last checkpoint."""
+    write_config(cfg)
+    if resume:
+        cut_metrics(cfg.train.output_dir, 0 if run.state is None else run.state["metrics_size"])
+        with contextlib.suppress(FileNotFoundError):
+            # A run that is made longer has not ended any more.
+            os.remove(os.path.join(cfg.train.output_dir, SUMMARY))
 
 
 def has_stopped(cfg: DictConfig, checkpointer: StudentCheckpointer) -> bool:

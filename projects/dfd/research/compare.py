@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from omegaconf import OmegaConf
 
 from ..engine.config.flat import FlatSettings, differing, flat_settings
-from ..engine.config.load import PARTS, TRAIN_DEFAULTS
+from ..engine.config.load import PARTS
+from ..engine.config.schema import TRAIN_DEFAULTS
 from .run_folder import Run
 
 CAVEAT = (

@@ -47,6 +47,8 @@ class MosaicMapper:
 
     # It tells which pixels are real; see MarkPadding.
     marks_padding = True
+    # It makes no masks and no keypoints.
+    boxes_only = True
 
     def __init__(
         self,

@@ -22,31 +22,13 @@ from .find import find_config
 from .overrides import apply_overrides
 from .registrations import repeatable_registrations
 from .saved import read_config
+from .schema import add_defaults
 
 PARTS = ("model", "dataloader", "optimizer", "lr_multiplier", "train")
 _PACKAGE = __name__.partition(".")[0]
 # Of a detector: what the pixels that it takes are like.
 _PIXELS = ("pixel_mean", "pixel_std", "input_format")
 _PLAIN = (type(None), bool, int, float, str, tuple, list, dict)
-# Of the hooks that are off unless they are asked for.
-HOOK_DEFAULTS = {
-    "best_checkpoint": {"metric": None, "mode": "max"},
-    "early_stop": {"metric": None, "mode": "max", "patience": None, "min_delta": 0.0},
-    "ema": {"decay": None, "warmup": None},
-    "val_loss": {"period": 0, "num_images": None},
-    "wandb": {"project": None, "entity": None, "name": None, "mode": None},
-}
-# Settings of ours that Detectron2's own configs do not have; as there, no seed means any.
-TRAIN_DEFAULTS = {
-    "seed": -1,
-    "epochs": None,
-    "accumulation_steps": 1,
-    "clip_grad_norm": None,
-    "eval_teacher_first": False,
-    "min_teacher_ap": None,
-    "disparity_images": {"period": 0, "num_images": 0},
-    **HOOK_DEFAULTS,
-}
 
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> DictConfig:
@@ -78,7 +60,7 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> DictConfig:
         raise UserError(
             f"--config-file {path} defines no {', '.join(missing)}: it is not a training config"
         )
-    cfg.train = OmegaConf.merge(TRAIN_DEFAULTS, cfg.train)
+    add_defaults(cfg)
     cfg = apply_overrides(cfg, overrides)
     if not isinstance(cfg.get("train"), DictConfig):
         raise UserError(f"train is {cfg.get('train')!r}: it must be the section of that name")
@@ -224,8 +206,10 @@ def pin_defaults(cfg: DictConfig) -> DictConfig:
     after an update that changes a default.
     """
     for node in list(_nodes_with(cfg, "_target_")):
-        target = node._target_
-        target = locate(target) if isinstance(target, str) else target
+        try:
+            target = locate(node._target_) if isinstance(node._target_, str) else node._target_
+        except ImportError:
+            continue  # Told, with the place in the config, when it is built.
         if not getattr(target, "__module__", "").startswith(f"{_PACKAGE}."):
             continue
         for name, parameter in inspect.signature(target).parameters.items():

@@ -22,19 +22,8 @@ from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
 from ...errors import UserError, first_line
 from ..console import parse_override, split_override
+from .schema import TEXT_OF_A_RUN
 
-# What is text though no signature says so, and whether it may be null.
-_TEXT_OF_A_RUN = {
-    "train.output_dir": False,
-    "train.init_checkpoint": True,
-    "train.device": False,
-    "train.amp.dtype": False,
-    "train.best_checkpoint.metric": True,
-    "train.best_checkpoint.mode": False,
-    "train.early_stop.metric": True,
-    "train.early_stop.mode": False,
-    **{f"train.wandb.{name}": True for name in ("project", "entity", "name", "mode")},
-}
 _QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
 
 
@@ -126,8 +115,8 @@ def _takes(cfg: DictConfig, key: str) -> tuple[set[str], Any]:
 
     The signature of the function decides, else what is there; empty: neither tells.
     """
-    if key in _TEXT_OF_A_RUN:
-        return {"text", "none"} if _TEXT_OF_A_RUN[key] else {"text"}, None
+    if key in TEXT_OF_A_RUN:  # Though no signature says so.
+        return {"text", "none"} if TEXT_OF_A_RUN[key] else {"text"}, None
     parent, _, name = key.rpartition(".")
     try:
         node = OmegaConf.select(cfg, parent) if parent else cfg

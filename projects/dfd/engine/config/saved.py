@@ -44,6 +44,7 @@ _PARTS = (
     *(f"dfd.{name}" for name in "distill losses modeling data demo".split()),
     *(f"dfd.engine.{name}" for name in "optim schedule".split()),
     *(f"detectron2.{name}" for name in "modeling layers structures evaluation solver".split()),
+    "detectron2.engine.hooks",
     *(f"detectron2.data.{name}" for name in "transforms dataset_mapper".split()),
     *("fvcore.common.param_scheduler", "fvcore.transforms", "fvcore.nn"),
     *("torch.nn", "torch.optim", "torchvision.ops", "torchvision.models", "timm.layers"),

@@ -21,7 +21,7 @@ from ..checks import check_output_dir
 from ..config.load import pin_defaults
 from ..config.saved import save_config
 from ..console import say
-from ..evaluate import teacher_results
+from ..evaluation import teacher_results
 from ..hooks.build import SUMMARY, build_hooks
 from .measure import measure_steps
 from .table import table

@@ -253,5 +253,7 @@ def unchecked(cfg: DictConfig, run: Run, measured: Measured, evaluated: int) -> 
             )
         if run.model.head.factor(run.start) == 0:
             found.append("the distillation, which is off at this iteration")
+    if cfg.train.hooks:
+        found.append("what the hooks of train.hooks do: they were built, but not called")
     found.append("whether train.output_dir can be written to, and the space on its disk")
     return found

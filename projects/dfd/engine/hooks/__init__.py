@@ -1,6 +1,5 @@
 """Hooks of the training loop beside Detectron2's own."""
 
-from ..config.hook_settings import check_hooks
 from .best import Best, BestCheckpoint, EarlyStop
 from .ema import StudentEMA, UpdateEMA
 from .evaluation import Evaluation, ValidationLoss
@@ -17,5 +16,4 @@ __all__ = [
     "StudentEMA",
     "UpdateEMA",
     "ValidationLoss",
-    "check_hooks",
 ]

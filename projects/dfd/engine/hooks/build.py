@@ -14,17 +14,17 @@ from detectron2.utils import comm
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from ...data import MosaicMapper, registered_name
+from ...data import registered_name
 from ...data.registered import dataset_dicts, has_objects
 from ...distill.detector import DistilledDetector
 from ...distill.processes import share_buffers
 from ...errors import UserError
 from ..build import student_of
-from ..checks import locate_class
-from ..config.hook_settings import metric_period
+from ..checks import makes_boxes_only
+from ..config.make import make
 from ..config.names import plain_values
-from ..config.schema import make
-from ..evaluate import test
+from ..config.schema import metric_period
+from ..evaluation import test
 from ..machine import processor_name
 from ..state.checkpoint import StudentCheckpointer
 from ..stop import StopRequest, guard_workers
@@ -40,6 +40,7 @@ from . import (
     UpdateEMA,
     ValidationLoss,
 )
+from .user import user_hooks
 
 logger = logging.getLogger("dfd")
 # Of a test item, what its pictures are made from.
@@ -59,7 +60,9 @@ def build_hooks(
     stop: StopRequest | None = None,
     writers: bool = True,
 ) -> list[HookBase | None]:
-    """Detectron2's hooks, and ours, in the order in which they must run.
+    """Detectron2's hooks, ours and the user's, in the order in which they must run.
+
+    What ours measure, the user's can read; what these measure is written.
 
     Args:
         results: filled with the results of each evaluation.
@@ -74,6 +77,7 @@ def build_hooks(
         hooks.IterationTimer(),
         hooks.LRScheduler(scheduler=make(cfg.lr_multiplier, "lr_multiplier")),
         *evaluation_hooks(cfg, student_of(model), checkpointer, results),
+        *user_hooks(cfg),
     ]
     checkpoints = Checkpoints(checkpointer, **train.checkpointer, stop=stop)
     if not comm.is_main_process():
@@ -190,8 +194,8 @@ def labelled_test_loader(cfg: DictConfig) -> DictConfig:
             "train.val_loss.period=0"
         )
     node, mapper = copy.deepcopy(cfg.dataloader.test), copy.deepcopy(cfg.dataloader.train.mapper)
-    if issubclass(locate_class(mapper), MosaicMapper) and "is_train" in node.get("mapper", {}):
-        node.mapper.is_train = True  # Boxes are all that is wanted.
+    if makes_boxes_only(mapper) and "is_train" in node.get("mapper", {}):
+        node.mapper.is_train = True
         return node
     if "augmentations" not in mapper or "augmentations" not in node.get("mapper", {}):
         raise UserError(

@@ -16,7 +16,7 @@ from torch import nn
 from torchvision.ops import StochasticDepth
 
 from ...distill.processes import own_divisors
-from ..evaluate import share_buffers
+from ..evaluation import share_buffers
 from ..state.checkpoint import kept_random_state
 
 _SEED = 0

@@ -11,7 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 from ...data import stream_seed
 from ...errors import UserError
 from ..config.flat import FlatSettings, differing, flat_settings
-from ..config.load import PARTS, TRAIN_DEFAULTS
+from ..config.load import PARTS
+from ..config.schema import TRAIN_DEFAULTS
 
 _IMAGES = "the number of training images"
 _DATA_SEED = "dataloader.train.seed"

@@ -15,8 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ...engine.config.flat import differing, flat_settings
-from ...engine.config.load import PARTS, TRAIN_DEFAULTS, load_config
+from ...engine.config.load import PARTS, load_config
 from ...engine.config.names import plain_values
+from ...engine.config.schema import TRAIN_DEFAULTS
 from ...engine.state.files import whole_file
 from ...errors import UserError, first_line
 from .cells import Cell

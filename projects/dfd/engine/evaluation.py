@@ -20,7 +20,7 @@ from ..errors import UserError
 from ..weights.strict import load_strict, read_weights
 from .checks import check_evaluated_labels
 from .config.load import skip_pretrained
-from .config.schema import make
+from .config.make import make
 from .stop import guard_workers
 
 logger = logging.getLogger("dfd")
@@ -113,8 +113,6 @@ def teacher_results(
         UserError: the teacher's AP is below ``train.min_teacher_ap``.
     """
     least = cfg.train.min_teacher_ap
-    if least is not None and not 1 <= least <= 100:
-        raise UserError(f"train.min_teacher_ap is {least}; it is in percent, from 1 to 100")
     if not isinstance(model, DistilledDetector):
         return None
     if least is None and not cfg.train.eval_teacher_first:
