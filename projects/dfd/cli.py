@@ -30,6 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     if name not in COMMANDS:
         sys.exit(f"error: dfd {name}: no such command; there are {', '.join(COMMANDS)}")
+    if "" not in sys.path:
+        # A user's own modules beside the caller, as `python -m dfd` finds them.
+        sys.path.insert(0, "")
     _quieten_torch()
     module, _, function = COMMANDS[name][0].partition(":")
     getattr(importlib.import_module(module), function)(arguments[1:])
