@@ -19,7 +19,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from toys import build
 
-from dfd.engine.config.load import load_config, resolve_config
+from dfd.engine.config.load import load_config
+from dfd.engine.config.resolve import resolve_config
 from dfd.errors import UserError
 from dfd.research import format_text, load_runs, parse_runs
 from dfd.research.compare import differences, gains, tables

@@ -6,12 +6,8 @@ import contextlib
 import io
 import itertools
 import os
-import statistics
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
-import torch
 from detectron2.config import instantiate
 from detectron2.evaluation import inference_on_dataset
 from detectron2.utils import comm
@@ -22,40 +18,13 @@ from ...distill.detector import DistilledDetector
 from ...errors import UserError
 from ..build import Run, student_of
 from ..checks import check_output_dir
-from ..config.load import pin_defaults
+from ..config.resolve import pin_defaults
 from ..config.saved import save_config
 from ..console import say
 from ..evaluation import teacher_results
 from ..hooks.build import SUMMARY, build_hooks
-from ..machine import peak_memory_mib
+from .measure import measure_steps
 from .table import table
-
-# Steps after the first, which alone pays for starting up; fewer if they take long.
-_MORE_STEPS = 4
-_MORE_SECONDS = 10.0
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What the steps of a dry run have shown.
-
-    Attributes:
-        scalars: of the first step, as the training loop logs them.
-        without_gradient: trainable parameters that the first step gave none.
-        zero_gradient: those whose gradient was exactly 0.
-        first_seconds: of the first step, data included.
-        seconds: median of the steps after it; of the first if there was no time for others.
-        steps: so many were made.
-        peak_memory_mib: after them.
-    """
-
-    scalars: dict[str, float]
-    without_gradient: list[str]
-    zero_gradient: list[str]
-    first_seconds: float
-    seconds: float
-    steps: int
-    peak_memory_mib: float
 
 
 def dry_run(cfg: DictConfig, prepare: Callable[..., Run], *, resume: bool, scratch: str) -> None:
@@ -102,31 +71,6 @@ def _examine(cfg: DictConfig, run: Run, output_dir: str) -> str:
     check_gradients(run.model, run.start, measured.without_gradient)
     evaluated = _evaluate_a_batch(cfg, student_of(run.model))
     return table(cfg, run, measured, evaluated)
-
-
-def measure_steps(run: Run, device: str) -> Measured:
-    """Train a few steps, of which the first is looked at."""
-    trainer, iteration = run.trainer, run.start
-
-    def step(iteration: int) -> float:
-        start = time.perf_counter()
-        trainer.train(iteration, iteration + 1)
-        if torch.device(device).type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter() - start
-
-    first = step(iteration)
-    scalars = {name: value for name, (value, _) in trainer.storage.latest().items()}
-    trainable = {n: p.grad for n, p in run.model.named_parameters() if p.requires_grad}
-    without = [name for name, gradient in trainable.items() if gradient is None]
-    zero = [name for name, g in trainable.items() if g is not None and not g.any()]
-    # As many in every process, or one would wait for another.
-    slowest = max(comm.all_gather(first))
-    more = min(_MORE_STEPS, int(_MORE_SECONDS / slowest))
-    times = [step(iteration + 1 + i) for i in range(more)] or [first]
-    return Measured(
-        scalars, without, zero, first, statistics.median(times), 1 + more, peak_memory_mib()
-    )
 
 
 def check_gradients(model: nn.Module, iteration: int, without: list[str]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from detectron2.utils import comm
@@ -17,13 +16,11 @@ from ...distill.contract import num_classes
 from ...distill.detector import DistilledDetector
 from ...distill.teacher import resolve_precision
 from ..build import Run, student_of
-from ..config.load import pretrained_trunks
+from ..config.resolve import pretrained_trunks
 from ..console import duration
 from ..machine import processor_name
 from ..optim import describe_groups
-
-if TYPE_CHECKING:
-    from .run import Measured
+from .measure import Measured
 
 _MAX_NAMES = 8
 _DISTILLATION = "loss_dfd_"
