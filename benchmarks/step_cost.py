@@ -27,7 +27,8 @@ from torch import nn
 
 from dfd import UserError
 from dfd.distill.contract import run_features
-from dfd.engine.config.load import load_config, resolve_pixels, skip_pretrained
+from dfd.engine.config.load import load_config
+from dfd.engine.config.resolve import resolve_pixels, skip_pretrained
 from dfd.engine.machine import peak_memory_mib
 
 NUM_CLASSES = 3

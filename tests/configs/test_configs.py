@@ -21,7 +21,8 @@ from toys import make_batch
 
 from dfd import DistilledDetector, FrozenTeacher, UserError
 from dfd.distill.contract import num_classes
-from dfd.engine.config.load import load_config, resolve_config
+from dfd.engine.config.load import load_config
+from dfd.engine.config.resolve import resolve_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

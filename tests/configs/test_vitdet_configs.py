@@ -17,7 +17,7 @@ from toys import make_batch
 
 from dfd import FrozenTeacher, UserError
 from dfd.engine.build import build_optimizer
-from dfd.engine.config.load import resolve_config
+from dfd.engine.config.resolve import resolve_config
 from dfd.engine.optim import parameter_groups
 
 RECIPES = [n for n in names(CONFIGS.glob("vitdet/*.py")) if "base" not in n]

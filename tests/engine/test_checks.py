@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -6,7 +8,13 @@ from toys import build
 
 from dfd import DFDHead, DistilledDetector, FrozenTeacher, UserError
 from dfd.engine.build import count_images
-from dfd.engine.checks import check_classes, check_image_format, check_optimizer, check_output_dir
+from dfd.engine.checks import (
+    check_classes,
+    check_image_format,
+    check_labels,
+    check_optimizer,
+    check_output_dir,
+)
 from dfd.losses import DFDLoss
 
 MOSAIC = {"_target_": "dfd.data.MosaicMapper"}
@@ -24,6 +32,29 @@ def test_channel_order_that_a_mosaic_has_by_default_is_compared(wanted):
         return
     with pytest.raises(UserError, match="train.mapper.image_format is BGR, but the student takes"):
         check_image_format(student, loaders)
+
+
+class OwnMapper:
+    """A mapper of a user's, which says what it makes."""
+
+    boxes_only = True
+
+    def __init__(self, image_format="RGB"):
+        pass
+
+
+def test_mapper_declares_what_it_makes_and_takes():
+    student = SimpleNamespace(roi_heads=SimpleNamespace(mask_on=True))
+    loaders = OmegaConf.create(
+        {"train": {"dataset": "own", "mapper": {"_target_": f"{__name__}.OwnMapper"}}, "test": {}}
+    )
+    with pytest.raises(UserError, match="learns masks, but dataloader.train.mapper is a OwnMapper"):
+        check_labels(student, loaders)
+    detector = build("retinanet")
+    detector.input_format = "BGR"
+    detector.pixel_mean.fill_(100.0)
+    with pytest.raises(UserError, match="train.mapper.image_format is RGB, but the student takes"):
+        check_image_format(detector, loaders)
 
 
 def make_teacher(**kwargs):

@@ -5,7 +5,8 @@ from detectron2.config import LazyConfig, instantiate
 from detectron2.data import MetadataCatalog
 
 from dfd import UserError
-from dfd.engine.config.load import load_config, pin_defaults, resolve_config, set_length
+from dfd.engine.config.load import load_config
+from dfd.engine.config.resolve import pin_defaults, resolve_config, set_length
 from dfd.losses import DFDLoss, MimicLoss
 
 CONFIG = "configs/bccd/dfd.py"
@@ -162,7 +163,7 @@ def test_recipes_for_a_small_gpu_do_not_force_what_it_may_not_have(config):
 
 
 def test_automatic_fp16_needs_cuda_alone(monkeypatch):
-    monkeypatch.setattr("dfd.engine.config.load.resolve_precision", lambda *_: torch.bfloat16)
+    monkeypatch.setattr("dfd.engine.config.resolve.resolve_precision", lambda *_: torch.bfloat16)
     overrides = ["train.device=cpu", "model.roi_heads.num_classes=3", "train.amp.dtype=fp16"]
     cfg = load_config("configs/demo/student.py", overrides)
     resolve_config(cfg)
@@ -171,7 +172,7 @@ def test_automatic_fp16_needs_cuda_alone(monkeypatch):
 
 @pytest.mark.parametrize("fast", [torch.bfloat16, torch.float32])
 def test_automatic_mixed_precision_where_the_device_gains_from_it(monkeypatch, fast):
-    monkeypatch.setattr("dfd.engine.config.load.resolve_precision", lambda *_: fast)
+    monkeypatch.setattr("dfd.engine.config.resolve.resolve_precision", lambda *_: fast)
     overrides = ["train.device=cpu", "model.roi_heads.num_classes=3"]
     cfg = load_config("configs/demo/student.py", overrides)
     assert cfg.train.amp.enabled == "auto"

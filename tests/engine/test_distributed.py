@@ -16,7 +16,8 @@ from detectron2.engine import default_argument_parser
 from forked import forked
 from plain import write_rectangles
 
-from dfd.engine.launch import _wait_for, check_flags, find_place, read_device
+from dfd.engine.distributed import check_flags, find_place, read_device
+from dfd.engine.launch import _wait_for
 from dfd.errors import UserError
 
 

@@ -22,7 +22,8 @@ from dfd.engine.hooks import (
     UpdateEMA,
     ValidationLoss,
 )
-from dfd.engine.state.checkpoint import StudentCheckpointer, kept_random_state
+from dfd.engine.state.checkpoint import StudentCheckpointer
+from dfd.engine.state.random_state import kept_random_state
 from dfd.engine.trainer import Trainer
 
 NAN = float("nan")

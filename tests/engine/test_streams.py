@@ -9,7 +9,7 @@ from torch.multiprocessing import start_processes
 
 from dfd.engine.evaluation import share_buffers
 from dfd.engine.run import continue_streams
-from dfd.engine.state.checkpoint import random_state
+from dfd.engine.state.random_state import random_state
 
 
 def test_each_process_has_its_own_random_numbers_back(monkeypatch, caplog):

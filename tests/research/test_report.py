@@ -16,7 +16,8 @@ from detectron2.config import LazyConfig
 from omegaconf import OmegaConf
 from toys import build
 
-from dfd.engine.config.load import load_config, resolve_config
+from dfd.engine.config.load import load_config
+from dfd.engine.config.resolve import resolve_config
 from dfd.errors import UserError
 from dfd.research import format_text, load_runs, parse_runs
 from dfd.research.compare import differences, gains, tables

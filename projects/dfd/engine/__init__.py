@@ -1,6 +1,6 @@
-"""Training and evaluation of a LazyConfig, from Python and from the command line.
+"""Training and evaluation of a LazyConfig, from Python and from the command line::
 
-    from dfd.engine import evaluate, load_config, train
+    from dfd.engine import load_config, train
 
     cfg = load_config("configs/bccd/dfd.py", ["train.max_iter=100"])
     results = train(cfg)

@@ -25,8 +25,8 @@ from .checks import (
     check_mixed_precision,
     check_optimizer,
 )
-from .config.load import set_length
 from .config.make import make
+from .config.resolve import set_length
 from .hooks import Best, StudentEMA
 from .state.checkpoint import StudentCheckpointer
 from .state.run_settings import run_settings

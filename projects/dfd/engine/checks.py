@@ -167,7 +167,10 @@ def makes_boxes_only(mapper: DictConfig | None) -> bool:
 
 def default_argument(node: DictConfig | None, name: str) -> Any:
     """The default of a parameter of a lazy call's class; None if it has none of that name."""
-    parameters = inspect.signature(locate_class(node)).parameters
+    try:
+        parameters = inspect.signature(locate_class(node)).parameters
+    except ValueError:  # A builtin without a signature.
+        return None
     default = parameters[name].default if name in parameters else None
     return None if default is inspect.Parameter.empty else default
 

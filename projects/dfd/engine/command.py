@@ -69,6 +69,6 @@ def _end_stopped(stopped: Stopped) -> NoReturn:
     if comm.is_main_process():
         print(f"stopped by {stopped}; the same with --resume continues", file=sys.stderr)
     if comm.get_world_size() > 1:
-        # Not by leaving the group in good order: another process may be gone.
+        # The group is not left in good order: another process may be gone.
         end_process(EXIT_STOPPED)
     sys.exit(EXIT_STOPPED)

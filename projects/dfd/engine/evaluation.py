@@ -19,8 +19,8 @@ from ..distill.processes import share_buffers
 from ..errors import UserError
 from ..weights.strict import load_strict, read_weights
 from .checks import check_evaluated_labels
-from .config.load import skip_pretrained
 from .config.make import make
+from .config.resolve import skip_pretrained
 from .stop import guard_workers
 
 logger = logging.getLogger("dfd")

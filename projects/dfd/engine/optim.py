@@ -47,7 +47,7 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """All trainable parameters, those of like rate and decay together: an optimizer's ``params``.
 
-    Of the settings of weight decay that fit a parameter, the first of this order counts:
+    Where several settings of weight decay fit a parameter, the first in this order counts:
     ``overrides``, ``weight_decay_norm``, ``weight_decay_bias``, ``weight_decay_1d``,
     ``weight_decay_pos_embed``, ``weight_decay``.
 

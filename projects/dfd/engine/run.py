@@ -36,14 +36,15 @@ from .build import (
     student_of,
 )
 from .checks import check_output_dir, check_same_start
-from .config.load import pin_defaults, resolve_config, skip_pretrained
+from .config.resolve import pin_defaults, resolve_config, skip_pretrained
 from .config.saved import read_names, save_config
 from .config.schema import add_defaults, check_settings, check_training
 from .dry_run.run import dry_run
 from .dry_run.sandbox import leaving_nothing
 from .evaluation import evaluate_checkpoint, evaluate_teacher, teacher_results
 from .hooks.build import SUMMARY, build_hooks
-from .state.checkpoint import StudentCheckpointer, restore_random_state
+from .state.checkpoint import StudentCheckpointer
+from .state.random_state import restore_random_state
 from .stop import StopRequest
 from .writers import cut_metrics
 
@@ -78,7 +79,7 @@ def train(
             stop = StopRequest()
             listening.enter_context(stop.listening())
         cfg = checked(cfg, trains=True)
-        # Not in the other processes: by then the main one may have begun to write.
+        # The other processes do not look: the main one may have begun to write by then.
         if comm.is_main_process() and not resume:
             check_output_dir(cfg.train.output_dir)
         if cfg.train.seed < 0:

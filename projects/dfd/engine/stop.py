@@ -57,7 +57,7 @@ class StopRequest:
         if threading.current_thread() is threading.main_thread():
             for number in STOP_SIGNALS:
                 handler = signal.getsignal(number)
-                # As nohup leaves SIGHUP: what started the run does not want it to hear it.
+                # What started the run does not want it to hear an ignored signal (nohup, SIGHUP).
                 if handler is not signal.SIG_IGN:
                     before[number] = handler
                     signal.signal(number, self._note)
@@ -136,8 +136,8 @@ def _begin_worker(begin: Callable[[int], None] | None, worker: int) -> None:
     for number in STOP_SIGNALS:
         if number != signal.SIGTERM:
             signal.signal(number, signal.SIG_IGN)
-    # By SIGTERM its own process ends a worker, which must work. Who sends a signal can only be
-    # told (and not everywhere) where it is waited for.
+    # A worker's own process ends it by SIGTERM, which must go on to work. Who sends a signal can
+    # only be told (and not everywhere) where it is waited for.
     if hasattr(signal, "sigwaitinfo"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_by_parent, daemon=True).start()

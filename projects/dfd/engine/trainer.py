@@ -72,7 +72,7 @@ class Trainer(SimpleTrainer):
     def register_hooks(self, hooks: Sequence[HookBase | None]) -> None:
         """As Detectron2's; a hook of which a resumed checkpoint holds the state is given it.
 
-        Of several hooks of one class, it holds that of the first.
+        It holds the state of the first hook of each class.
         """
         super().register_hooks(hooks)
         for hook in self._hooks:
@@ -130,7 +130,7 @@ class Trainer(SimpleTrainer):
                 parts.append({name: loss.detach().float() for name, loss in losses.items()})
             self.after_backward()
             norm = self._clip_gradients()
-            # Not until all of the step's work is queued does anything wait for the device.
+            # Nothing waits for the device until all of the step's work is queued.
             values, norm = self._read(parts, norm)
         self._check_finite(values)
         self._check_norm(norm)

@@ -15,7 +15,7 @@ from detectron2.utils.events import (
 )
 
 METRICS = "metrics.json"
-# Of Detectron2's writers, in iterations.
+# In iterations, as Detectron2's writers have it.
 _SMOOTHING_WINDOW = 20
 # Measured by the process, and not before some iterations: not the run's.
 _OF_THE_PROCESS = ("time",)

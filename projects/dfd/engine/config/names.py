@@ -11,7 +11,7 @@ from typing import Any
 def plain_values(node: Any) -> Any:
     """A config's content as json can hold it: names in place of functions and classes.
 
-    Of anything else the name of its kind, as its repr may hold an address.
+    Anything else goes by the name of its type, as its repr may hold an address.
     """
     if isinstance(node, dict):
         return {str(key): plain_values(value) for key, value in node.items()}
@@ -70,7 +70,7 @@ def _find(name: str) -> Any:
     for count in range(len(parts) - 1, 0, -1):
         try:
             module = importlib.import_module(".".join(parts[:count]))
-        except Exception:  # Of a module that is there, but not whole.
+        except Exception:  # The module is there, but not whole.
             continue
         return _attribute(module, ".".join(parts[count:]))
     return None

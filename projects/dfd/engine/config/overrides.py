@@ -64,7 +64,7 @@ def _apply(cfg: DictConfig, text: str) -> DictConfig:
         raise UserError(f"override {shown} cannot be applied: {first_line(error)}") from error
     except UserError:
         raise
-    except Exception as error:  # Of Hydra's parser, which tells tokens.
+    except Exception as error:  # Hydra's parser speaks of tokens.
         if "text" not in kinds:
             raise UserError(
                 f"override {shown}: its value cannot be read: close its brackets and quotes, and "
@@ -153,7 +153,7 @@ def _parameter_kinds(node: DictConfig, name: str) -> set[str]:
 
 
 def _kinds(annotation: Any) -> set[str]:
-    """Of what an annotation permits: "text", "none", "bool", "number", "any", "other"."""
+    """What an annotation permits, out of "text", "none", "bool", "number", "any", "other"."""
     if isinstance(annotation, str):  # One that cannot be resolved.
         annotation = re.sub(r"(?:typing\.)?Optional\[([\w.]+)\]", r"\1 | None", annotation)
         names = {"str": "text", "None": "none", "bool": "bool", "int": "number", "float": "number"}

@@ -17,7 +17,7 @@ from unittest import mock
 from detectron2.data import DatasetCatalog
 from detectron2.data.catalog import Metadata
 
-# As Detectron2 names the package of a config that it runs.
+# Detectron2's name for the package of a config that it runs.
 _CONFIG_PACKAGE = "detectron2._cfg_loader"
 
 
@@ -28,7 +28,7 @@ class _Source(NamedTuple):
     variables: dict[str, Any]
 
 
-# By name, and by name and attribute.
+# Who registered a dataset, by its name, and who set an attribute, by dataset and attribute.
 _registered: dict[str, _Source] = {}
 _attributes: dict[tuple[str, str], _Source] = {}
 
@@ -120,7 +120,7 @@ def _same(one: Any, other: Any, depth: int = 0) -> bool:
         return _same(*pairs, depth + 1)
     try:
         return bool(one == other)
-    except Exception:  # Such as of arrays.
+    except Exception:  # Arrays do not compare as one.
         return False
 
 

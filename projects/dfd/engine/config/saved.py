@@ -96,7 +96,7 @@ def read_config(path: str, *, trusted: bool) -> Any:
         OSError, yaml.YAMLError: it cannot be read.
     """
     content = _load(path, find_object if trusted else find_part)
-    content = {} if content is None else content  # Of an empty file.
+    content = {} if content is None else content  # An empty file.
     cfg = OmegaConf.create(content, flags={"allow_objects": True})
     if not trusted:
         _check_targets(cfg)
@@ -145,7 +145,7 @@ class _Loader(yaml.SafeLoader):
             return [], {}, None
         values = self.construct_mapping(node, deep=True)
         if not set(values) <= {"args", "kwds", "state", "listitems", "dictitems"}:
-            return [], values, None  # Of !!python/object: its attributes.
+            return [], values, None  # !!python/object gives attributes.
         return list(values.get("args", ())), values.get("kwds", {}), values.get("state")
 
     def _construct_call(self, name: str, args: list, kwargs: dict, state: Any) -> Any:
@@ -203,7 +203,7 @@ def find_part(name: str) -> Any:
     if name.partition(".")[0] not in _PACKAGES or any(p.startswith("_") for p in name.split(".")):
         raise ForeignCodeError(name, why)
     found = find_object(name)
-    # By where it is defined: a module also holds what it has imported.
+    # What counts is where it is defined: a module also holds what it has imported.
     home = str(getattr(found, "__module__", ""))
     if not (inspect.isclass(found) or callable(found)):
         raise ForeignCodeError(name, why)

@@ -130,7 +130,7 @@ class Wandb:
 class Train:
     """The settings of ``train`` that Detectron2 does not have."""
 
-    # Of weights, sampling and data. As in Detectron2, a negative one means another each time.
+    # For weights, sampling and data. As in Detectron2, a negative one means another each time.
     seed: int = _setting(-1, "it must be an integer")
     # Passes over the training data; they win over max_iter.
     epochs: float | None = _setting(None, "it must be above 0 or null", lambda n: n > 0)

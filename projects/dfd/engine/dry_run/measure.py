@@ -1,4 +1,4 @@
-"""A few steps of a run, and what they show."""
+"""The steps of a dry run, and what they have shown."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def measure_steps(run: Run, device: str) -> Measured:
     trainable = {n: p.grad for n, p in run.model.named_parameters() if p.requires_grad}
     without = [name for name, gradient in trainable.items() if gradient is None]
     zero = [name for name, g in trainable.items() if g is not None and not g.any()]
-    # As many in every process, or one would wait for another.
+    # Every process makes the same number, or one would wait for another.
     slowest = max(comm.all_gather(first))
     more = min(_MORE_STEPS, int(_MORE_SECONDS / slowest))
     times = [step(iteration + 1 + i) for i in range(more)] or [first]

@@ -18,7 +18,7 @@ from ...distill.detector import DistilledDetector
 from ...errors import UserError
 from ..build import Run, student_of
 from ..checks import check_output_dir
-from ..config.load import pin_defaults
+from ..config.resolve import pin_defaults
 from ..config.saved import save_config
 from ..console import say
 from ..evaluation import teacher_results

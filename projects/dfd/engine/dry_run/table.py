@@ -16,7 +16,7 @@ from ...distill.contract import num_classes
 from ...distill.detector import DistilledDetector
 from ...distill.precision import resolve_precision
 from ..build import Run, student_of
-from ..config.load import pretrained_trunks
+from ..config.resolve import pretrained_trunks
 from ..console import duration
 from ..machine import processor_name
 from ..optim import describe_groups

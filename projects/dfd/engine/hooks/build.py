@@ -43,7 +43,7 @@ from . import (
 from .user import user_hooks
 
 logger = logging.getLogger("dfd")
-# Of a test item, what its pictures are made from.
+# The parts of a test item from which its picture is made.
 _PICTURED = ("image", "teacher_image", "valid", "teacher_valid", "file_name")
 
 SUMMARY = "summary.json"

@@ -8,8 +8,9 @@ import cv2
 import numpy as np
 from torch import Tensor
 
-# Of the colour scale, fixed so that pictures of different iterations compare. At the "level"
-# scale, 1 is the teacher's own variance: what a student that knows only the mean is apart by.
+# The end of the colour scale, fixed so that pictures of different iterations compare. At the
+# "level" scale, 1 is the teacher's own variance: what a student that knows only the mean is apart
+# by.
 MAX_DISPARITY = 2.0
 _TITLE_HEIGHT = 18
 

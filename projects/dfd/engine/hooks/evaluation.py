@@ -17,7 +17,7 @@ from torchvision.ops import StochasticDepth
 
 from ...distill.processes import own_divisors
 from ..evaluation import share_buffers
-from ..state.checkpoint import kept_random_state
+from ..state.random_state import kept_random_state
 
 _SEED = 0
 # What behaves otherwise in training than in evaluation, but gives no losses.

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import glob
 import logging
 import os
-import random
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -22,6 +20,7 @@ from ...weights.files import ForeignContentError, read_file
 from ...weights.strict import named_weights, own_layout
 from ..writers import metrics_size
 from .files import whole_file
+from .random_state import random_state
 from .run_settings import changed_settings
 
 logger = logging.getLogger("dfd")
@@ -123,7 +122,7 @@ class StudentCheckpointer(DetectionCheckpointer):
         Raises:
             UserError: there are some, but none can be read.
         """
-        # Not there if the run was killed before it could name its first.
+        # A run that was killed before it could name its first has no last checkpoint.
         paths = [self.get_checkpoint_file()] if self.has_checkpoint() else []
         final = os.path.join(self.save_dir, _FINAL)
         # The last resort: of a run that is made longer it is older than the numbered ones.
@@ -133,7 +132,7 @@ class StudentCheckpointer(DetectionCheckpointer):
             try:
                 content = self._torch_load(path)
             except ForeignContentError as error:
-                # Not damage, to be passed over: a run has not written this.
+                # No run has written this, so it is no damage to be passed over.
                 raise UserError(f"--resume: {path} is no checkpoint of a run: {error}") from error
             except Exception as error:
                 problem = f"{path}: {first_line(error)}"
@@ -224,7 +223,7 @@ class StudentCheckpointer(DetectionCheckpointer):
     def _read(self, filename: str) -> dict[str, Any]:
         """A weight file as Detectron2's own checkpointer takes it, but without running code."""
         if not filename.endswith((".pkl", ".pyth")):
-            content = super()._load_file(filename)  # By _torch_load.
+            content = super()._load_file(filename)  # It calls _torch_load.
             weights = content["model"]
             if isinstance(weights, Mapping):
                 weights = named_weights(weights)
@@ -262,36 +261,3 @@ class StudentCheckpointer(DetectionCheckpointer):
                 "belongs to another model"
             )
         return incompatible
-
-
-def random_state() -> dict[str, Any]:
-    """The state of every generator that training draws from, in this process."""
-    version, numbers, gauss = random.getstate()
-    kind, keys, position, has_gauss, cached = np.random.get_state()
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
-        "random": (version, list(numbers), gauss),
-        "numpy": (kind, keys.tolist(), position, has_gauss, cached),
-    }
-
-
-def restore_random_state(state: dict[str, Any]) -> None:
-    """The inverse of ``random_state``."""
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
-    version, numbers, gauss = state["random"]
-    random.setstate((version, tuple(numbers), gauss))
-    kind, keys, *others = state["numpy"]
-    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *others))
-
-
-@contextlib.contextmanager
-def kept_random_state() -> Iterator[None]:
-    """What is drawn within the context leaves every generator as it was."""
-    state = random_state()
-    try:
-        yield
-    finally:
-        restore_random_state(state)

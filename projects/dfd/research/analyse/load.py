@@ -22,7 +22,8 @@ from ...distill.contract import guard_square_padding
 from ...distill.detector import DistilledDetector
 from ...distill.head import DFDHead
 from ...engine.checks import check_classes, check_image_format
-from ...engine.config.load import load_config, resolve_config, skip_pretrained
+from ...engine.config.load import load_config
+from ...engine.config.resolve import resolve_config, skip_pretrained
 from ...engine.config.saved import REMEDY, ForeignCodeError, read_config
 from ...errors import UserError, first_line
 from ...weights.strict import load_strict, read_weights
