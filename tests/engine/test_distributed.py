@@ -19,6 +19,8 @@ from plain import write_rectangles
 from dfd.engine.launch import _wait_for, check_flags, find_place, read_device
 from dfd.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
