@@ -9,8 +9,6 @@ from commands import load_tool
 from dfd.engine.console import start
 from dfd.errors import UserError
 
-pytestmark = pytest.mark.slow
-
 tool = load_tool("kill_resume")
 NAN = float("nan")
 
