@@ -6,13 +6,14 @@ WORKERS ?= 2
 # Of the study: the folder of BCCD in Pascal VOC form.
 BCCD ?=
 
-.PHONY: help setup demo test lint study
+.PHONY: help setup demo test test-fast lint study
 
 help:
 	@echo "make setup   make $(VENV) with everything needed (PYTHON=..., VENV=... to choose)"
 	@echo "make demo    set-up, then the demonstration"
 	@echo "make study   set-up, then the study of docs/results.md; BCCD=path/to/BCCD, hours"
 	@echo "make test    set-up, then the tests"
+	@echo "make test-fast   set-up, then the tests that are not marked slow"
 	@echo "make lint    set-up, then the style checks"
 
 setup:
@@ -26,6 +27,9 @@ study: setup
 
 test: setup
 	OMP_NUM_THREADS=1 "$(VENV)/bin/python" -m pytest -n $(WORKERS) --dist loadscope
+
+test-fast: setup
+	OMP_NUM_THREADS=1 "$(VENV)/bin/python" -m pytest -n $(WORKERS) --dist loadscope -m "not slow"
 
 lint: setup
 	"$(VENV)/bin/python" -m ruff check .

@@ -196,6 +196,7 @@ def test_resumed_run_ends_as_it_would_have(device, arguments, tmp_path):
     assert len(open(resumed / "metrics.json").readlines()) >= 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda(2))])
 def test_two_processes(device, arguments, tmp_path):
     """By nccl on CUDA, by gloo on the CPU."""

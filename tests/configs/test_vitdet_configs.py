@@ -261,6 +261,7 @@ def test_layer_scale_and_register_tokens_by_name():
         assert weight_decay == decay, key
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["dfd_b_s_100ep.py", "dfd_b_t_100ep.py", "dfd_b_cascade_s_100ep.py"]
 )

@@ -11,6 +11,7 @@ from dfd.engine.console import Interrupted, override, start
 from dfd.errors import UserError
 
 
+@pytest.mark.slow
 def test_demo_runs_from_data_to_report(tmp_path, capsys, monkeypatch):
     out, shapes = tmp_path / "demo", tmp_path / "shapes"
     (out / "teacher").mkdir(parents=True)

@@ -20,17 +20,21 @@ class Case(NamedTuple):
     options: dict[str, str]
     typed: str
     seen: str
+    slow: bool
 
 
 def read_cases():
     text = (Path(__file__).parent / "bad_input.txt").read_text()
+    slow = False  # All but the first case below each heading.
     for block in text.split("\n\n"):
+        slow = slow and not block.startswith("###")
         lines = [line for line in block.splitlines() if line and not line.startswith("#")]
         if lines:
             header, typed, seen = lines
             name, *options = header.split("  @")
             options = dict(option.partition("=")[::2] for option in options)
-            yield Case(name, options, typed.removeprefix(">"), seen)
+            yield Case(name, options, typed.removeprefix(">"), seen, slow)
+            slow = True
 
 
 CASES = list(read_cases())
@@ -71,7 +75,9 @@ def content(folder):
     return {p: p.read_bytes() for p in folder.rglob("*.pth") if p.is_file()}
 
 
-@pytest.mark.parametrize("case", [pytest.param(c, id=c.name) for c in CASES])
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, id=c.name, marks=[pytest.mark.slow] * c.slow) for c in CASES]
+)
 def test_one_line_and_exit_code_1(given, configs, fail, monkeypatch, tmp_path, case):
     out = tmp_path / "out"
     config = Template(case.options.get("config", "dfd")).substitute(given)

@@ -20,6 +20,8 @@ from dfd.engine.distributed import check_flags, find_place, read_device
 from dfd.engine.launch import _wait_for
 from dfd.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):

@@ -153,6 +153,7 @@ def test_teacher_of_other_classes_is_not_evaluated(
     assert named in error(capsys, configs["dfd"], "--eval-teacher", *arguments)
 
 
+@pytest.mark.slow
 def test_measuring_the_teacher_changes_nothing_in_the_run(given, configs, measurements, tmp_path):
     """And a resumed run measures nothing anew, but its summary tells what was measured."""
     for name in ("plain", "measured", "resumed"):
@@ -229,6 +230,7 @@ def test_bound_given_as_a_fraction_is_refused(given, configs, capsys, tmp_path):
     assert "it is in percent, from 1 to 100" in error(capsys, configs["dfd"], *arguments)
 
 
+@pytest.mark.slow
 def test_every_process_knows_the_teachers_ap(given, configs, tmp_path):
     """The evaluator gives it to the main one alone; the others would stop, or never notice."""
     result = forked(

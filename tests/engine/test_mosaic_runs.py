@@ -13,6 +13,8 @@ from dfd.engine.build import build_loader
 from dfd.engine.config.load import load_config
 from dfd.engine.trainer import Trainer
 
+pytestmark = pytest.mark.slow
+
 kill_resume = load_tool("kill_resume")
 # Mosaic ends and the rate becomes constant at iteration 6; sizes change every second.
 RUN = [

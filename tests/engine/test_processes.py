@@ -20,6 +20,8 @@ from dfd.engine.stop import StopRequest
 from dfd.errors import UserError
 from dfd.losses import DFDLoss, PKDLoss
 
+pytestmark = pytest.mark.slow
+
 # Of the whole batch and, of each process, the images and whether they are all valid.
 IMAGES = {0: slice(0, 1), 1: slice(1, 3)}
 

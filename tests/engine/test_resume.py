@@ -16,6 +16,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from dfd.engine.state import checkpoint as checkpoint_module
 from dfd.engine.trainer import Trainer
 
+pytestmark = pytest.mark.slow
+
 kill_resume = load_tool("kill_resume")
 # Everything that a run has to remember; a checkpoint after iterations 1, 3, 5 and 7.
 LONG = [

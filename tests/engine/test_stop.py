@@ -22,6 +22,8 @@ from dfd.engine.hooks import RunSummary
 from dfd.engine.stop import EXIT_STOPPED, STOP_SIGNALS, Stopped, StopRequest, guard_workers
 from dfd.engine.trainer import Trainer
 
+pytestmark = pytest.mark.slow
+
 kill_resume = load_tool("kill_resume")
 SETTINGS = [
     "train.max_iter=6",

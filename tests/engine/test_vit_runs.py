@@ -11,6 +11,8 @@ from toys import faster_rcnn_config, instantiate_seeded, save_checkpoint
 
 from dfd.research.analyse import analyse
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):

@@ -25,6 +25,8 @@ from dfd.research.ablate import local as launch_module
 from dfd.research.ablate.folders import locked
 from dfd.research.ablate.local import environments, make_jobs
 
+pytestmark = pytest.mark.slow
+
 CONFIG = "tests/engine/configs/student.py"
 # Its AP is train.max_iter plus ten times the seed. 13 fails, 17 is killed, 19 does not end, 23
 # leaves nothing, 29 was told to stop, and 31 takes a while to stop when it is told to.

@@ -118,6 +118,7 @@ def test_the_list_shows_cells_and_changes_and_starts_nothing(ablate, tmp_path, c
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_trainings_that_fail_are_told_and_continued(ablate, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("PYTHONPATH", "tests", prepend=os.pathsep)

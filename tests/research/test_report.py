@@ -299,6 +299,7 @@ def tool(name, *arguments):
     )
 
 
+@pytest.mark.slow
 def test_report_fails_in_one_line(tmp_path):
     result = tool("report", "--run", f"a={tmp_path / 'none'}", "--out", tmp_path / "r.html")
     assert result.returncode == 1
