@@ -123,7 +123,7 @@ def real():
         ("optimizer._target_", "torch.optim.adamw.AdamW"),  # Where torch defines it today,
         ("optimizer._target_", "torch.optim._moved.AdamW"),  # and where it may have.
         ("optimizer.params._target_", "dfd.optim.parameter_groups"),
-        ("optimizer.params._target_", "dfd.optim.groups.rules.parameter_groups"),
+        ("optimizer.params._target_", "dfd.engine.optim.groups.rules.parameter_groups"),
         ("optimizer.params.model", "detectron2.modeling.meta_arch.rcnn.GeneralizedRCNN"),
         ("lr_multiplier._target_", "detectron2.solver.lr_scheduler.WarmupParamScheduler"),
         ("model.head._target_", "dfd.distill.head.DFDHead"),
@@ -170,7 +170,7 @@ def test_settings_of_a_run_that_are_new_are_told_only_if_they_are_used(real):
 def test_public_names():
     assert public_name(torch.optim.AdamW) == "torch.optim.AdamW"
     assert public_name(torch.nn.LayerNorm(1)) == "torch.nn.LayerNorm"
-    assert public_name(parameter_groups) == "dfd.optim.parameter_groups"
+    assert public_name(parameter_groups) == "dfd.engine.optim.parameter_groups"
     assert public_name(test_public_names) == f"{__name__}.test_public_names"
 
 
