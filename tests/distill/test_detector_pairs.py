@@ -3,7 +3,6 @@
 import pytest
 import torch
 from detectron2.utils.events import EventStorage
-from dfd.weights.strict.strict import read_weights
 from own_toys import CONFIGS, build
 from toys import instantiate_seeded, make_batch
 from vit_toys import timm_vit_config
@@ -12,6 +11,7 @@ from dfd import DFDHead, DistilledDetector, FrozenTeacher, UserError
 from dfd.engine.state.checkpoint import StudentCheckpointer
 from dfd.losses import CWDLoss, DFDLoss, FGDLoss
 from dfd.modeling import YOLOX
+from dfd.weights.strict import read_weights
 
 LEVELS = {
     "faster_rcnn": range(2, 7),

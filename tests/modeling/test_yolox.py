@@ -10,7 +10,6 @@ from detectron2.config import instantiate
 from detectron2.layers import ShapeSpec
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
-from dfd.weights.strict.strict import load_strict, read_weights
 from torch import nn
 from torch.testing import assert_close
 
@@ -19,6 +18,7 @@ from dfd.distill.contract import tap
 from dfd.errors import UserError
 from dfd.modeling import YOLOX, named_yolox
 from dfd.modeling.yolox import simota
+from dfd.weights.strict import load_strict, read_weights
 
 SMALL = {"depth": 0.33, "width": 0.125, "num_classes": 3}
 # What the authors call a part, and mmdet, for a key within it.

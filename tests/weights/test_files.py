@@ -7,12 +7,12 @@ import evil
 import numpy as np
 import pytest
 import torch
-from dfd.weights.strict.files import ForeignContentError, read_file
-from dfd.weights.strict.strict import read_weights
 from safetensors.torch import save_file
 from toys import build
 
 from dfd import FrozenTeacher, UserError
+from dfd.weights.files import ForeignContentError, read_file
+from dfd.weights.strict import read_weights
 
 ARRAYS = {
     "float": np.arange(6, dtype=np.float32).reshape(2, 3),
