@@ -56,9 +56,14 @@ from dfd.research.analyse.statistics import (
     rank_correlation,
     ratio_samples,
     resample_images,
-    top_share,
 )
-from dfd.research.analyse.tables import error_sentences, size_sentences, time_sentences
+from dfd.research.analyse.tables import (
+    NO_VALUE,
+    auc_table,
+    error_table,
+    high_table,
+    level_table,
+)
 
 CONFIGS = "tests/engine/configs"
 
@@ -86,27 +91,6 @@ def test_a_histogram_takes_any_value_and_none():
     assert np.isnan(LogHistogram().quantile(0.5)) and np.isnan(LogHistogram().mean)
     centres, shares = result.density(20)
     assert shares.sum() == pytest.approx(1) and len(centres) == len(shares)
-
-
-@pytest.mark.parametrize(
-    ("values", "fraction", "share"),
-    [
-        ((1, 1, 1, 1), 0.1, 0.1),
-        ((1, 2, 3, 4), 0.5, 0.7),
-        ((1, 2, 3, 4), 0.25, 0.4),
-        ((1, 2, 3, 4), 0.125, 0.2),  # Half of the highest.
-        ((0, 0, 0, 5), 0.2, 0.8),
-        ((3, 1), 1.0, 1.0),
-    ],
-)
-def test_the_share_that_the_highest_hold(values, fraction, share):
-    result = histogram(*values)
-    assert top_share(result.counts, result.sums, fraction) == pytest.approx(share)
-
-
-def test_nothing_holds_a_share_of_nothing():
-    result = histogram(0, 0)
-    assert np.isnan(top_share(result.counts, result.sums, 0.1))
 
 
 def test_ranks_and_their_correlation():
@@ -343,43 +327,22 @@ def test_what_cannot_be_measured_is_none():
     assert numbers["errors"]["disparity"][ALL]["missed"] is None
     assert numbers["levels"]["p"]["high"]["ratio"] is None
     assert numbers["levels"]["p"]["sizes"]["large"] == {"mean": None, "cells": 0}
-    assert "no pair" in " ".join(error_sentences(numbers))
-    assert size_sentences(numbers) == []
-    assert "one checkpoint" in time_sentences([numbers])[0]
 
 
-@pytest.mark.parametrize(
-    ("span", "meaning"),
-    [
-        ((0.55, 0.65), "high disparity goes with misses"),
-        ((0.45, 0.65), "the interval holds 50 %"),
-        ((0.35, 0.45), "goes with detections, not with misses"),
-    ],
-)
-def test_sentences_follow_the_numbers(span, meaning):
-    numbers = summarise(tally_of(labelled(LABELS), DISPARITY, FOUND, [0.9, 0.8]), strides=[4])
-    row = {"auc": sum(span) / 2, "interval": span, "missed": 9, "detected": 9}
-    numbers["errors"]["auc"] = dict.fromkeys(numbers["errors"]["auc"], row)
-    for sign, verdict in ((1, "more"), (-1, "less")):
-        numbers["errors"]["high_share"][ALL]["errors_minus_image"]["interval"] = sorted(
-            [sign * 0.1, sign * 0.2]
-        )
-        sentences = error_sentences(numbers)
-        assert sum(meaning in text for text in sentences) == 4
-        image, detected = sentences[-2:]
-        assert image.endswith(f"of the image 25 %: {verdict}.")
-        assert detected.endswith(": neither clearly more nor less.")
+def test_tables_show_what_is_missing_as_a_dash():
+    last = summarise(tally_of(labelled([]), np.ones((4, 4))), strides=[4])
+    assert auc_table(last)[1] == [ALL, NO_VALUE, NO_VALUE, "0", "0"]
+    assert error_table(last)[1][1:4] == [NO_VALUE] * 3
+    assert level_table(last)[1][0] == "p"
 
 
-def test_time_is_told_from_the_first_to_the_last_checkpoint():
-    image = labelled(LABELS)
-    first, last = (
-        summarise(tally_of(image, np.array(DISPARITY) * scale + 1), strides=[4]) for scale in (2, 1)
-    )
-    first["levels"]["q"] = last["levels"]["q"] = last["levels"]["p"]
-    text = " ".join(time_sentences([first, last]))
-    assert "changes by -40 % (p) to +0 % (q)" in text
-    assert "grew on 0 of 2 levels" in text
+def test_tables_hold_the_numbers():
+    last = summarise(tally_of(labelled(LABELS), DISPARITY, FOUND, [0.9, 0.8]), strides=[4])
+    last["errors"]["auc"][ALL] |= {"auc": 0.6, "interval": (0.55, 0.65), "missed": 9}
+    assert auc_table(last)[1][:4] == [ALL, "0.6", "0.55 to 0.65", "9"]
+    high = last["errors"]["high_share"][ALL]
+    high["errors_minus_image"] = {"value": 0.25, "interval": (0.1, 0.4)}
+    assert high_table(last)[1][-2] == "+25 (+10 to +40)"
 
 
 @pytest.fixture(scope="module")
@@ -415,8 +378,8 @@ def run(tmp_path_factory, data):
 def analysis(run, tmp_path_factory):
     """The folder of its analysis; every detection counts, however unsure."""
     out = tmp_path_factory.mktemp("analysis") / "new" / "out"
-    sentences = analyse(run=str(run), out=str(out), num_pictures=2, score=0.0, iou=0.1)
-    assert len(sentences) >= 8
+    sections = analyse(run=str(run), out=str(out), num_pictures=2, score=0.0, iou=0.1)
+    assert sum(len(section.tables) for section in sections) == 8
     return out
 
 
@@ -459,7 +422,6 @@ def test_the_numbers_add_up(analysis):
         ]
         for level in point["levels"].values():
             assert sum(size["cells"] for size in level["sizes"].values()) == level["cells"]
-            assert 0.1 <= level["top_share"]["0.1"] <= level["top_share"]["0.5"] <= 1
         counts = point["errors"]["counts"]
         assert counts["detected"]["all"] + counts["missed"]["all"] == 6
         assert counts["false"]["all"] > 0

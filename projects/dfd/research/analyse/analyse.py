@@ -13,7 +13,7 @@ from . import plots
 from .collect import Example, Tally, collect
 from .load import TestImages, build_detector, find_checkpoints, load_run, load_snapshots
 from .numbers import summarise
-from .report import check_out, render, sections, write_folder
+from .report import Section, check_out, render, sections, write_folder
 
 
 def analyse(
@@ -28,7 +28,7 @@ def analyse(
     iou: float = 0.5,
     trust_code: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> list[str]:
+) -> list[Section]:
     """Analyse a finished distilled run on its test data and write the folder ``out``.
 
     Args:
@@ -43,7 +43,7 @@ def analyse(
         progress: called with the number of images done and of all.
 
     Returns:
-        What was found, in sentences.
+        The sections of the page: tables of text by caption.
 
     Raises:
         UserError: bad input; nothing was written.
@@ -71,7 +71,7 @@ def analyse(
     drawn, captions = _draw(results, tallies[-1], examples)
     title = f"Disparity of {os.path.basename(os.path.normpath(run))}"
     write_folder(out, render(title=title, numbers=numbers, plots=drawn, examples=captions))
-    return [text for part in sections(numbers, captions)[:-1] for text in part.sentences]
+    return sections(numbers, captions)
 
 
 def _facts(model: DistilledDetector, images: TestImages, last: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ sizes and training time, and over detected objects, missed objects and false det
 training time, let the run keep checkpoints (train.checkpointer.period=100). The last arguments are
 overrides of the run's config, such as model.teacher.checkpoint=... where the teacher has moved.
 
---out gets analysis.json (every number), analysis.md (tables and what is read from them), plots,
+--out gets analysis.json (every number), analysis.md (tables), plots,
 and index.html (all of it in one file). An earlier analysis there is replaced.
 """
 
@@ -17,8 +17,9 @@ import argparse
 import logging
 import os
 import sys
-import textwrap
 from collections.abc import Sequence
+
+from tabulate import tabulate
 
 from ...engine.console import LiveLine
 from ...errors import UserError
@@ -31,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.getLogger("detectron2.config.instantiate").setLevel(logging.CRITICAL)
     line = LiveLine(line_every=30)
     try:
-        sentences = analyse(
+        sections = analyse(
             **vars(args), progress=lambda done, total: line.update(f"image {done} of {total}")
         )
     except UserError as error:
@@ -39,8 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     line.clear()
-    print("\n".join(textwrap.fill(text, 96) for text in sentences))
-    print(f"\nanalysis: {os.path.join(args.out, 'index.html')}")
+    for section in sections:
+        for caption, (header, *rows) in section.tables.items():
+            print(f"{caption}\n{tabulate(rows, header, disable_numparse=True)}\n")
+    print(f"analysis: {os.path.join(args.out, 'index.html')}")
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -10,10 +10,9 @@ import numpy as np
 
 from .collect import DETECTED, FALSE, GROUPS, MISSED, OUTCOMES, LevelTally, Tally
 from .matching import SIZES, size_classes
-from .statistics import auc, auc_samples, interval, ratio_samples, resample_images, top_share
+from .statistics import auc, auc_samples, interval, ratio_samples, resample_images
 
 REGIONS = (*SIZES, "background")
-TOP = (0.1, 0.2, 0.5)
 ALL = "all levels"
 SAME_KIND = "all levels, same class and size"
 SAME_IMAGE = "all levels, same image"
@@ -55,7 +54,6 @@ def _level(level: LevelTally) -> dict[str, Any]:
         "median": histogram.quantile(0.5),
         "q90": histogram.quantile(0.9),
         "q99": histogram.quantile(0.99),
-        "top_share": {f"{top:g}": top_share(histogram.counts, histogram.sums, top) for top in TOP},
         "high": {
             "share_of_cells": _ratio(level.regions[1, 1], level.regions[:, 1].sum()),
             "mean": high,

@@ -15,7 +15,6 @@ from matplotlib.ticker import FuncFormatter
 
 from .collect import DETECTED, FALSE, GROUPS, MISSED, OUTCOMES, Example, Tally
 from .numbers import ALL, REGIONS
-from .statistics import concentration
 
 _DISPARITY = "disparity d"
 # Of labels and false detections: colour and line, told apart without the colour too.
@@ -52,22 +51,17 @@ def _png(figure: Figure) -> bytes:
 
 
 def draw_distribution(tally: Tally) -> bytes:
-    """The histogram of each level, and the share of disparity that its highest cells hold."""
-    figure, axes = _figure(12, 4.2, 2)
-    left, right = axes[0]
+    """The histogram of each level."""
+    figure, axes = _figure(7, 4.2, 1)
+    (ax,) = axes[0]
     for name, colour in _level_colours(list(tally.levels)).items():
         histogram = tally.levels[name].histogram
-        left.plot(*histogram.density(_BINS_PER_DECADE), color=colour, label=name)
-        right.plot(*concentration(histogram.counts, histogram.sums), color=colour, label=name)
-    left.set_xscale("log")
-    left.set_ylim(bottom=0)
-    right.plot([0, 1], [0, 1], color="#888", linewidth=1, linestyle=":", label="spread evenly")
+        ax.plot(*histogram.density(_BINS_PER_DECADE), color=colour, label=name)
+    ax.set_xscale("log")
+    ax.set_ylim(bottom=0)
     bins = f"share of cells in a bin ({_BINS_PER_DECADE} bins a factor of 10)"
-    _label(left, "Distribution of disparity over cells", f"{_DISPARITY} (log scale)", bins)
-    title = "Share of disparity held by the highest cells"
-    _label(right, title, "share of the level's cells, highest first", "share of its disparity")
-    left.legend(frameon=False, fontsize=9)
-    right.legend(frameon=False, fontsize=9)
+    _label(ax, "Distribution of disparity over cells", f"{_DISPARITY} (log scale)", bins)
+    ax.legend(frameon=False, fontsize=9)
     return _png(figure)
 
 

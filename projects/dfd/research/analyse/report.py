@@ -12,7 +12,7 @@ from typing import Any
 
 from ...errors import UserError
 from ..page import document, figure, img, table
-from . import tables as reading
+from . import tables
 from .matching import SIZES
 from .tables import Rows
 
@@ -23,13 +23,9 @@ _FILES = re.compile(
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, what is read from the numbers, the numbers, and plots.
-
-    ``tables`` are by caption, ``plots`` are captions by file name.
-    """
+    """A heading, tables by caption, captions of plots by file name, and how to read them."""
 
     title: str
-    sentences: Sequence[str]
     tables: Mapping[str, Rows] = field(default_factory=dict)
     plots: Mapping[str, str] = field(default_factory=dict)
     note: str = ""
@@ -48,34 +44,31 @@ def sections(numbers: dict[str, Any], examples: Mapping[str, str]) -> list[Secti
     return [
         Section(
             "Cells and levels",
-            reading.level_sentences(last),
-            {"Disparity of cells": reading.level_table(last)},
+            {"Disparity of cells": tables.level_table(last)},
             {"distribution.png": at_the_end},
             "High: above the image's mean on that level; high / low is the mean of those cells "
             "over the mean of the others.",
         ),
         Section(
             "Object sizes",
-            reading.size_sentences(last),
-            {"Mean disparity": reading.size_table(last)},
+            {"Mean disparity": tables.size_table(last)},
             {"sizes.png": at_the_end},
             _size_note(last["errors"]["counts"]),
         ),
         _training(checkpoints),
         Section(
             "Errors",
-            reading.error_sentences(last),
             {
-                "Mean disparity inside boxes and in the background": reading.error_table(last),
+                "Mean disparity inside boxes and in the background": tables.error_table(last),
                 "Disparity inside a labelled box as a sign that it is missed": (
-                    reading.auc_table(last)
+                    tables.auc_table(last)
                 ),
-                "Share of the area above its image's mean disparity": reading.high_table(last),
+                "Share of the area above its image's mean disparity": tables.high_table(last),
             },
             {"errors.png": at_the_end},
             _error_note(numbers),
         ),
-        Section("Pictures", [_PICTURES], {}, examples),
+        Section("Pictures", {}, examples, _PICTURES),
     ]
 
 
@@ -87,19 +80,17 @@ _PICTURES = (
 
 
 def _training(checkpoints: Sequence[dict[str, Any]]) -> Section:
-    sentences = reading.time_sentences(checkpoints)
     if len(checkpoints) == 1:
-        return Section("Training time", sentences)
+        note = "The run kept one checkpoint (train.checkpointer.period keeps more)."
+        return Section("Training time", note=note)
     captions = {
         "mean": "Mean disparity",
         "ratio": "High / low",
         "rank_correlation_with_last": "Rank correlation with the last map (Spearman), mean over "
         "images",
     }
-    tables = {caption: reading.time_table(checkpoints, key) for key, caption in captions.items()}
-    return Section(
-        "Training time", sentences, tables, {"training.png": "Each point is a checkpoint."}
-    )
+    over_time = {text: tables.time_table(checkpoints, key) for key, text in captions.items()}
+    return Section("Training time", over_time, {"training.png": "Each point is a checkpoint."})
 
 
 def _size_note(counts: dict[str, Any]) -> str:
@@ -146,7 +137,7 @@ def introduction(numbers: dict[str, Any]) -> list[str]:
 def to_markdown(title: str, intro: Sequence[str], parts: Sequence[Section]) -> str:
     blocks = [f"# {title}", *intro]
     for part in parts:
-        blocks += [f"## {part.title}", " ".join(part.sentences)]
+        blocks.append(f"## {part.title}")
         for caption, rows in part.tables.items():
             blocks += [f"**{caption}**", _markdown_table(rows)]
         blocks += [part.note] if part.note else []
@@ -170,7 +161,7 @@ def to_html(
     """
     blocks = [f"<p>{escape(text)}</p>" for text in intro]
     for part in parts:
-        blocks.append(f"<h2>{escape(part.title)}</h2><p>{escape(' '.join(part.sentences))}</p>")
+        blocks.append(f"<h2>{escape(part.title)}</h2>")
         for caption, rows in part.tables.items():
             blocks.append(f"<h3>{escape(caption)}</h3>{table(rows)}")
         blocks += [f"<p class='note'>{escape(part.note)}</p>"] if part.note else []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 from scipy import stats
 
@@ -64,37 +66,11 @@ class LogHistogram:
         return centres[span], shares[span]
 
 
-def concentration(counts: np.ndarray, sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The Lorenz curve from the highest values down.
-
-    Args:
-        counts, sums: number and total of the values in bins that rise.
-
-    Returns:
-        Share of the values, and share of their total that they hold; both from 0 to 1.
-    """
-    filled = np.flatnonzero(counts)[::-1]
-    values = np.concatenate([[0], counts[filled].cumsum()])
-    totals = np.concatenate([[0], sums[filled].cumsum()])
-    return values / max(values[-1], 1), totals / (totals[-1] or 1)
-
-
-def top_share(counts: np.ndarray, sums: np.ndarray, fraction: float) -> float:
-    """The share of the total that the highest fraction of the values holds.
-
-    ``fraction`` where all are equal; nan if the total is 0. See ``concentration``.
-    """
-    if sums.sum() == 0:
-        return float("nan")
-    return float(np.interp(fraction, *concentration(counts, sums)))
-
-
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
     """Spearman's, of two arrays of one shape; nan if either is constant."""
-    x, y = (stats.rankdata(values, axis=None) for values in (a, b))
-    x, y = x - x.mean(), y - y.mean()
-    scale = np.sqrt((x**2).sum() * (y**2).sum())
-    return float((x * y).sum() / scale) if scale > 0 else float("nan")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.ConstantInputWarning)
+        return float(stats.spearmanr(a, b, axis=None).statistic)
 
 
 def auc(
