@@ -102,6 +102,7 @@ def test_distilled_run_differs_from_the_plain_one_by_the_distillation_alone(name
 
 
 # Some of them: the choice of criteria is shared.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [

@@ -186,6 +186,7 @@ def test_hooks_may_begin_in_a_continued_run(whole, data, configs, tmp_path):
     assert torch.load(tmp_path / "model_final.pth", weights_only=True)["ema"]["updates"] == 4
 
 
+@pytest.mark.slow
 def test_two_processes_stop_together(data, configs, tmp_path):
     result = forked(
         configs["student"],
