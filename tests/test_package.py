@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,11 @@ def test_the_command_tells_what_there_is(capsys):
     assert all(f"dfd {name} " in said for name in COMMANDS)
     with pytest.raises(SystemExit, match="error: dfd trian: no such command; there are train, "):
         main(["trian"])
+
+
+def test_the_command_tells_its_version(capsys):
+    main(["--version"])
+    assert capsys.readouterr().out == f"dfd {metadata.version('dfd')}\n"
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -7,6 +7,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Sequence
+from importlib import metadata
 
 # Each is imported only when it is asked for: most need none of the others' libraries.
 COMMANDS = {
@@ -26,7 +27,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if name in ("-h", "--help"):
         lines = [f"  dfd {command:9}{what}" for command, (_, what) in COMMANDS.items()]
         usage = ["usage: dfd COMMAND ...", "", *lines, "", "dfd COMMAND --help: its arguments"]
+        usage.append("dfd --version: the version that is installed")
         print("\n".join(usage))
+        return
+    if name == "--version":
+        try:
+            print(f"dfd {metadata.version('dfd')}")
+        except metadata.PackageNotFoundError:
+            sys.exit("error: dfd is not installed, so it has no version: pip install .")
         return
     if name not in COMMANDS:
         sys.exit(f"error: dfd {name}: no such command; there are {', '.join(COMMANDS)}")
