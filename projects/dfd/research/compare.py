@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from ..engine.config.flat import FlatSettings, differing, flat_settings
 from ..engine.config.load import PARTS
 from ..engine.config.schema import TRAIN_DEFAULTS
-from .run_folder import Run
+from .run_folder import RunFolder
 
 CAVEAT = (
     "One run each: differences of a point or two of AP are within what the seed changes. "
@@ -43,7 +43,7 @@ _FREE = (
 _FREE_WITHOUT_A_STOP = ("train.eval_period.", "train.val_loss.")
 
 
-def format_text(runs: Sequence[Run]) -> str:
+def format_text(runs: Sequence[RunFolder]) -> str:
     """Everything that the terminal shows about runs."""
     parts = [_format_table(rows) for rows in tables(runs)]
     parts += [textwrap.fill(text, 96) for text in (*gains(runs), CAVEAT)]
@@ -58,12 +58,12 @@ def _format_table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("  ".join(line) for line in lines)
 
 
-def tables(runs: Sequence[Run]) -> list[list[list[str]]]:
+def tables(runs: Sequence[RunFolder]) -> list[list[list[str]]]:
     """The tables that have rows; the first row of each is its header."""
     return [rows for rows in (_summary_table(runs), _class_table(runs)) if len(rows) > 1]
 
 
-def _summary_table(runs: Sequence[Run]) -> list[list[str]]:
+def _summary_table(runs: Sequence[RunFolder]) -> list[list[str]]:
     """AP and cost, a row a run."""
     header = "run|AP|AP50|AP75|train images|params (M)|iterations|s/iteration|memory (MiB)"
     return [header.split("|")] + [
@@ -80,7 +80,7 @@ def _summary_table(runs: Sequence[Run]) -> list[list[str]]:
     ]
 
 
-def _class_table(runs: Sequence[Run]) -> list[list[str]]:
+def _class_table(runs: Sequence[RunFolder]) -> list[list[str]]:
     """AP of each class, a column a run."""
     keys = dict.fromkeys(key for run in runs for key in run.scores if key.startswith("AP-"))
     return [["AP of class", *(run.name for run in runs)]] + [
@@ -88,7 +88,7 @@ def _class_table(runs: Sequence[Run]) -> list[list[str]]:
     ]
 
 
-def gains(runs: Sequence[Run]) -> list[str]:
+def gains(runs: Sequence[RunFolder]) -> list[str]:
     """A sentence for every two runs of which one is the other with one thing more, all else equal.
 
     That is a teacher beside it, or a start from the teacher's weights, or both of them at once.
@@ -107,7 +107,7 @@ def gains(runs: Sequence[Run]) -> list[str]:
     return sentences
 
 
-def _added(before: Run, after: Run) -> str | None:
+def _added(before: RunFolder, after: RunFolder) -> str | None:
     """What of its teacher a run has that another lacks; None if nothing, or not that alone."""
     if not after.distilled:
         return None
@@ -122,19 +122,19 @@ def _added(before: Run, after: Run) -> str | None:
     return " and ".join(teacher + start) or None
 
 
-def _distils(run: Run) -> bool:
+def _distils(run: RunFolder) -> bool:
     return OmegaConf.select(run.cfg, "model.head.weight", default=1) != 0
 
 
-def _inherited(run: Run) -> list[str]:
+def _inherited(run: RunFolder) -> list[str]:
     return list(run.cfg.model.get("inherit") or ())
 
 
-def _teacher(run: Run) -> str | None:
+def _teacher(run: RunFolder) -> str | None:
     return (run.summary.get("teacher") or {}).get("sha256")
 
 
-def differences(before: Run, after: Run) -> list[str]:
+def differences(before: RunFolder, after: RunFolder) -> list[str]:
     """The keys in which one run's student was trained or tested otherwise than another's.
 
     Every setting counts, and the number of training images, but for those in ``_FREE`` and what
@@ -143,7 +143,7 @@ def differences(before: Run, after: Run) -> list[str]:
     return differing(_recipe(before), _recipe(after))
 
 
-def _recipe(run: Run) -> FlatSettings:
+def _recipe(run: RunFolder) -> FlatSettings:
     """All settings of a run but ``_FREE``, with the student in the place of the model."""
     parts = {
         key: OmegaConf.to_container(run.cfg[key], resolve=True) for key in PARTS if key != "model"

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 
-from .run_folder import Run
+from .run_folder import RunFolder
 
 _Series = tuple[list[float], list[float]]
 _LEVEL = "loss_dfd_"
@@ -18,7 +18,7 @@ _LEVEL = "loss_dfd_"
 _IDLE = "loss_dfd_idle"
 
 
-def loss_curves(runs: Sequence[Run], *, sum_levels: bool = False, dpi: int = 150) -> bytes:
+def loss_curves(runs: Sequence[RunFolder], *, sum_levels: bool = False, dpi: int = 150) -> bytes:
     """A PNG of the task losses and, beside it, of the distillation losses if there are any.
 
     Args:
@@ -53,7 +53,7 @@ def loss_curves(runs: Sequence[Run], *, sum_levels: bool = False, dpi: int = 150
     return out.getvalue()
 
 
-def _series(run: Run, keys: Sequence[str]) -> _Series:
+def _series(run: RunFolder, keys: Sequence[str]) -> _Series:
     """The iterations that logged any of some metrics, and the metrics' sums."""
     sums = {}
     for line in run.metrics:

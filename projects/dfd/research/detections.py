@@ -9,19 +9,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib
 import numpy as np
 import torch
 from detectron2.config import instantiate
 from detectron2.data.detection_utils import read_image
 from detectron2.structures import BoxMode
-from PIL import Image, ImageDraw, ImageFont
+from detectron2.utils.visualizer import Visualizer
+from PIL import Image
 
 from ..data import dataset_dicts
 from ..data.images import upright_name
 from ..errors import UserError
 from ..weights.strict import load_strict, read_weights
-from .run_folder import Run
+from .run_folder import RunFolder
 
 SCORE_THRESHOLD = 0.3
 # Longest side of a picture in pixels: small images are enlarged until a label can be read.
@@ -39,7 +39,9 @@ class Boxes:
     scores: list[float] | None = None
 
 
-def compare_detections(runs: Sequence[Run], num_images: int) -> list[tuple[str, dict[str, Boxes]]]:
+def compare_detections(
+    runs: Sequence[RunFolder], num_images: int
+) -> list[tuple[str, dict[str, Boxes]]]:
     """What every run finds on the same, evenly spaced test images.
 
     Returns:
@@ -72,7 +74,7 @@ def _ground_truth(record: Mapping[str, Any]) -> Boxes:
 
 
 @torch.no_grad()
-def _detect(run: Run, indices: Sequence[int]) -> list[Boxes]:
+def _detect(run: RunFolder, indices: Sequence[int]) -> list[Boxes]:
     device = run.cfg.train.device if torch.cuda.is_available() else "cpu"
     model = instantiate(run.student).to(device).eval()
     weights = read_weights(os.path.join(run.folder, "model_final.pth"), f"--run {run.name}")
@@ -90,29 +92,16 @@ def _detect(run: Run, indices: Sequence[int]) -> list[Boxes]:
 
 def draw_boxes(file_name: str, boxes: Boxes, classes: Sequence[str]) -> bytes:
     """A JPEG of an image with boxes, class names and scores, scaled to a legible size."""
-    image = Image.fromarray(read_image(file_name, "RGB"))
-    longest = max(image.size)
+    image = read_image(file_name, "RGB")
+    longest = max(image.shape[:2])
     scale = _LARGE / longest if longest > _LARGE else math.ceil(_SMALL / longest)
-    size = [round(side * scale) for side in image.size]
-    image = image.resize(size, Image.Resampling.BICUBIC)
-    draw = ImageDraw.Draw(image)
-    font_file = os.path.join(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")
-    font = ImageFont.truetype(font_file, 16)
-    height = font.size + 4
-    # Small boxes last, so that a large one does not hide their labels.
-    for i in np.argsort(-np.prod(boxes.boxes[:, 2:] - boxes.boxes[:, :2], axis=1)):
-        colour = _COLOURS[boxes.classes[i] % len(_COLOURS)]
-        box = [float(v) * scale for v in boxes.boxes[i]]
-        draw.rectangle(box, outline=colour, width=2)
-        label = classes[boxes.classes[i]]
-        if boxes.scores is not None:
-            label += f" {boxes.scores[i]:.2f}"
-        width = draw.textlength(label, font=font) + 4
-        x = min(max(box[0], 0), max(image.width - width, 0))
-        # On top of the box, or inside it where the image ends above.
-        y = box[1] - height if box[1] >= height else box[1]
-        draw.rectangle([x, y, x + width, y + height], fill=colour)
-        draw.text((x + 2, y + 1), label, fill="white", font=font)
+    labels = [classes[c] for c in boxes.classes]
+    if boxes.scores is not None:
+        labels = [f"{name} {score:.2f}" for name, score in zip(labels, boxes.scores, strict=True)]
+    colours = [_COLOURS[c % len(_COLOURS)] for c in boxes.classes]
+    drawn = Visualizer(image, scale=scale).overlay_instances(
+        boxes=boxes.boxes, labels=labels, assigned_colors=colours
+    )
     out = io.BytesIO()
-    image.save(out, "JPEG", quality=90)
+    Image.fromarray(drawn.get_image()).save(out, "JPEG", quality=90)
     return out.getvalue()

@@ -16,7 +16,7 @@ from .compare import CAVEAT, NO_VALUE, gains, tables
 from .curves import loss_curves
 from .detections import SCORE_THRESHOLD, compare_detections, draw_boxes
 from .page import document, figure, img, table
-from .run_folder import Run
+from .run_folder import RunFolder
 
 _DISPARITY_UNITS = {
     "level": "1 is the teacher's own variance on that level, which is what a student that knows "
@@ -27,7 +27,7 @@ _DISPARITY_UNITS = {
 }
 
 
-def write_report(*, runs: Sequence[Run], out: str, title: str, num_images: int) -> None:
+def write_report(*, runs: Sequence[RunFolder], out: str, title: str, num_images: int) -> None:
     """Write the HTML page; an older one of that name is replaced.
 
     Raises:
@@ -42,7 +42,7 @@ def write_report(*, runs: Sequence[Run], out: str, title: str, num_images: int) 
         raise UserError(f"--out {out} cannot be written: {error.strerror}") from error
 
 
-def render_page(*, runs: Sequence[Run], title: str, num_images: int) -> str:
+def render_page(*, runs: Sequence[RunFolder], title: str, num_images: int) -> str:
     """The HTML page; see ``write_report``."""
     sections = [_results(runs), _losses(runs)]
     if num_images:
@@ -52,7 +52,7 @@ def render_page(*, runs: Sequence[Run], title: str, num_images: int) -> str:
     return document(title, "\n".join(sections))
 
 
-def _results(runs: Sequence[Run]) -> str:
+def _results(runs: Sequence[RunFolder]) -> str:
     parts = [f"<p class='gain'>{escape(text)}</p>" for text in gains(runs)]
     parts += [f"<p class='caveat'>{escape(CAVEAT)}</p>", *map(table, tables(runs))]
     note = (
@@ -63,13 +63,13 @@ def _results(runs: Sequence[Run]) -> str:
     return f"<h2>Results</h2>{''.join(parts)}<p class='note'>{note}</p>"
 
 
-def _losses(runs: Sequence[Run]) -> str:
+def _losses(runs: Sequence[RunFolder]) -> str:
     css = "wide" if any(run.distilled for run in runs) else ""
     curves = img(loss_curves(runs), "png", "loss curves", css)
     return f"<h2>Losses</h2><p>Each point is the median over the last 20 iterations.</p>{curves}"
 
 
-def _detections(runs: Sequence[Run], num_images: int) -> str:
+def _detections(runs: Sequence[RunFolder], num_images: int) -> str:
     classes = class_names(runs[0].test_dataset())
     rows = []
     for file_name, columns in compare_detections(runs, num_images):
@@ -88,7 +88,7 @@ def _detections(runs: Sequence[Run], num_images: int) -> str:
     return f"<h2>Detections</h2><p>{text}</p>" + "".join(rows)
 
 
-def _disparity(run: Run) -> str:
+def _disparity(run: RunFolder) -> str:
     """The first and the last disparity picture of a run."""
     heading = f"<h2>Disparity: {escape(run.name)}</h2>"
     paths = sorted(Path(run.folder, "disparity").glob("[0-9]*.png"))
@@ -115,7 +115,7 @@ def _disparity(run: Run) -> str:
     return f"{heading}<p>{text}</p>{bar}{''.join(figures)}"
 
 
-def _facts(runs: Sequence[Run]) -> str:
+def _facts(runs: Sequence[RunFolder]) -> str:
     keys = ("seed", "iterations", "device", "processor", "threads", "torch", "detectron2")
     items = []
     for run in runs:

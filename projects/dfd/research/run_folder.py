@@ -23,7 +23,7 @@ _FILES = ("summary.json", "config.yaml", "model_final.pth", "metrics.json")
 
 
 @dataclass(frozen=True)
-class Run:
+class RunFolder:
     """A finished run: ``metrics`` has the lines of its ``metrics.json``."""
 
     name: str
@@ -67,7 +67,7 @@ def parse_runs(arguments: Sequence[str]) -> dict[str, str]:
     return runs
 
 
-def load_runs(folders: Mapping[str, str], *, trusted: bool = False) -> list[Run]:
+def load_runs(folders: Mapping[str, str], *, trusted: bool = False) -> list[RunFolder]:
     """Read finished runs, by name.
 
     Args:
@@ -93,7 +93,7 @@ def load_runs(folders: Mapping[str, str], *, trusted: bool = False) -> list[Run]
     return runs
 
 
-def _load_run(name: str, folder: str, trusted: bool) -> Run:
+def _load_run(name: str, folder: str, trusted: bool) -> RunFolder:
     where = f"--run {name}"
     if not os.path.isdir(folder):
         raise UserError(f"{where}: no such folder: {folder}")
@@ -112,7 +112,7 @@ def _load_run(name: str, folder: str, trusted: bool) -> Run:
     except Exception as error:
         raise UserError(f"{where}: {folder} cannot be read: {first_line(error)}") from error
     _check_content(where, folder, cfg, summary, metrics)
-    return Run(name, folder, cfg, summary, metrics)
+    return RunFolder(name, folder, cfg, summary, metrics)
 
 
 def _check_content(where: str, folder: str, cfg: Any, summary: Any, metrics: Any) -> None:
@@ -127,7 +127,7 @@ def _check_content(where: str, folder: str, cfg: Any, summary: Any, metrics: Any
         raise UserError(f"{where}: {folder}/summary.json holds no box AP: evaluate the run")
 
 
-def _test_data(run: Run) -> dict[str, Any]:
+def _test_data(run: RunFolder) -> dict[str, Any]:
     """What identifies a run's test data; paths are made absolute."""
     node = run.cfg.dataloader.test.dataset
     if isinstance(node, str):
