@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import io
-import json
 import textwrap
 from collections.abc import Sequence
 from html import escape
-from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
+from ...engine.writers import METRICS, read_metrics
 from ..curves import loss_curves
 from ..page import document, figure, img, table
-from ..run_folder import Run
+from ..run_folder import RunFolder
 from .estimates import DONE, FAILED, CellResult, Estimate, Outcome, run_table, shown_metrics
 
 NO_VALUE = "–"
@@ -134,13 +133,14 @@ def render_page(
 
 def _curves(outcomes: Sequence[Outcome]) -> str:
     """A figure a cell, with the losses of its runs."""
-    cells: dict[str, list[Run]] = {}
+    cells: dict[str, list[RunFolder]] = {}
     for outcome in outcomes:
-        metrics = _metrics(outcome.run.folder)
+        path = outcome.run.folder / METRICS
+        metrics = read_metrics(str(path)) if path.exists() else []
         if outcome.status in (DONE, FAILED) and metrics:
             run, cfg = outcome.run, OmegaConf.create(outcome.run.settings)
             name = f"seed {run.seed}" + (" (failed)" if outcome.status == FAILED else "")
-            curve = Run(name, str(run.folder), cfg, outcome.summary, metrics)
+            curve = RunFolder(name, str(run.folder), cfg, outcome.summary, metrics)
             cells.setdefault(run.cell.name, []).append(curve)
     figures = []
     for name, runs in cells.items():
@@ -148,17 +148,3 @@ def _curves(outcomes: Sequence[Outcome]) -> str:
         figures.append(figure(image, f"<b>{escape(name)}</b>"))
     text = "Each point is the median over the last 20 iterations." if figures else "None yet."
     return f"<p>{text}</p>{''.join(figures)}"
-
-
-def _metrics(folder: Path) -> list[dict[str, float]]:
-    try:
-        lines = (folder / "metrics.json").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []
-    metrics = []
-    for line in lines:
-        try:
-            metrics.append(json.loads(line))
-        except ValueError:  # The last one, of a run that was stopped.
-            continue
-    return metrics
