@@ -25,6 +25,7 @@ setup(
         "fvcore",
         "hydra-core",
         "iopath",
+        "jinja2",
         "matplotlib",
         "numpy>=1.26",
         "omegaconf",
@@ -34,6 +35,7 @@ setup(
         "safetensors",
         "scipy",
         "shapely",  # fvcore crops polygons with it.
+        "tabulate",
         "tensorboard",
         "timm>=1.0.31,<1.1",  # Private parts of it are used; 1.0.20 fails.
     ],

@@ -396,7 +396,7 @@ def test_the_folder_is_complete(analysis):
         "training.png",
     ]
     page = (analysis / "index.html").read_text()
-    assert page.count("<img ") == page.count("src='data:image/png") == page.count("src=") == 6
+    assert page.count("<img ") == page.count('src="data:image/png') == page.count("src=") == 6
     assert "http" not in page and "<script" not in page
     text = (analysis / "analysis.md").read_text()
     assert text.count("](") == 6

@@ -210,7 +210,7 @@ def test_the_page_is_complete_and_needs_nothing_else(folders):
     assert page.count("<img ") == curves + tiles + disparity
     # At the scale of the criterion, which the run's config need not name.
     assert "in units of the variance of each channel" in page
-    assert page.count("src='data:image/") == page.count("src=")
+    assert page.count('src="data:image/') == page.count("src=")
     assert "http" not in page and "<script" not in page
     assert "&lt;T&gt; &amp; co" in page
     assert ">before training<" in page and "after 2 iterations" in page
@@ -222,7 +222,7 @@ def test_the_page_is_complete_and_needs_nothing_else(folders):
 
 def test_more_images_than_there_are_shows_all_of_them(folders):
     page = render_page(runs=load_runs(folders)[:1], title="T", num_images=99)
-    assert page.count("<h3>") == 5
+    assert page.count("<h3>") == 5 + 1  # And a table of classes.
 
 
 def test_curves_show_what_was_logged(folders, monkeypatch):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import textwrap
 from collections.abc import Sequence
-from html import escape
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -13,7 +12,7 @@ from omegaconf import OmegaConf
 
 from ...engine.writers import METRICS, read_metrics
 from ..curves import loss_curves
-from ..page import document, figure, img, table
+from ..page import Picture, Section, markdown_table, to_html
 from ..run_folder import RunFolder
 from .estimates import DONE, FAILED, CellResult, Estimate, Outcome, run_table, shown_metrics
 
@@ -66,9 +65,7 @@ def explanation(*, baseline: str, metric: str) -> str:
 
 def to_markdown(rows: Sequence[Sequence[str]], notes: Sequence[str]) -> str:
     """A table and paragraphs below it."""
-    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
-    lines.insert(1, "|---|" + "---:|" * (len(rows[0]) - 1))
-    return "\n".join(lines) + "\n\n" + "\n\n".join(notes) + "\n"
+    return "\n\n".join([markdown_table(rows), *notes]) + "\n"
 
 
 def draw_results(results: Sequence[CellResult], *, metric: str) -> bytes:
@@ -120,19 +117,20 @@ def render_page(
         rows, notes: as ``to_markdown`` takes them.
         overrides: what all cells change, and each of them, by name.
     """
-    paragraphs = "".join(f"<p class='note'>{escape(note)}</p>" for note in notes)
     changes = [["cell", "overrides"], *([name, " ".join(own)] for name, own in overrides)]
+    curves = _curves(outcomes)
+    said = "Each point is the median over the last 20 iterations." if curves else "None yet."
     sections = [
-        f"<h2>Results</h2>{table(rows)}{paragraphs}{img(plot, 'png', 'results', 'wide')}",
-        f"<h2>What each cell changes</h2>{table(changes)}",
-        f"<h2>Runs</h2>{table(run_table(outcomes))}",
-        f"<h2>Curves</h2>{_curves(outcomes)}",
+        Section("Results", text=notes, tables={"": rows}, pictures=[Picture(plot, "results")]),
+        Section("What each cell changes", tables={"": changes}),
+        Section("Runs", tables={"": run_table(outcomes)}),
+        Section("Curves", text=[said], pictures=curves),
     ]
-    return document(title, "\n".join(sections))
+    return to_html(title, [], sections)
 
 
-def _curves(outcomes: Sequence[Outcome]) -> str:
-    """A figure a cell, with the losses of its runs."""
+def _curves(outcomes: Sequence[Outcome]) -> list[Picture]:
+    """A picture a cell, with the losses of its runs."""
     cells: dict[str, list[RunFolder]] = {}
     for outcome in outcomes:
         path = outcome.run.folder / METRICS
@@ -142,9 +140,7 @@ def _curves(outcomes: Sequence[Outcome]) -> str:
             name = f"seed {run.seed}" + (" (failed)" if outcome.status == FAILED else "")
             curve = RunFolder(name, str(run.folder), cfg, outcome.summary, metrics)
             cells.setdefault(run.cell.name, []).append(curve)
-    figures = []
-    for name, runs in cells.items():
-        image = img(loss_curves(runs, sum_levels=True, dpi=80), "png", f"losses of {name}", "wide")
-        figures.append(figure(image, f"<b>{escape(name)}</b>"))
-    text = "Each point is the median over the last 20 iterations." if figures else "None yet."
-    return f"<p>{text}</p>{''.join(figures)}"
+    return [
+        Picture(loss_curves(runs, sum_levels=True, dpi=80), f"losses of {name}", name=name)
+        for name, runs in cells.items()
+    ]

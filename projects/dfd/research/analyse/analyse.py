@@ -9,11 +9,12 @@ from typing import Any
 from ...data import class_names
 from ...distill.detector import DistilledDetector
 from ...errors import UserError
+from ..page import Section
 from . import plots
 from .collect import Example, Tally, collect
 from .load import TestImages, build_detector, find_checkpoints, load_run, load_snapshots
 from .numbers import summarise
-from .report import Section, check_out, render, sections, write_folder
+from .report import check_out, render, sections, write_folder
 
 
 def analyse(
@@ -71,7 +72,7 @@ def analyse(
     drawn, captions = _draw(results, tallies[-1], examples)
     title = f"Disparity of {os.path.basename(os.path.normpath(run))}"
     write_folder(out, render(title=title, numbers=numbers, plots=drawn, examples=captions))
-    return sections(numbers, captions)
+    return sections(numbers, drawn, captions)
 
 
 def _facts(model: DistilledDetector, images: TestImages, last: dict[str, Any]) -> dict[str, Any]:

@@ -6,70 +6,66 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from html import escape
 from typing import Any
 
 from ...errors import UserError
-from ..page import document, figure, img, table
+from ..page import Picture, Rows, Section, to_html, to_markdown
 from . import tables
 from .matching import SIZES
-from .tables import Rows
 
 _FILES = re.compile(
     r"analysis\.json|analysis\.md|index\.html|(distribution|sizes|training|errors|image_\d+)\.png"
 )
 
 
-@dataclass(frozen=True)
-class Section:
-    """A heading, tables by caption, captions of plots by file name, and how to read them."""
-
-    title: str
-    tables: Mapping[str, Rows] = field(default_factory=dict)
-    plots: Mapping[str, str] = field(default_factory=dict)
-    note: str = ""
-
-
-def sections(numbers: dict[str, Any], examples: Mapping[str, str]) -> list[Section]:
+def sections(
+    numbers: dict[str, Any], plots: Mapping[str, bytes], examples: Mapping[str, str]
+) -> list[Section]:
     """The parts of the analysis.
 
     Args:
         numbers: the content of ``analysis.json``.
-        examples: caption by file name of the pictures.
+        plots: PNG by file name.
+        examples: of the pictures of images, caption by file name.
     """
+
+    def picture(name: str, title: str, caption: str) -> Picture:
+        return Picture(plots[name], f"{title}: {caption}", caption, file=name)
+
     checkpoints = numbers["checkpoints"]
     last = checkpoints[-1]
     at_the_end = f"After {last['iteration']} iterations."
-    return [
+    parts = [
         Section(
             "Cells and levels",
-            {"Disparity of cells": tables.level_table(last)},
-            {"distribution.png": at_the_end},
-            "High: above the image's mean on that level; high / low is the mean of those cells "
-            "over the mean of the others.",
+            tables={"Disparity of cells": tables.level_table(last)},
+            note="High: above the image's mean on that level; high / low is the mean of those "
+            "cells over the mean of the others.",
+            pictures=[picture("distribution.png", "Cells and levels", at_the_end)],
         ),
         Section(
             "Object sizes",
-            {"Mean disparity": tables.size_table(last)},
-            {"sizes.png": at_the_end},
-            _size_note(last["errors"]["counts"]),
+            tables={"Mean disparity": tables.size_table(last)},
+            note=_size_note(last["errors"]["counts"]),
+            pictures=[picture("sizes.png", "Object sizes", at_the_end)],
         ),
-        _training(checkpoints),
+        Section("Training time", note="The run kept one checkpoint (train.checkpointer.period)."),
         Section(
             "Errors",
-            {
-                "Mean disparity inside boxes and in the background": tables.error_table(last),
-                "Disparity inside a labelled box as a sign that it is missed": (
-                    tables.auc_table(last)
-                ),
-                "Share of the area above its image's mean disparity": tables.high_table(last),
-            },
-            {"errors.png": at_the_end},
-            _error_note(numbers),
+            tables=_error_tables(last),
+            note=_error_note(numbers),
+            pictures=[picture("errors.png", "Errors", at_the_end)],
         ),
-        Section("Pictures", {}, examples, _PICTURES),
+        Section(
+            "Pictures",
+            text=[_PICTURES],
+            pictures=[picture(name, "Pictures", text) for name, text in examples.items()],
+        ),
     ]
+    if len(checkpoints) > 1:
+        image = picture("training.png", "Training time", "Each point is a checkpoint.")
+        parts[2] = Section("Training time", tables=_time_tables(checkpoints), pictures=[image])
+    return parts
 
 
 _PICTURES = (
@@ -79,18 +75,22 @@ _PICTURES = (
 )
 
 
-def _training(checkpoints: Sequence[dict[str, Any]]) -> Section:
-    if len(checkpoints) == 1:
-        note = "The run kept one checkpoint (train.checkpointer.period keeps more)."
-        return Section("Training time", note=note)
+def _error_tables(last: dict[str, Any]) -> dict[str, Rows]:
+    return {
+        "Mean disparity inside boxes and in the background": tables.error_table(last),
+        "Disparity inside a labelled box as a sign that it is missed": tables.auc_table(last),
+        "Share of the area above its image's mean disparity": tables.high_table(last),
+    }
+
+
+def _time_tables(checkpoints: Sequence[dict[str, Any]]) -> dict[str, Rows]:
     captions = {
         "mean": "Mean disparity",
         "ratio": "High / low",
         "rank_correlation_with_last": "Rank correlation with the last map (Spearman), mean over "
         "images",
     }
-    over_time = {text: tables.time_table(checkpoints, key) for key, text in captions.items()}
-    return Section("Training time", over_time, {"training.png": "Each point is a checkpoint."})
+    return {text: tables.time_table(checkpoints, key) for key, text in captions.items()}
 
 
 def _size_note(counts: dict[str, Any]) -> str:
@@ -132,44 +132,6 @@ def introduction(numbers: dict[str, Any]) -> list[str]:
         "evaluation, its batch norms with running statistics. The losses in training use the "
         "batch's, so their values differ a little.",
     ]
-
-
-def to_markdown(title: str, intro: Sequence[str], parts: Sequence[Section]) -> str:
-    blocks = [f"# {title}", *intro]
-    for part in parts:
-        blocks.append(f"## {part.title}")
-        for caption, rows in part.tables.items():
-            blocks += [f"**{caption}**", _markdown_table(rows)]
-        blocks += [part.note] if part.note else []
-        blocks += [f"![{caption}]({name})" for name, caption in part.plots.items()]
-    return "\n\n".join(blocks) + "\n"
-
-
-def _markdown_table(rows: Rows) -> str:
-    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
-    lines.insert(1, "|---|" + "---:|" * (len(rows[0]) - 1))
-    return "\n".join(lines)
-
-
-def to_html(
-    title: str, intro: Sequence[str], parts: Sequence[Section], plots: Mapping[str, bytes]
-) -> str:
-    """One page that needs no other file.
-
-    Args:
-        plots: PNG by file name.
-    """
-    blocks = [f"<p>{escape(text)}</p>" for text in intro]
-    for part in parts:
-        blocks.append(f"<h2>{escape(part.title)}</h2>")
-        for caption, rows in part.tables.items():
-            blocks.append(f"<h3>{escape(caption)}</h3>{table(rows)}")
-        blocks += [f"<p class='note'>{escape(part.note)}</p>"] if part.note else []
-        blocks += [
-            figure(img(plots[name], "png", f"{part.title}: {caption}", "wide"), escape(caption))
-            for name, caption in part.plots.items()
-        ]
-    return document(title, "\n".join(blocks))
 
 
 def check_out(out: str) -> None:
@@ -216,10 +178,10 @@ def render(
     *, title: str, numbers: dict[str, Any], plots: Mapping[str, bytes], examples: Mapping[str, str]
 ) -> dict[str, bytes]:
     """Every file of the folder by name."""
-    intro, parts = introduction(numbers), sections(numbers, examples)
+    intro, parts = introduction(numbers), sections(numbers, plots, examples)
     return {
         "analysis.json": json.dumps(numbers, indent=1, allow_nan=False).encode(),
         "analysis.md": to_markdown(title, intro, parts).encode(),
-        "index.html": to_html(title, intro, parts, plots).encode(),
+        "index.html": to_html(title, intro, parts).encode(),
         **plots,
     }

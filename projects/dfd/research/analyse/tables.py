@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ..page import Rows
 from .numbers import GROUPS, OUTCOMES, REGIONS
 
 NO_VALUE = "–"
-Rows = list[list[str]]
 
 
 def number(value: float | None) -> str:
