@@ -19,7 +19,6 @@ class Picture:
         data: a PNG or JPEG.
         alt: what it shows, for those who cannot see it.
         name: in bold before the caption.
-        wide: may be wider than text.
         file: its name in the folder of the page, for Markdown.
     """
 
@@ -27,7 +26,6 @@ class Picture:
     alt: str
     caption: str = ""
     name: str = ""
-    wide: bool = True
     file: str = ""
 
     @property
@@ -89,8 +87,7 @@ def markdown_table(rows: Rows) -> str:
 
 _PAGE = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string("""\
 {% macro show(picture) %}
-<figure>
-<img class="{{ 'wide' if picture.wide }}" alt="{{ picture.alt }}" src="{{ picture.source }}">
+<figure><img alt="{{ picture.alt }}" src="{{ picture.source }}">
 {% if picture.caption or picture.name %}
 <figcaption>{% if picture.name %}<b>{{ picture.name }}</b> {% endif %}{{ picture.caption -}}
 </figcaption>
@@ -124,8 +121,7 @@ th:first-child, td:first-child { text-align: left; }
 td:first-child { font-weight: 600; }
 .tiles { display: grid; grid: auto / auto-flow minmax(240px, 1fr); gap: .8rem; }
 figure { margin: 0 0 .6rem; }
-img { display: block; width: 100%; max-width: 800px; height: auto; }
-img.wide { max-width: 1180px; }
+img { display: block; max-width: 100%; height: auto; }
 .bar { display: flex; align-items: center; gap: .6rem; font-size: .9rem; }
 .bar span { width: 16rem; height: .9rem; border: 1px solid #c5ccd3;
   background: linear-gradient(to right, #440154, #3b528b, #21918c, #5ec962, #fde725); }

@@ -64,11 +64,10 @@ def _results(runs: Sequence[RunFolder]) -> Section:
 
 
 def _losses(runs: Sequence[RunFolder]) -> Section:
-    wide = any(run.distilled for run in runs)
     return Section(
         "Losses",
         text=["Each point is the median over the last 20 iterations."],
-        pictures=[Picture(loss_curves(runs), "loss curves", wide=wide)],
+        pictures=[Picture(loss_curves(runs), "loss curves")],
     )
 
 
@@ -81,7 +80,7 @@ def _detections(runs: Sequence[RunFolder], num_images: int) -> Section:
             count = len(boxes.classes)
             caption = f"{count} {'box' if count == 1 else 'boxes'}"
             image = draw_boxes(file_name, boxes, classes)
-            tiles.append(Picture(image, name, caption, name, wide=False))
+            tiles.append(Picture(image, name, caption, name))
         rows[os.path.basename(file_name)] = tiles
     text = f"Evenly spaced test images; detections with a score of {SCORE_THRESHOLD} or more."
     return Section("Detections", text=[f"{text} A colour is a class."], tiles=rows)

@@ -121,7 +121,12 @@ def render_page(
     curves = _curves(outcomes)
     said = "Each point is the median over the last 20 iterations." if curves else "None yet."
     sections = [
-        Section("Results", text=notes, tables={"": rows}, pictures=[Picture(plot, "results")]),
+        Section(
+            "Results",
+            tables={"": rows},
+            note=" ".join(notes),
+            pictures=[Picture(plot, "results")],
+        ),
         Section("What each cell changes", tables={"": changes}),
         Section("Runs", tables={"": run_table(outcomes)}),
         Section("Curves", text=[said], pictures=curves),
