@@ -41,7 +41,7 @@ def build_ours(args: argparse.Namespace) -> TimmViT:
 
 
 def build_detectron2(args: argparse.Namespace) -> ViT:
-    """Of the same width, depth, heads, windows and global blocks as ours."""
+    """The same width, depth, heads, windows and global blocks as ours."""
     ours = build_ours(args)
     blocks = ours.vit.blocks
     windowed = [i for i in range(len(blocks)) if i not in ours.global_blocks]

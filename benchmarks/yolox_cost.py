@@ -128,7 +128,7 @@ def measure_matching(args: argparse.Namespace) -> dict[str, float]:
     for number, match in timed.items():
         batch = random_batch(args.batch, args.size, args.size, number, NUM_CLASSES)
         calls[f"step_{number}"] = partial(step_with, match, make_step(model, batch))
-        # Of the step just before it.
+        # The step just before it.
         calls[f"match_{number}"] = lambda match=match: match.match(*match.arguments)
     with EventStorage(0):
         seconds = measure(calls, args.repeats, args.device)

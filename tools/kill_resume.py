@@ -149,7 +149,7 @@ def state(folder: Path) -> dict[str, Any]:
     content = torch.load(folder / "model_final.pth", weights_only=True)
     for key in MACHINE:
         content["trainer"]["scalars"].pop(key, None)
-    # Of which those are a part.
+    # Those are a part of it.
     del content["metrics_size"]
     with open(folder / "metrics.json", encoding="utf-8") as f:
         lines = [json.loads(line) for line in f]

@@ -10,7 +10,7 @@ from .base import dataloader, lr_multiplier, optimizer, train
 
 model = small_faster_rcnn(num_blocks=(1, 1, 1, 1), width=16, fpn_channels=64, head_channels=256)
 model.backbone.norm = "BN"  # As the teacher's.
-# Of these small images enough; a third of the time of a step on a CPU with 128.
+# Enough for these small images; a step on a CPU takes a third of the time of 128.
 model.roi_heads.batch_size_per_image = 32
 dataloader.train.dataset.num_images = 150
 train.max_iter = 400

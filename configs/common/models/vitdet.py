@@ -17,7 +17,7 @@ from dfd.modeling import SimplePyramid, TimmViT, layer_norm
 
 from .small_faster_rcnn import small_faster_rcnn
 
-# Of the zoo (projects/ViTDet): Mask R-CNN with box AP 51.6, Cascade Mask R-CNN with 54.0.
+# The zoo's (projects/ViTDet): Mask R-CNN with box AP 51.6, Cascade Mask R-CNN with 54.0.
 VITDET_B = "detectron2://ViTDet/COCO/mask_rcnn_vitdet_b/f325346929/model_final_61ccd1.pkl"
 CASCADE_VITDET_B = (
     "detectron2://ViTDet/COCO/cascade_mask_rcnn_vitdet_b/f325358525/model_final_435fa9.pkl"

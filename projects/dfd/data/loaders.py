@@ -120,7 +120,7 @@ def build_train_loader(
         ),
         num_workers=num_workers,
         collate_fn=trivial_batch_collator,
-        # Of the workers' own seeds, which nothing depends on: not a draw from the run's stream.
+        # Seeds the workers, on which nothing depends, without a draw from the run's stream.
         generator=generator,
     )
     return _with_forked_workers(loader)

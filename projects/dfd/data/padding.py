@@ -22,7 +22,7 @@ from .letterbox import BilinearResize
 
 logger = logging.getLogger(__name__)
 
-# Of these it is known that they show nothing but the image that they are given.
+# These show nothing but the image that they are given.
 _NEVER_PAD = (
     BilinearResize,
     T.BlendTransform,
@@ -117,7 +117,7 @@ class MarkPadding:
         """
         self.mapper = mapper
         if hasattr(mapper, "image_format"):
-            self.image_format = mapper.image_format  # Of what it reads, as Detectron2's has it.
+            self.image_format = mapper.image_format  # Detectron2's name for the order that it reads.
         self.applied: list[tuple[T.TransformList, int, int]] = []
         if callable(getattr(mapper, "augmentations", None)):
             self.mapper = copy.copy(mapper)

@@ -18,7 +18,7 @@ from .text import read_lines
 
 logger = logging.getLogger(__name__)
 
-# Of VOC's lists per class: -1 without, 1 with an object of the class, 0 with difficult ones only.
+# In VOC's lists per class: -1 without, 1 with an object of the class, 0 with difficult ones only.
 _FLAG = re.compile(r"\s+(-1|0|1|\+1)$")
 
 

@@ -71,7 +71,7 @@ def share_divisors(detector: nn.Module) -> None:
 def own_divisors(detector: nn.Module) -> None:
     """Let a dense detector divide its losses by its own positives of a batch, and keep no mean."""
     for module in detector.modules():
-        if hasattr(module, "_ema_update"):  # Of Detectron2's DenseDetector.
+        if hasattr(module, "_ema_update"):  # Detectron2's DenseDetector has it.
             module._ema_update = _own_number
         if _has_divisor(module):  # Its class's own, in place of what share_divisors may have set.
             module.__dict__.pop("divisor", None)

@@ -108,7 +108,7 @@ class FGDLoss(FeatureCriterion):
         return total * (self.reference_size**2 / area)
 
     def _attention(self, features: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Of cells (N,H,W), 0 outside the valid ones, and of channels (N,C).
+        """Attention of cells (N,H,W), 0 where not valid, and of channels (N,C).
 
         Args:
             features: zero outside.

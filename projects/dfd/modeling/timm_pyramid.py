@@ -76,7 +76,7 @@ class TimmPyramid(Backbone):
         if img_size is not None:
             arguments["img_size"] = img_size
         arguments.update(plain(model_args))
-        with torch.device("meta"):  # Of which only the description is wanted.
+        with torch.device("meta"):  # Only its description is wanted.
             description = self._create(model_name, False, **arguments).feature_info
         names = self._levels(description.reduction())
         wanted = [n for n in _USUAL if n in names] if out_features is None else list(out_features)

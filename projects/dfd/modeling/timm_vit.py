@@ -287,6 +287,6 @@ def _drop_prefix(vit: nn.Module) -> None:
     vit.cls_token = vit.reg_token = None
     vit.num_prefix_tokens = 0
     for block in vit.blocks:
-        # Of rotary attention, which leaves out so many tokens.
+        # Rotary attention leaves out so many tokens.
         if hasattr(block.attn, "num_prefix_tokens"):
             block.attn.num_prefix_tokens = 0

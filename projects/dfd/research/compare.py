@@ -35,7 +35,7 @@ _FREE = (
     "dataloader.test.num_workers.",
     "dataloader.evaluator.output_dir.",
     "optimizer.params.model.",
-    # Of the distillation's own parameters.
+    # The distillation's own parameters.
     "optimizer.params.head_lr_multiplier.",
     "optimizer.params.head_weight_decay.",
 )

@@ -34,7 +34,7 @@ def assign_points(
     num_pos: int = 1,
     valid: Tensor | None = None,
 ) -> Tensor:
-    """Of each object the nearest cells of the level that suits its size.
+    """Give each object the nearest cells of the level that suits its size.
 
     The level's stride is about 1/``scale`` of the object's size. Distances are counted in widths
     and heights of the object. A cell that is wanted by several objects goes to the nearest, among
@@ -81,7 +81,7 @@ def assign_boxes(
     negative: float = 0.4,
     valid: Tensor | None = None,
 ) -> Tensor:
-    """Of each box the object that it overlaps most, by intersection over union.
+    """Give each box the object that it overlaps most, by intersection over union.
 
     Every object also gets the boxes that overlap it most of all, however little; a later object
     takes them from an earlier one. One that no box overlaps, as one without area, gets none. A box

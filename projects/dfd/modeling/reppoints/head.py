@@ -76,7 +76,7 @@ class RepPointsHead(nn.Module):
             raise UserError(f"RepPointsHead: num_points is 1; {SINGLE_POINT}")
         if norm not in ("", "GN"):
             raise UserError(f'RepPointsHead: norm is {norm!r}; it must be "GN" or ""')
-        # Of a single channel in a level of one cell a norm would leave nothing.
+        # A norm would leave nothing of a single channel in a level of one cell.
         if norm and (feat_channels % norm_groups or feat_channels == norm_groups):
             raise UserError(
                 f"RepPointsHead: {feat_channels} feat_channels cannot be divided into "

@@ -14,7 +14,7 @@ from ...errors import UserError
 
 TRANSFORMS = ("moment", "minmax", "partial_minmax")
 SINGLE_POINT = "a single point has no standard deviation, of which transform='moment' makes a box"
-# Of partial_minmax, which leaves the other points free.
+# partial_minmax uses these and leaves the other points free.
 _CORNERS = 4
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .blocks import BaseConv, conv3x3
 from .network import LEVELS, level_channels
 
-# Of a fresh head, the probability that a cell holds an object, and that it is of a given class.
+# A fresh head's probability that a cell holds an object, and that it is of a given class.
 PRIOR = 0.01
 
 

@@ -20,7 +20,7 @@ from .folders import CellRun, check_earlier, open_log
 from .local import Job, environments, failure, not_started, start_job
 
 CLUSTERS = ("local", "slurm")
-# Of submitit, the parameters that are no cluster's own; the others take the cluster's prefix.
+# submitit's general parameters; the others take the cluster's prefix.
 _GENERAL = ("name", "timeout_min", "mem_gb", "nodes", "cpus_per_task", "gpus_per_node")
 # submitit's own limit is minutes; on this machine there is to be none.
 _NO_LIMIT_MIN = 60 * 24 * 365
@@ -121,7 +121,7 @@ def _go_on_later(job: Job, env: Mapping[str, str] | None) -> Any:
     return submitit.helpers.DelayedSubmission(run_job, job, env)
 
 
-_processes: list[subprocess.Popen] = []  # Of this job.
+_processes: list[subprocess.Popen] = []  # This job's.
 run_job.checkpoint = _go_on_later
 
 
@@ -194,7 +194,7 @@ class ClusterRuns:
             failed = handle.exception() is not None
         except Exception as error:  # What it has left cannot be read.
             return failure(run, None) and f"job {handle.job_id}: {first_line(error)}"
-        if failed:  # Of the job itself: killed, out of time or memory.
+        if failed:  # The job itself failed: killed, out of time or memory.
             reason = failure(run, None)
             return reason and f"job {handle.job_id} ended as {handle.state}; last line: {reason}"
         error = handle.result()

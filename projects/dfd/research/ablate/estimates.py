@@ -39,7 +39,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of n values; a mean needs one, a standard deviation (of the sample) two."""
+    """From n values; a mean needs one, a (sample) standard deviation two."""
 
     n: int
     mean: float | None
@@ -55,7 +55,7 @@ class Estimate:
 
     @property
     def half_width(self) -> float | None:
-        """Of the 95 % interval of the mean by Student's t."""
+        """Half the 95 % interval of the mean, by Student's t."""
         if self.sd is None:
             return None
         quantile = stats.t.ppf((1 + _CONFIDENCE) / 2, self.n - 1)

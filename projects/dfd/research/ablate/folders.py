@@ -41,7 +41,7 @@ class CellRun:
 
     @property
     def folder(self) -> Path:
-        """Of the run itself, as ``train_net.py`` writes it."""
+        """The run's own folder, as ``train_net.py`` writes it."""
         return self.out / self.cell.slug / f"seed_{self.seed}"
 
     @property

@@ -81,7 +81,7 @@ def _counts(tally: Tally) -> dict[str, Any]:
 
 
 def _joined(tally: Tally) -> tuple[np.ndarray, ...]:
-    """Of the boxes of all images: (B,) image, kind, size, class, and (B, L + 1) mean disparity."""
+    """All images' boxes: (B,) image, kind, size, class, and (B, L + 1) mean disparity."""
     images = [np.full(len(o.boxes), i) for i, o in enumerate(tally.outcomes)]
     kinds = np.concatenate([outcome.kinds for outcome in tally.outcomes])
     sizes = np.concatenate([size_classes(outcome.boxes) for outcome in tally.outcomes])

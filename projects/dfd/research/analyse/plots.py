@@ -17,7 +17,7 @@ from .collect import DETECTED, FALSE, GROUPS, MISSED, OUTCOMES, Example, Tally
 from .numbers import ALL, REGIONS
 
 _DISPARITY = "disparity d"
-# Of labels and false detections: colour and line, told apart without the colour too.
+# Colour and line of labels and false detections, which differ without the colour too.
 _KINDS = {DETECTED: ("#56b4e9", "-"), MISSED: ("#e6001f", "-"), FALSE: ("#ffb000", "--")}
 _SHADES = {"small": "#9ecae1", "medium": "#4292c6", "large": "#08519c", "background": "#a6a6a6"}
 _BINS_PER_DECADE = 20

@@ -11,7 +11,7 @@ from scipy import stats
 # take what lies outside.
 _PER_DECADE = 200
 _LOWEST, _HIGHEST = -8, 8
-# Of the values that are resampled at once.
+# Values resampled at once.
 _CHUNK = 2_000_000
 
 
