@@ -117,7 +117,7 @@ class MarkPadding:
         """
         self.mapper = mapper
         if hasattr(mapper, "image_format"):
-            self.image_format = mapper.image_format  # Detectron2's name for the order that it reads.
+            self.image_format = mapper.image_format  # The order that it reads.
         self.applied: list[tuple[T.TransformList, int, int]] = []
         if callable(getattr(mapper, "augmentations", None)):
             self.mapper = copy.copy(mapper)
