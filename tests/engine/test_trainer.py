@@ -204,7 +204,8 @@ def test_bf16_trains_a_detector_and_the_heads_losses_are_fp32():
     dtypes = {}
 
     def look(module, args, loss):
-        dtypes.update(student=args[0].dtype, teacher=args[1].dtype, loss=loss.dtype)
+        (level,) = args
+        dtypes.update(student=level.student.dtype, teacher=level.teacher.dtype, loss=loss.dtype)
         dtypes["autocast"] = torch.is_autocast_enabled("cpu")
 
     criterion.register_forward_hook(look)
