@@ -22,6 +22,8 @@ from dfd.engine import argument_parser, main
 from dfd.engine.trainer import Trainer
 from dfd.losses import CWDLoss, DFDLoss, FGDLoss, G2SDLoss, MGDLoss, PKDLoss
 
+pytestmark = pytest.mark.slow
+
 CUDA = pytest.mark.cuda
 DEVICES = ["cpu", pytest.param("cuda", marks=CUDA)]
 PRECISIONS = [
@@ -196,7 +198,6 @@ def test_resumed_run_ends_as_it_would_have(device, arguments, tmp_path):
     assert len(open(resumed / "metrics.json").readlines()) >= 4
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda(2))])
 def test_two_processes(device, arguments, tmp_path):
     """By nccl on CUDA, by gloo on the CPU."""

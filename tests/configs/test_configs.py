@@ -50,6 +50,7 @@ def test_shared_config_loads(name):
     assert isinstance(LazyConfig.load(str(CONFIGS / name)), DictConfig)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipe_loads_and_its_saved_form_is_the_same(name, tmp_path):
     cfg = load(name)
@@ -84,6 +85,7 @@ def plain_sibling(name):
     return f"{path.parent.name}/student{ending}.py"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DISTILLED)
 def test_distilled_run_differs_from_the_plain_one_by_the_distillation_alone(name):
     distilled, student = plain(load(name)), plain(load(plain_sibling(name)))
@@ -124,6 +126,7 @@ def test_run_with_another_criterion_differs_by_the_criterion_alone(name):
         assert other == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_small_model_takes_its_classes_from_the_data(name):
     MetadataCatalog.get("three_classes").thing_classes = ["a", "b", "c"]
@@ -245,6 +248,7 @@ def coco(request, tmp_path_factory):
     return request.param, model, zoo_teacher
 
 
+@pytest.mark.slow
 def test_coco_recipe_pairs_every_level(coco):
     zoo, model, _ = coco
     for pair, level in zip(model.head.pairs, zoo.levels, strict=True):
@@ -281,6 +285,7 @@ def test_coco_teacher_with_a_key_taken_out_is_refused(coco, tmp_path):
     path.unlink()
 
 
+@pytest.mark.slow
 def test_coco_student_is_the_zoos_down_to_its_losses(coco):
     zoo, model, _ = coco
     student, theirs = model.student, build_from_zoo(zoo.student)

@@ -20,6 +20,8 @@ from dfd.engine.build import build_optimizer
 from dfd.engine.config.resolve import resolve_config
 from dfd.engine.optim import parameter_groups
 
+pytestmark = pytest.mark.slow
+
 RECIPES = [n for n in names(CONFIGS.glob("vitdet/*.py")) if "base" not in n]
 DISTILLED = [n for n in RECIPES if "student" not in n]
 
@@ -261,7 +263,6 @@ def test_layer_scale_and_register_tokens_by_name():
         assert weight_decay == decay, key
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["dfd_b_s_100ep.py", "dfd_b_t_100ep.py", "dfd_b_cascade_s_100ep.py"]
 )

@@ -13,6 +13,8 @@ from dfd.losses import CWDLoss, DFDLoss, FGDLoss
 from dfd.modeling import YOLOX
 from dfd.weights.strict import read_weights
 
+pytestmark = pytest.mark.slow
+
 LEVELS = {
     "faster_rcnn": range(2, 7),
     "vit": range(2, 7),

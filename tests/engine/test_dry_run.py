@@ -20,6 +20,8 @@ from toys import faster_rcnn_config
 from dfd.demo import generated_shapes
 from dfd.engine.dry_run.sandbox import leaving_nothing
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "dfd.demo.generated_shapes"
 

@@ -26,6 +26,8 @@ from dfd.engine.state.checkpoint import StudentCheckpointer
 from dfd.engine.state.random_state import kept_random_state
 from dfd.engine.trainer import Trainer
 
+pytestmark = pytest.mark.slow
+
 NAN = float("nan")
 
 

@@ -14,6 +14,8 @@ from toys import build
 
 from dfd.engine.trainer import Trainer
 
+pytestmark = pytest.mark.slow
+
 HOOKS = [
     "train.max_iter=6",
     "train.eval_period=2",
@@ -186,7 +188,6 @@ def test_hooks_may_begin_in_a_continued_run(whole, data, configs, tmp_path):
     assert torch.load(tmp_path / "model_final.pth", weights_only=True)["ema"]["updates"] == 4
 
 
-@pytest.mark.slow
 def test_two_processes_stop_together(data, configs, tmp_path):
     result = forked(
         configs["student"],

@@ -6,6 +6,8 @@ import pytest
 from coco_files import write_coco
 from commands import run
 
+pytestmark = pytest.mark.slow
+
 
 def labelled(kind, a):
     """An annotation with a polygon or keypoints over its box."""

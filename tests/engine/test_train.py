@@ -23,6 +23,8 @@ from dfd.engine.state.checkpoint import StudentCheckpointer
 from dfd.engine.trainer import Trainer
 from dfd.losses import DFDLoss
 
+pytestmark = pytest.mark.slow
+
 
 def read_metrics(folder):
     return [json.loads(line) for line in open(folder / "metrics.json")]
@@ -360,7 +362,6 @@ def test_eval_only_gives_the_trained_ap_and_keeps_the_run(runs, data, configs, c
     assert (runs["dfd"] / "config.yaml").read_bytes() == before
 
 
-@pytest.mark.slow
 def test_two_processes_train_evaluate_and_agree_on_the_end(runs, data, configs, tmp_path):
     """Warm-up, distillation and the time after it, with no parameter unused."""
     result = command(
@@ -379,7 +380,6 @@ def test_two_processes_train_evaluate_and_agree_on_the_end(runs, data, configs, 
     assert "bbox/AP" in lines[-1]
 
 
-@pytest.mark.slow
 def test_error_under_two_processes_is_one_line(data, configs, tmp_path):
     result = forked(configs["dfd"], "--num-gpus=2", *data, f"train.output_dir={tmp_path}")
     assert result.returncode == 1

@@ -15,6 +15,8 @@ import torch
 import dfd.engine
 from dfd.engine import argument_parser, main
 
+pytestmark = pytest.mark.slow
+
 PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
 FILES = dict(re.findall(r"^```python\n# (\S+\.py)\n(.*?)^```", PAGE.read_text(), re.M | re.S))
 TINY = [

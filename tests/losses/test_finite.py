@@ -114,6 +114,7 @@ def loss_and_gradient(criterion, student, teacher, valid, outside=None):
     return loss.detach(), student.grad, parameters
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CRITERIA)
 def test_loss_and_gradient_are_finite_whatever_the_features(name):
     criterion = make(name)

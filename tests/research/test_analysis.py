@@ -65,6 +65,8 @@ from dfd.research.analyse.tables import (
     level_table,
 )
 
+pytestmark = pytest.mark.slow
+
 CONFIGS = "tests/engine/configs"
 
 
@@ -506,7 +508,6 @@ def test_an_image_is_joined_with_its_labels():
     assert empty.labels.shape == empty.crowds.shape == (0, 4)
 
 
-@pytest.mark.slow
 def test_an_earlier_analysis_is_replaced_with_the_same_numbers(run, analysis):
     before = (analysis / "analysis.json").read_bytes()
     (analysis / "image_7.png").touch()
@@ -659,7 +660,6 @@ def test_only_an_earlier_analysis_is_replaced(tmp_path):
     refused(tmp_path / "empty", "no such folder: none")
 
 
-@pytest.mark.slow
 def test_a_plain_student_fails_in_one_line_of_the_tool(run, tmp_path):
     # That a config has a teacher is all that tells the two apart.
     shutil.copytree(run, tmp_path / "plain")

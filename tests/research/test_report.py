@@ -99,6 +99,7 @@ def test_a_distilled_run_is_set_beside_its_plain_one_only_if_nothing_else_differ
     assert gains([plain, distilled]) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("key", "value"),
     [
@@ -139,6 +140,7 @@ def test_number_of_training_images_counts(folders):
     assert gains([plain, distilled]) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("key", "value"),
     [
