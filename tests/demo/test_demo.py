@@ -41,25 +41,55 @@ def test_demo_runs_from_data_to_report(tmp_path, capsys, monkeypatch):
 
 def test_demo_shows_what_a_failed_training_said_last(tmp_path, capsys):
     code = "import sys; [print('line', i) for i in range(30)]; sys.exit('error: no such thing')"
-    with pytest.raises(demo.StepFailed, match="exit code 1"):
-        demo.follow([sys.executable, "-c", code], tmp_path / "dfd")
+    output = tmp_path / "out" / "dfd.txt"
+    with pytest.raises(UserError, match="exit code 1") as error:
+        demo.follow([sys.executable, "-c", code], output, lambda: "starting")
+    assert str(output) in str(error.value)
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == "error: no such thing"
     assert lines[-20] == "line 11"
-    assert (tmp_path / "dfd.txt").read_text().startswith("line 0\n")
+    assert output.read_text().startswith("line 0\n")
+
+
+def test_demo_has_news_although_nothing_is_new(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(demo, "NEWS_SECONDS", 0.3)
+    code = "import time; time.sleep(1.5); print('the end')"
+    text = demo.follow([sys.executable, "-c", code], tmp_path / "dfd.txt", lambda: "evaluating")
+    assert text == "the end\n"
+    news = [line for line in capsys.readouterr().out.splitlines() if line.endswith(": evaluating")]
+    assert len(news) >= 2
 
 
 def test_demo_ends_its_children_when_it_is_stopped(tmp_path, monkeypatch):
     started = []
     monkeypatch.setattr(demo, "start", lambda *a, **k: started.append(start(*a, **k)) or started[0])
+    monkeypatch.setattr(demo, "NEWS_SECONDS", 0.0)
 
-    def stop(folder):
+    def stop():
         raise Interrupted("SIGINT")
 
-    monkeypatch.setattr(demo, "training_state", stop)
+    command = [sys.executable, "-c", "import time; time.sleep(600)"]
     with pytest.raises(Interrupted):
-        demo.follow([sys.executable, "-c", "import time; time.sleep(600)"], tmp_path / "dfd")
+        demo.follow(command, tmp_path / "dfd.txt", stop)
     assert started[0].poll() is not None
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "said"),
+    [
+        (UserError("no such thing"), "error: no such thing", ""),
+        (Interrupted("SIGINT"), 130, "\nstopped by SIGINT; what was running has been ended\n"),
+    ],
+)
+def test_demo_ends_in_one_line(raised, code, said, capsys, monkeypatch):
+    def run(*arguments):
+        raise raised
+
+    monkeypatch.setattr(demo, "run", run)
+    monkeypatch.setattr(demo, "stop_on_signals", lambda: None)
+    with pytest.raises(SystemExit) as error:
+        demo.main([])
+    assert (error.value.code, capsys.readouterr().out) == (code, said)
 
 
 def test_demo_reads_a_trainings_state_from_its_files(tmp_path):
@@ -84,3 +114,14 @@ def test_demo_renames_only_what_is_an_earlier_demonstration(tmp_path):
     (tmp_path / "work").touch()
     with pytest.raises(UserError, match="no earlier demonstration"):
         demo.keep_earlier(tmp_path)
+
+
+@pytest.mark.parametrize("left", ["teacher/log.txt", "teacher.txt", "dfd/model_final.pth"])
+def test_demo_renames_whatever_an_earlier_demonstration_left(tmp_path, left):
+    path = tmp_path / "demo" / left
+    path.parent.mkdir(parents=True)
+    path.touch()
+    (tmp_path / "demo-1").mkdir()
+    demo.keep_earlier(tmp_path / "demo")
+    assert not (tmp_path / "demo").exists()
+    assert (tmp_path / "demo-2" / left).exists()

@@ -17,7 +17,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from detectron2.config import instantiate
@@ -26,7 +26,6 @@ from detectron2.data import DatasetCatalog
 from ..engine.config.load import load_config
 from ..engine.console import (
     Interrupted,
-    LiveLine,
     duration,
     end,
     override,
@@ -44,16 +43,10 @@ TITLES = {
     "inherit": "the same student, started with the teacher's neck and head",
     "dfd": "the same start, now distilled by DFD",
 }
-RUNS = tuple(TITLES)
-STEPS = len(RUNS) + 2
-# Seconds between two lines of progress, at the least, where the output is no terminal.
-LINE_EVERY = 10.0
+STEPS = len(TITLES) + 2
+NEWS_SECONDS = 15.0
 # What a failed child said last, in lines.
 LAST_LINES = 20
-
-
-class StepFailed(Exception):
-    """A child process failed; what it said last has been shown."""
 
 
 def training_state(folder: Path) -> str:
@@ -74,43 +67,49 @@ def training_state(folder: Path) -> str:
     )
 
 
-def follow(command: list[str], folder: Path) -> float:
-    """Run a training to its end and show its state all along; returns the seconds it took.
+def follow(command: Sequence[str], output: Path, state: Callable[[], str]) -> str:
+    """Run a child to its end, and tell every few seconds what it is doing.
 
-    What it prints goes to a file beside its folder.
+    Args:
+        output: the file that gets what it prints.
+        state: what it is doing.
+
+    Returns:
+        What it has printed.
 
     Raises:
-        StepFailed: it failed.
+        UserError: it failed; what it said last has been shown.
     """
     say(f"      $ {shlex.join(command)}")
-    output = folder.with_suffix(".txt")
     output.parent.mkdir(parents=True, exist_ok=True)
-    live = LiveLine(line_every=LINE_EVERY)
+    begin = told = time.monotonic()
     with output.open("w", encoding="utf-8") as file:
         process = start(command, output=file)
         try:
             while process.poll() is None:
-                live.update(training_state(folder))
+                if time.monotonic() - told >= NEWS_SECONDS:
+                    told = time.monotonic()
+                    say(f"      {duration(told - begin)}: {state()}")
                 time.sleep(0.2)
         finally:
-            live.clear()
             end(process)
-    check(process.returncode, output.read_text(encoding="utf-8", errors="replace"))
-    return live.elapsed
-
-
-def check(code: int, text: str) -> None:
-    """Show what a failed child said last."""
-    if code:
+    text = output.read_text(encoding="utf-8", errors="replace")
+    if process.returncode:
         say("\n".join(text.splitlines()[-LAST_LINES:]))
-        raise StepFailed(f"the command above failed with exit code {code}")
+        raise UserError(
+            f"the command above failed with exit code {process.returncode}: all that it said is "
+            f"in {output}"
+        )
+    say(f"      done in {duration(time.monotonic() - begin)}")
+    return text
 
 
 def keep_earlier(out: Path) -> None:
     """Rename the folder of an earlier demonstration to the first free name."""
     if not os.path.lexists(out) or (out.is_dir() and not any(out.iterdir())):
         return
-    if not any((out / name).is_dir() for name in RUNS):
+    # Where the first training failed at once, there is only what it printed.
+    if not any((out / file).exists() for name in TITLES for file in (name, f"{name}.txt")):
         raise UserError(f"--out {out} exists and is no earlier demonstration: choose another")
     number = 1
     while os.path.lexists(f"{out}-{number}"):
@@ -120,97 +119,63 @@ def keep_earlier(out: Path) -> None:
 
 
 def prepare_data(overrides: list[str]) -> dict[str, int]:
-    """Write the dataset unless it is there, and check every config on the way.
-
-    Returns:
-        The number of labelled training images of each run.
-    """
-    configs = {name: load_config(config(name), overrides) for name in RUNS}
-    counts = {
-        name: len(DatasetCatalog.get(instantiate(cfg.dataloader.train.dataset)))
-        for name, cfg in configs.items()
-    }
-    tests = len(DatasetCatalog.get(instantiate(configs["teacher"].dataloader.test.dataset)))
+    """Write the dataset unless it is there, check every config, and count the training images."""
+    counts = {}
+    for name in TITLES:
+        cfg = load_config(f"configs/demo/{name}.py", overrides)
+        counts[name] = len(DatasetCatalog.get(instantiate(cfg.dataloader.train.dataset)))
+    tests = len(DatasetCatalog.get(instantiate(cfg.dataloader.test.dataset)))
     say(f"      ready: {counts['teacher']} training and {tests} test images")
     return counts
 
 
-def config(name: str) -> str:
-    return f"configs/demo/{name}.py"
-
-
 def train(name: str, out: Path, overrides: list[str]) -> None:
+    """One of the trainings, in a process of its own."""
     folder = out / name
-    command = [sys.executable, "-m", "dfd", "train", "--config-file", config(name)]
-    command.append(override("train.output_dir", folder))
+    own = [override("train.output_dir", folder)]
     if name in ("inherit", "dfd"):
-        checkpoint = out / "teacher" / "model_final.pth"
-        command.append(override("model.teacher.checkpoint", checkpoint))
-    seconds = follow(command + overrides, folder)
-    say(f"      done in {duration(seconds)}; log: {folder / 'log.txt'}")
+        own.append(override("model.teacher.checkpoint", out / "teacher" / "model_final.pth"))
+    command = [sys.executable, "-m", "dfd", "train", "--config-file", f"configs/demo/{name}.py"]
+    follow([*command, *own, *overrides], out / f"{name}.txt", lambda: training_state(folder))
 
 
-def make_report(out: Path) -> str:
-    """Write the report; returns what ``dfd report`` printed.
-
-    Raises:
-        StepFailed: it failed.
-    """
-    command = [sys.executable, "-m", "dfd", "report", "--trust-code"]
-    for name in RUNS:
-        command += ["--run", f"{name}={out / name}"]
-    command += ["--out", str(out / "report.html"), "--title", "DFD: the demonstration"]
-    say(f"      $ {shlex.join(command)}")
-    process = start(command)
-    try:
-        text = process.communicate()[0]
-    finally:
-        end(process)
-    check(process.returncode, text)
-    return text
-
-
-def run(out: Path, data: str, overrides: list[str]) -> None:
+def run(out: Path, data: Path, overrides: list[str]) -> None:
     """All the steps."""
     begin = time.monotonic()
     say(f"[1/{STEPS}] dataset: {data}, written on first use and used again")
-    overrides = [override("dataloader.train.dataset.root", Path(data)), *overrides]
+    overrides = [override("dataloader.train.dataset.root", data), *overrides]
     counts = prepare_data(overrides)
     keep_earlier(out)
-    for number, name in enumerate(RUNS, start=2):
-        say(f"[{number}/{STEPS}] {TITLES[name].format(counts[name])}")
+    for number, (name, title) in enumerate(TITLES.items(), start=2):
+        say(f"[{number}/{STEPS}] {title.format(counts[name])}")
         train(name, out, overrides)
     say(f"[{STEPS}/{STEPS}] report: tables, loss curves, detections, disparity")
-    text = make_report(out)
-    say(f"\nAll of it took {duration(time.monotonic() - begin)}.\n")
-    say(text.rstrip())
-
-
-def run_or_explain(out: Path, data: str, overrides: list[str]) -> None:
-    """All the steps; what goes wrong becomes one line and exit code 1."""
-    try:
-        run(out, data, overrides)
-    except (UserError, StepFailed) as error:
-        sys.exit(f"error: {error}")
+    command = [sys.executable, "-m", "dfd", "report", "--trust-code"]
+    for name in TITLES:
+        command += ["--run", f"{name}={out / name}"]
+    command += ["--out", str(out / "report.html"), "--title", "DFD: the demonstration"]
+    text = follow(command, out / "report.txt", lambda: "drawing")
+    say(f"\nAll of it took {duration(time.monotonic() - begin)}.\n\n{text.rstrip()}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """The command ``dfd demo``; what goes wrong is one line and exit code 1."""
     parser = argparse.ArgumentParser(
         prog="dfd demo",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    path = {"type": os.path.expanduser}
+    path = {"type": lambda text: Path(text).expanduser(), "metavar": "FOLDER"}
     add = parser.add_argument
-    add("--out", **path, default="output/demo", help="folder of the runs and the report")
-    add("--data", **path, default="datasets/demo_shapes", help="folder of the generated data")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="given to all trainings"
-    )
+    add("--out", **path, default="output/demo", help="of the runs and the report")
+    add("--data", **path, default="datasets/demo_shapes", help="of the generated data")
+    add("overrides", nargs="*", metavar="key=value", help="given to all trainings")
     args = parser.parse_intermixed_args(arguments)
     stop_on_signals()
     try:
-        run_or_explain(Path(args.out), args.data, args.overrides)
+        run(args.out, args.data, args.overrides)
+    except UserError as error:
+        sys.exit(f"error: {error}")
     except Interrupted as error:
         say(f"\nstopped by {error}; what was running has been ended")
         sys.exit(130)
