@@ -1,5 +1,6 @@
 """Reading weight files: everything that a good one holds, and nothing that runs code."""
 
+import collections
 import json
 import pickle
 
@@ -11,6 +12,7 @@ from safetensors.torch import save_file
 from toys import build
 
 from dfd import FrozenTeacher, UserError
+from dfd.weights import files
 from dfd.weights.files import ForeignContentError, read_file
 from dfd.weights.strict import read_weights
 
@@ -52,7 +54,7 @@ def test_numbers_of_numpy_beside_tensors_are_read(tmp_path, zipped):
     assert read_weights(str(path), "w").model["x"].tolist() == [0, 1, 2]
     content["best_ap"] = np.array(["text", None])
     torch.save(content, path, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(ForeignContentError, match="it refers to values of numpy"):
+    with pytest.raises(ForeignContentError, match="it refers to numpy.dtype"):
         read_file(str(path))
 
 
@@ -87,6 +89,29 @@ def test_what_a_refused_checkpoint_refers_to_is_named(tmp_path, name, options):
     torch.save({"model": {"x": torch.ones(2), "y": evil.Evil()}}, tmp_path / name, **options)
     with pytest.raises(ForeignContentError, match="refers to posix.system"):
         read_file(str(tmp_path / name))
+
+
+def test_what_torch_itself_takes_for_safe_is_not_named(tmp_path):
+    content = {"hits": collections.Counter("aab"), "best": np.float64(1), "y": evil.Evil()}
+    torch.save(content, tmp_path / "a.pth")
+    with pytest.raises(ForeignContentError, match="refers to posix.system"):
+        read_file(str(tmp_path / "a.pth"))
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_torch_that_names_nothing_reads_tensors_and_refuses_the_rest(
+    tmp_path, monkeypatch, zipped
+):
+    """As torch before 2.6."""
+    monkeypatch.setattr(files, "_NAMES_UNSAFE", None)
+    monkeypatch.chdir(tmp_path)
+    for name, value in (("good", torch.ones(2)), ("number", np.float64(1)), ("bad", evil.Evil())):
+        torch.save({"x": value}, f"{name}.pth", _use_new_zipfile_serialization=zipped)
+    assert read_file("good.pth")["x"].tolist() == [1, 1]
+    for name in ("number", "bad"):
+        with pytest.raises(ForeignContentError, match="it refers to"):
+            read_file(f"{name}.pth")
+    assert not (tmp_path / "pwned").exists()
 
 
 def test_bare_pickle_under_the_name_of_a_checkpoint(tmp_path):

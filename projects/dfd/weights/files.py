@@ -7,6 +7,7 @@ numbers alone, and ``.safetensors`` cannot hold code.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pickle
 import re
@@ -24,6 +25,7 @@ class ForeignContentError(pickle.UnpicklingError):
     """A file refers to something that is no weight; nothing of it was called."""
 
     def __init__(self, name: str) -> None:
+        self.name = name
         super().__init__(
             f"it refers to {name}, so that reading it might run code: take a file of nothing but "
             "tensors (.pth, .safetensors) or numpy arrays (.pkl)"
@@ -57,94 +59,49 @@ def _read_safetensors(path: str) -> dict[str, Any]:
 
 
 def _read_tensors(path: str) -> Any:
+    """A checkpoint of torch.save; beside its tensors it may hold numbers of numpy's, as YOLOX's."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with _numbers_allowed():
+            return torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
     except Exception as error:
         # torch's own message would advise to load it all the same.
-        names = _named_in(path)
-        numbers = {".".join(name): value for name, value in _OF_ARRAYS.items()}
-        foreign = [name for name in names if name not in numbers]
-        if names and not foreign:
-            return _read_tensors_and_numbers(path, numbers)
-        for name in foreign:
+        if isinstance(error.__context__, ForeignContentError):
+            raise error.__context__ from None
+        for name in _foreign_names(path):
             raise ForeignContentError(name) from error
         raise ValueError("it is damaged, or not a checkpoint of torch.save") from error
 
 
-def _read_tensors_and_numbers(path: str, numbers: dict[str, Callable | str]) -> Any:
-    """A checkpoint with numbers of numpy's beside its tensors, as YOLOX's best AP.
-
-    Args:
-        numbers: what stands for the names of numpy in it.
-    """
-    known = [(value, name) for name, value in numbers.items()]
+def _numbers_allowed() -> contextlib.AbstractContextManager:
+    """Within it, torch.load reads numbers of numpy's, by what stands in for the names of numpy."""
+    if _NAMES_UNSAFE is None:
+        return contextlib.nullcontext()
+    known = [(value, ".".join(name)) for name, value in _OF_ARRAYS.items()]
     known.append((_Array, f"{_Array.__module__}.{_Array.__qualname__}"))  # What numbers make.
-    try:
-        with torch.serialization.safe_globals(known):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except ForeignContentError:
-        raise
-    except Exception as error:  # Or a torch before 2.6, which knows no stand-ins.
-        raise ForeignContentError("values of numpy") from error
+    return torch.serialization.safe_globals(known)
 
 
-# What a checkpoint of tensors refers to.
-_OF_TENSORS = re.compile(
-    r"collections\.OrderedDict|torch\._utils\._rebuild_\w+|torch(\.storage)?\.\w*Storage"
-    r"|torch\.(b?float|u?int|bool|complex)\w*|torch\.(Size|device)"
-)
+# It came with torch 2.6, as did stand-ins. It reads no format but that of zip files.
+_NAMES_UNSAFE = getattr(torch.serialization, "get_unsafe_globals_in_checkpoint", None)
 
 
-class _Inert:
-    """Stands for whatever a pickle refers to; calling and filling it does nothing."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        pass
-
-    def __setstate__(self, state: Any) -> None:
-        pass
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        pass
-
-    def append(self, item: Any) -> None:
-        pass
-
-
-class _Names(pickle.Unpickler):
-    """Collects what a pickle refers to, and imports nothing of it."""
-
-    def __init__(self, file: Any, names: list[str]) -> None:
-        super().__init__(file)
-        self._names = names
-
-    def find_class(self, module: str, name: str) -> Any:
-        self._names.append(f"{module}.{name}")
-        return _Inert
-
-    def persistent_load(self, pid: Any) -> Any:
-        return _Inert()
-
-
-def _named_in(path: str) -> list[str]:
-    """What a file of ``torch.save``, or a bare pickle, refers to beside tensors."""
-    names: list[str] = []
+def _foreign_names(path: str) -> list[str]:
+    """What a file of ``torch.save``, or a bare pickle, refers to beside tensors and numbers."""
     try:
         if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                for member in archive.namelist():
-                    if member.endswith("data.pkl"):
-                        with archive.open(member) as f:
-                            _Names(f, names).load()
-        else:
-            with open(path, "rb") as f:
-                while True:  # The old format is several pickles; the end of the file ends it.
-                    _Names(f, names).load()
+            if _NAMES_UNSAFE is None:
+                return ["more than tensors (torch 2.6 would tell to what)"]
+            with _numbers_allowed():
+                return sorted(_NAMES_UNSAFE(path))
+        with open(path, "rb") as f:
+            while True:  # The old format is several pickles; the end of the file ends it.
+                _OldCheckpoint(f).load()
+    except ForeignContentError as error:
+        return [error.name]
     except Exception:
-        pass  # What follows is no pickle; what came before it counts.
-    return [name for name in names if not _OF_TENSORS.fullmatch(name)]
+        return []  # It is no pickle.
 
 
 def _number_type(spec: Any) -> np.dtype:
@@ -217,6 +174,34 @@ class _ArrayUnpickler(pickle.Unpickler):
         if (module, name) not in _OF_ARRAYS:
             raise ForeignContentError(f"{module}.{name}")
         return _OF_ARRAYS[module, name]
+
+
+class _OldCheckpoint(_ArrayUnpickler):
+    """Only names what is no part of a checkpoint; nothing of torch is called for its tensors."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if _OF_TENSORS.fullmatch(f"{module}.{name}"):
+            return _Tensor
+        if _NAMES_UNSAFE is None and module != "collections":  # That torch reads no numbers.
+            raise ForeignContentError(f"{module}.{name}")
+        return super().find_class(module, name)
+
+    def persistent_load(self, pid: Any) -> None:
+        return None
+
+
+# What tensors refer to.
+_OF_TENSORS = re.compile(
+    r"torch\._utils\._rebuild_\w+|torch(\.storage)?\.\w*Storage"
+    r"|torch\.(b?float|u?int|bool|complex)\w*|torch\.(Size|device)"
+)
+
+
+class _Tensor:
+    """Stands for whatever makes a tensor; calling it does nothing."""
+
+    def __init__(self, *args: Any) -> None:
+        pass
 
 
 def _read_arrays(path: str) -> Any:
