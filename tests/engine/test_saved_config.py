@@ -16,7 +16,7 @@ from torch import nn
 from toys import instantiate_seeded
 
 from dfd.engine.config.load import load_config
-from dfd.engine.config.saved import ForeignCodeError, read_config
+from dfd.engine.config.saved import ForeignCodeError, find_part, read_config
 from dfd.engine.run import draw_seed, write_config
 from dfd.errors import UserError
 from dfd.losses import DFDLoss
@@ -186,3 +186,17 @@ def test_run_from_a_saved_config_begins_with_the_same_weights(kind, tmp_path):
     assert list(first) == list(second)
     for key, value in first.items():
         assert torch.equal(value, second[key]), key
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "dfd.data.generated_shapes",
+        "dfd.optim.parameter_groups",
+        "dfd.schedule.QuadraticWarmupCosine",
+        "dfd.DistilledDetector",
+        "dfd.losses.DFDLoss",
+    ],
+)
+def test_names_of_earlier_saved_configs_are_still_parts(name):
+    assert find_part(name).__name__ == name.rpartition(".")[2]

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+from dfd import DFDHead, UserError
 from dfd.losses import (
     CWDLoss,
     DFDLoss,
@@ -16,6 +17,7 @@ from dfd.losses import (
     MimicLoss,
     PKDLoss,
 )
+from dfd.losses.base import check_criterion
 
 CRITERIA = [
     DFDLoss(),
@@ -50,6 +52,9 @@ def test_a_level_and_its_fields_give_the_same_loss(criterion):
     torch.manual_seed(1)
     assert torch.equal(one, criterion(*fields, objectness=given.objectness))
     assert one > 0
+    torch.manual_seed(1)
+    named = {f.name: getattr(given, f.name) for f in dataclasses.fields(given)}
+    assert torch.equal(one, criterion(**named))
 
 
 @pytest.mark.parametrize("criterion", CRITERIA, ids=lambda c: type(c).__name__)
@@ -57,6 +62,57 @@ def test_no_gradient_reaches_the_teacher(criterion):
     teacher = torch.randn(2, 4, 6, 5, requires_grad=True)
     criterion(level(teacher=teacher)).backward()
     assert teacher.grad is None
+
+
+def test_a_level_may_come_with_settings_of_its_own():
+    class Optional(FeatureCriterion):
+        def forward(self, level, scale=2.0):
+            return scale * level.student.sum()
+
+    given = level()
+    assert torch.equal(Optional()(given), 2 * given.student.sum())
+    check_criterion(Optional())
+
+
+class OldChild(DFDLoss):
+    def forward(self, student, teacher, valid=None, boxes=None, stride=1):
+        return 2 * super().forward(student, teacher, valid, boxes, stride)
+
+
+class TwoArguments(FeatureCriterion):
+    def forward(self, student, teacher):
+        return (student - teacher).abs().mean()
+
+
+class NoObjectness(FeatureCriterion):
+    needs_objectness = True
+
+    def forward(self, student, teacher, valid, boxes, stride):
+        return student.sum()
+
+
+@pytest.mark.parametrize(
+    ("criterion", "message"),
+    [
+        (torch.nn.MSELoss(), "model.head.criterion is a MSELoss: derive it from dfd.losses"),
+        (OldChild(), "OldChild.forward takes student, .* that of DFDLoss, .* takes a level"),
+        (TwoArguments(), "TwoArguments.forward cannot be given student, .* define forward"),
+        (NoObjectness(), "NoObjectness.forward cannot be given .* and objectness="),
+    ],
+)
+def test_what_cannot_be_called_is_told_when_the_head_is_made(criterion, message):
+    with pytest.raises(UserError, match=message):
+        DFDHead(criterion=criterion)
+
+
+def test_a_criterion_may_take_all_fields_as_they_come():
+    class Any(FeatureCriterion):
+        def forward(self, *fields):
+            student, teacher, *_ = fields
+            return (student - teacher).abs().mean()
+
+    check_criterion(Any())
+    assert Any()(level()) > 0
 
 
 def test_a_criterion_may_take_the_fields_themselves():

@@ -13,6 +13,7 @@ Trailing key=value overrides go to all trainings. A folder of an earlier demonst
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import shlex
 import sys
@@ -120,6 +121,11 @@ def keep_earlier(out: Path) -> None:
 
 def prepare_data(overrides: list[str]) -> dict[str, int]:
     """Write the dataset unless it is there, check every config, and count the training images."""
+    drawing = logging.getLogger(f"{__package__}.shapes")
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("      %(message)s"))
+    drawing.setLevel(logging.INFO)
+    drawing.addHandler(handler)
     counts = {}
     for name in TITLES:
         cfg = load_config(f"configs/demo/{name}.py", overrides)

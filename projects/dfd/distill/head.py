@@ -14,7 +14,7 @@ from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..losses.base import FeatureCriterion, LevelFeatures
+from ..losses.base import FeatureCriterion, LevelFeatures, check_criterion
 from .adapters import make_adapter
 from .disparity import disparity_map, scale_features, zero_outside
 from .pairing import (
@@ -80,6 +80,7 @@ class DFDHead(nn.Module):
             end_iter: distillation stops at this iteration; None: never.
         """
         super().__init__()
+        check_criterion(criterion)
         if weight < 0 or warmup_iters < 0 or (end_iter is not None and end_iter < 0):
             raise UserError(
                 f"DFDHead(weight={weight}, warmup_iters={warmup_iters}, end_iter={end_iter}): "

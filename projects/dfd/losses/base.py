@@ -82,15 +82,15 @@ class FeatureCriterion(nn.Module):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        cls._takes_fields = len(inspect.signature(cls.forward).parameters) > 2  # self and level.
+        cls._takes_fields = _takes_fields(cls)
 
     def __init__(self) -> None:
         super().__init__()
         self.stats: dict[str, Tensor] = {}
 
-    def __call__(self, level: LevelFeatures | Tensor, *fields: Any, **more: Any) -> Tensor:
-        if not isinstance(level, LevelFeatures):
-            level = LevelFeatures(level, *fields, **more)
+    def __call__(self, *fields: Any, **named: Any) -> Tensor:
+        whole = len(fields) == 1 and isinstance(fields[0], LevelFeatures) and not named
+        level = fields[0] if whole else LevelFeatures(*fields, **named)
         if not self._takes_fields:
             return super().__call__(level)
         more = {"objectness": level.objectness} if self.needs_objectness else {}
@@ -103,6 +103,45 @@ class FeatureCriterion(nn.Module):
 
     def forward(self, level: LevelFeatures) -> Tensor:
         raise NotImplementedError
+
+
+def _takes_fields(criterion: type[FeatureCriterion]) -> bool:
+    """Whether a class's ``forward`` takes the fields of a level: all but one argument needed."""
+    _, *parameters = inspect.signature(criterion.forward).parameters.values()
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    needed = [p for p in parameters if p.kind in positional and p.default is p.empty]
+    return len(needed) != 1
+
+
+def check_criterion(criterion: Any) -> None:
+    """
+    Raises:
+        UserError: it is no criterion, or its ``forward`` cannot be called as one.
+    """
+    name = type(criterion).__name__
+    if not isinstance(criterion, FeatureCriterion):
+        raise UserError(
+            f"model.head.criterion is a {name}: derive it from dfd.losses.FeatureCriterion"
+        )
+    remedy = "define forward(self, level), and take level.student, level.teacher and so on"
+    if not criterion._takes_fields:
+        return
+    for base in type(criterion).__mro__:
+        if base is FeatureCriterion:
+            break
+        if "forward" in vars(base) and not base._takes_fields:
+            raise UserError(
+                f"{name}.forward takes student, teacher and so on, but that of {base.__name__}, "
+                f"from which it derives, takes a level: {remedy}"
+            )
+    more = {"objectness": None} if criterion.needs_objectness else {}
+    try:
+        inspect.signature(criterion.forward).bind(*[None] * 5, **more)
+    except TypeError as error:
+        raise UserError(
+            f"{name}.forward cannot be given student, teacher, valid, boxes, stride"
+            f"{' and objectness=' if more else ''} ({error}): {remedy}"
+        ) from error
 
 
 def sum_over_cells(cost: Tensor, valid: Tensor | None) -> Tensor:
