@@ -12,6 +12,8 @@ import torch
 from coco_files import write_coco
 from detectron2.config import instantiate
 from detectron2.structures import BoxMode
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 from scipy import stats
 from toys import build, faster_rcnn_config, save_checkpoint
 
@@ -243,6 +245,88 @@ def test_what_lies_in_a_crowd_of_its_class_is_not_judged():
 def test_nothing_is_matched_with_nothing():
     assert match([], [], [A]) == []
     assert match([A], [0.9], []) == [UNMATCHED]
+
+
+def coco_matches(found, classes, scores, labels, label_classes, crowds, crowd_classes, iou):
+    """What pycocotools' COCOeval makes of one image: per detection, see ``match_detections``."""
+
+    def annotation(number, box, kind, **more):
+        x0, y0, x1, y1 = box.tolist()
+        sides = [x1 - x0, y1 - y0]
+        more["area"] = sides[0] * sides[1]
+        return {
+            "id": number,
+            "image_id": 1,
+            "category_id": int(kind),
+            "bbox": [x0, y0, *sides],
+            **more,
+        }
+
+    truth, results = COCO(), COCO()
+    rows = [(*pair, 0) for pair in zip(labels, label_classes, strict=True)]
+    rows += [(*pair, 1) for pair in zip(crowds, crowd_classes, strict=True)]
+    categories, images = [{"id": k} for k in range(3)], [{"id": 1}]
+    truth.dataset = {
+        "images": images,
+        "categories": categories,
+        "annotations": [
+            annotation(i, box, kind, iscrowd=crowd) for i, (box, kind, crowd) in enumerate(rows, 1)
+        ],
+    }
+    results.dataset = {
+        "images": images,
+        "categories": categories,
+        "annotations": [
+            annotation(i, box, kind, score=score)
+            for i, (box, kind, score) in enumerate(zip(found, classes, scores, strict=True), 1)
+        ],
+    }
+    truth.createIndex()
+    results.createIndex()
+    evaluation = COCOeval(truth, results, "bbox")
+    evaluation.params.iouThrs = np.array([iou])
+    evaluation.params.areaRng = [[0, 1e10]]
+    evaluation.evaluate()
+    matches = [None] * len(found)
+    for image in filter(None, evaluation.evalImgs):
+        for number, label, ignored in zip(
+            image["dtIds"], image["dtMatches"][0], image["dtIgnore"][0], strict=True
+        ):
+            matches[number - 1] = IGNORED if ignored else int(label) - 1 if label else UNMATCHED
+    return matches
+
+
+@pytest.mark.parametrize("iou", [0.3, 0.5, 0.75])
+def test_detections_match_as_in_coco_evaluation(iou):
+    generator = np.random.default_rng(0)
+
+    def draw(number, spread):
+        corners = generator.uniform(0, 40, (number, 2))
+        return np.concatenate(
+            [corners, corners + generator.uniform(5, spread, (number, 2))], axis=1
+        )
+
+    matched = 0
+    for _ in range(50):
+        labels, crowds = draw(8, 20), draw(1, 40)
+        noisy = labels[generator.integers(0, 8, 15)] + generator.normal(0, 1, (15, 4))
+        found = np.concatenate([noisy, draw(5, 20)])
+        kinds = [generator.integers(0, 3, n) for n in (20, 8, 1)]
+        scores = generator.permutation(20) / 20
+        expected = coco_matches(found, kinds[0], scores, labels, kinds[1], crowds, kinds[2], iou)
+        ours = match_detections(
+            detections=found,
+            classes=kinds[0],
+            scores=scores,
+            labels=labels,
+            label_classes=kinds[1],
+            crowds=crowds,
+            crowd_classes=kinds[2],
+            iou=iou,
+        )
+        assert ours.tolist() == expected
+        matched += (ours >= 0).sum()
+    assert matched > 50
 
 
 def labelled(labels, crowds=(), size=(16, 16)):

@@ -42,7 +42,11 @@ def write_ground_truth(
 
 
 def coco_dict(records: list[dict], classes: list[str], category_ids: dict[int, int]) -> dict:
-    """Records as the content of a COCO json; ids of annotations start with 1."""
+    """Records as the content of a COCO json; ids of annotations start with 1.
+
+    Not by Detectron2's ``convert_to_coco_dict``: it computes areas anew from the masks, rounds
+    boxes, and shifts keypoints by half a pixel, so the AP would not be that of the original file.
+    """
     points = max(
         (len(a.get("keypoints", ())) for r in records for a in r["annotations"]), default=0
     )

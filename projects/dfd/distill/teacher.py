@@ -34,7 +34,7 @@ class FrozenTeacher:
         self,
         *,
         model: nn.Module,
-        checkpoint: str = "",
+        checkpoint: str | None = "",
         allow_random: bool = False,
         precision: str = "auto",
         input_format: str | None = None,

@@ -74,7 +74,8 @@ def match_detections(
     """Give each detection, the surest first, the label of its class that it overlaps most.
 
     A label is given once. A detection without one that lies in a crowd of its class is neither
-    right nor wrong.
+    right nor wrong. This is the matching of pycocotools' ``COCOeval``, which wants two indexed
+    datasets for it.
 
     Args:
         detections, labels, crowds: (D,4), (M,4), (K,4), in the same pixels.
