@@ -171,7 +171,7 @@ def test_the_device_tells_whether_it_has_bf16_units():
 
 @pytest.fixture(scope="module")
 def arguments(tmp_path_factory):
-    """Of a distilled run of four iterations, but for its device and folder."""
+    """For a distilled run of four iterations, without device and folder."""
     folder = tmp_path_factory.mktemp("coco")
     train = [f"dataloader.train.{o}" for o in write_coco(folder, "train", 4)]
     test = [f"dataloader.test.{o}" for o in write_coco(folder, "val", 2, seed=1)]

@@ -78,7 +78,7 @@ def test_misspelt_override_is_refused(override):
 
 
 def plain_sibling(name):
-    """Of the students in its folder, the one whose name ends most like it (dfd_x_y: student_y)."""
+    """The student in its folder with the longest matching ending (dfd_x_y: student_y)."""
     path = CONFIGS / name
     endings = {student.stem.removeprefix("student") for student in path.parent.glob("student*.py")}
     ending = max((e for e in endings if path.stem.endswith(e)), key=len)

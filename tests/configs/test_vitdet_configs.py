@@ -163,7 +163,7 @@ def test_images_are_cropped_with_their_masks_to_the_size(name, tmp_path):
     assert found
     for instances in found:
         boxes = instances.gt_masks.get_bounding_boxes().tensor
-        torch.testing.assert_close(instances.gt_boxes.tensor, boxes)  # Of the cropped masks.
+        torch.testing.assert_close(instances.gt_boxes.tensor, boxes)  # They fit the cropped masks.
 
 
 @pytest.mark.parametrize("name", ["vitdet/student_t_100ep.py", "vitdet/dfd_b1024_s_512.py"])

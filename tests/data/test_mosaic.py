@@ -159,7 +159,7 @@ def test_boxes_of_both_images_of_a_mixup(coloured, flip):
         classes = item["instances"].gt_classes.tolist()
         if classes.count(1) != 1:
             continue
-        # Of the second: green is raised by half, whatever it lies on.
+        # The second object raises green by half, whatever it lies on.
         image = item["image"].numpy().astype(int)
         lies_on = image[1] - np.minimum(image[0], image[2])
         rows, columns = (lies_on > 64).nonzero()
@@ -223,7 +223,7 @@ def test_real_pixels_show_photographs_and_nothing_beside_them(gray, settings, le
         assert set(np.unique(image[valid])) <= set(levels)
         alike = np.logical_and.reduce([n == image for n in around(image)])
         height, width = valid.any(axis=1).sum(), valid.any(axis=0).sum()
-        if not (valid[:height, :width].all() and image[0, 0] in LEVELS):  # Of a single image.
+        if not (valid[:height, :width].all() and image[0, 0] in LEVELS):  # Several images.
             assert alike[valid].all()  # No seam, and no pixel beside one.
         far = alike & np.isin(image, list(levels))
         for _ in range(2):

@@ -154,7 +154,7 @@ def write_voc(root, annotations, images, **splits):
 
 
 def read(**arguments):
-    """Of each record its image, and which of the xml files its box came from."""
+    """The image of each record, and the number of the xml file that its box came from."""
     records = dataset_dicts(dataset=voc_folder(**arguments), filter_empty=False)
     start = len(os.path.join(arguments["root"], "JPEGImages", ""))
     return [(r["file_name"][start:], int(r["annotations"][0]["bbox"][0]) + 1) for r in records]

@@ -104,7 +104,7 @@ def test_tokens_beside_the_pyramid_under_any_criterion():
         f"loss_dfd_p{i}" for i in range(2, 7)
     }
     assert "last_feat" in model.disparity_maps(batch)
-    # Of a CNN it is the stages, of which one has the stride of the tokens.
+    # A CNN's trunk is its stages, one of which has the stride of the tokens.
     model = pair(resnext_config(), timm_vit_config(), trunk=True, levels=["last_feat"])
     assert [pair.teacher_name for pair in model.head.pairs] == ["res4"]
 

@@ -37,7 +37,7 @@ def make_model(norm="FrozenBN", **criterion):
 
 @pytest.mark.parametrize("parts", [2, 4])
 def test_accumulation_gives_the_gradient_of_the_larger_batch(parts):
-    """Of a whole distilled Faster R-CNN, where nothing depends on the batch but by its mean."""
+    """A whole distilled Faster R-CNN, where only means over the batch depend on it."""
     model = make_model(scale="none", lenient="context")
     batch = images(0, 1, 2, 3)
     whole, one = gradients(model, [batch])

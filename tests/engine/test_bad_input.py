@@ -55,7 +55,7 @@ def fail(given, capsys, monkeypatch, tmp_path):
         arguments = shlex.split(Template(typed).substitute(given, OUT=tmp_path / "out"))
         before = [a for a in arguments[:1] if a in flags]
         overrides = [f"train.output_dir={tmp_path / 'out'}", *arguments[len(before) :]]
-        if not arguments:  # Of a config that may be none.
+        if not arguments:  # The config itself is wrong and may take no override.
             overrides = []
         # Takes longer than the rest.
         monkeypatch.setattr("dfd.engine.run.collect_env_info", lambda: "")

@@ -25,7 +25,7 @@ CLASSES = ["disc", "box", "bar"]
 def test_channel_order_that_a_mosaic_has_by_default_is_compared(wanted):
     student = build("retinanet")
     student.input_format = wanted
-    student.pixel_mean.fill_(100.0)  # Of no order.
+    student.pixel_mean.fill_(100.0)  # Fits neither channel order.
     loaders = OmegaConf.create({"train": {"mapper": MOSAIC}, "test": {}})
     if wanted == "BGR":
         check_image_format(student, loaders)

@@ -11,7 +11,7 @@ from toys import build, make_batch
 from dfd import FrozenTeacher
 from dfd.engine import evaluation as evaluate
 
-# Of the step and of the process; all other metrics are the run's.
+# They depend on the step and the process; all other metrics on the run alone.
 _TIMES = ("time", "data_time", "eta_seconds", "peak_memory_mib", "rank_data_time")
 
 

@@ -98,7 +98,7 @@ def follow(scores, folder, *, mode="max", patience=None, iterations=None, min_de
         ([2, NAN, 1, NAN], "min", 2),
         ([float("inf"), 1, float("-inf"), 0], "max", 1),
         ([1, 1, 1, 1], "max", 0),
-        ([1, 2, 3, 4], "max", 3),  # Of the evaluation after training.
+        ([1, 2, 3, 4], "max", 3),  # Best at the evaluation after training.
     ],
 )
 def test_best_checkpoint_is_of_the_best_finite_metric(tmp_path, scores, mode, where):
@@ -245,7 +245,7 @@ def test_ema_with_a_warmup_begins_with_the_weights_before_the_first_step(tmp_pat
     trainer.train(2, 4)
 
     expected = seen[0]
-    # Of the second call of train, the first state is that after the step before it.
+    # The first state of the second train call is the one after the step before it.
     for n, new in enumerate(seen[1:3] + seen[4:], start=1):
         grown = decay * (1 - math.exp(-n / warmup))
         for key, value in new.items():
@@ -280,7 +280,7 @@ def loss_by_hand(model, batch, parts):
 
 
 def loss_of_image(model, item):
-    """Of a dense detector, over the image's own positives instead of the running mean of them."""
+    """A dense detector's is over the image's own positives, not their running mean."""
     torch.manual_seed(0)
     with torch.no_grad(), EventStorage() as storage:
         losses = model([item])

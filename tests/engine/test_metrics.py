@@ -49,7 +49,7 @@ def test_what_is_kept_does_not_grow_with_the_run():
         kept = recent_scalars(storage)
     assert len(kept["loss"]["values"]) == 40
     assert kept["AP"]["values"] == [(199.0, 199)]
-    # Of the process, not of the run.
+    # Describes the process, not the run.
     assert "time" not in kept
 
 
@@ -69,8 +69,8 @@ def test_metrics_are_cut_to_what_was_there_at_the_checkpoint(tmp_path):
     size, before = metrics_size(str(tmp_path)), read_metrics(str(tmp_path / "metrics.json"))
     assert size > 0 and [line["iteration"] for line in before] == [2]
     with open(tmp_path / "metrics.json", "a") as f:
-        # Of an iteration before the checkpoint, written by a run that was interrupted; and half a
-        # line of one that was killed.
+        # A line before the checkpoint, written by an interrupted run, and half a line of a killed
+        # one.
         f.write('{"iteration": 1, "lr": 0.5}\n{"iteration": 3, "lo')
     cut_metrics(str(tmp_path), size)
     assert read_metrics(str(tmp_path / "metrics.json")) == before

@@ -22,7 +22,7 @@ from dfd.losses import DFDLoss, PKDLoss
 
 pytestmark = pytest.mark.slow
 
-# Of the whole batch and, of each process, the images and whether they are all valid.
+# Each process's images of the whole batch.
 IMAGES = {0: slice(0, 1), 1: slice(1, 3)}
 
 

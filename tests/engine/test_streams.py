@@ -17,7 +17,7 @@ def test_each_process_has_its_own_random_numbers_back(monkeypatch, caplog):
     for seed in (0, 1):
         for generator in (torch.manual_seed, np.random.seed, random.seed):
             generator(seed)
-        # Of a normal distribution numpy and random keep a second number.
+        # numpy and random draw normal numbers in pairs and keep the second.
         draw()
         states.append(random_state())
     expected = draw()

@@ -127,7 +127,7 @@ def test_losses_are_divided_by_the_divisor_alone(model):
     own = type(model).divisor
     model.divisor = lambda positives: 4 * own(model, positives)
     assert step(model, items) == pytest.approx({k: v / 4 for k, v in before.items()})
-    # Of one image on its own or with a second: nothing but the divisor links them.
+    # One image alone or with a second: only the divisor links them.
     model = over_features([torch.randn(2, 32, 8, 12), torch.randn(2, 32, 4, 6)], [8, 16])
     model.divisor = torch.ones_like
     both = model(batch())

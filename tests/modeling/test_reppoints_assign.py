@@ -89,7 +89,7 @@ def test_points_as_one_object_after_the_other(seed, num_pos):
 @pytest.mark.parametrize("seed", range(4))
 def test_boxes_as_one_object_after_the_other(seed):
     generator = torch.Generator().manual_seed(seed)
-    # Of whole pixels and with twins, so that there are ties.
+    # Whole pixels and twins, so that there are ties.
     gt_boxes = random_objects(generator, 15, integer=True)
     gt_boxes[5] = gt_boxes[2]
     gt_boxes[9, 2:] = gt_boxes[9, :2]

@@ -16,7 +16,7 @@ from dfd.distill.detector import batch_statistics
 from dfd.modeling import TimmPyramid
 
 TINY_SWIN = {"embed_dim": 12, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 2, 2)}
-# Of each family one that is small, with what makes it smaller.
+# One small model of each family, with arguments that make it smaller.
 MODELS = {
     "test_resnet": {},
     "test_convnext": {},

@@ -79,7 +79,7 @@ def copy_to_detectron2(vit, window_size, window_blocks, img_size):
     return theirs
 
 
-# Of the last, windows of 3 do not divide the grid: both pad each window.
+# In the last case, windows of 3 do not divide the grid: both pad each window.
 @pytest.mark.parametrize(
     ("size", "window"), [((64, 64), 2), ((64, 128), 4), ((80, 112), 3)], ids=str
 )
@@ -241,7 +241,7 @@ def test_image_that_the_patches_do_not_divide_is_refused():
 
 
 class TestWeights:
-    """Of a local file: all of the trunk or an error, sizes resampled, nothing executed."""
+    """From a local file: the whole trunk or an error, sizes resampled, nothing executed."""
 
     def source(self, **arguments):
         torch.manual_seed(5)

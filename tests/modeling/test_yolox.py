@@ -320,7 +320,7 @@ def test_official_checkpoint_loads_strictly(tmp_path):
 def to_mmdet(key):
     theirs, part = next((new, old) for old, new in MMDET if key.startswith(old))
     rest = key.removeprefix(part)
-    if "dark" in part or ".C3_" in part:  # Of an SPPBottleneck and of a bottleneck they stay.
+    if "dark" in part or ".C3_" in part:  # SPPBottleneck and Bottleneck keep their names.
         layer = "" if ".C3_" in part else r"\d\."
         spp = "dark5" in part and rest.startswith("1.")
         if not spp:

@@ -239,7 +239,7 @@ def test_the_page_has_all_of_it_and_needs_nothing_else(tmp_path):
         outcomes=runs,
         overrides=[(cell.name, cell.overrides) for cell in CELLS],
     )
-    plot, curves = 1, 2  # Of a and b|c; d logged nothing.
+    plot, curves = 1, 2  # Curves of a and b|c; d logged nothing.
     assert page.count("<img ") == page.count('src="data:image/') == page.count("src=")
     assert page.count("<img ") == plot + curves
     assert "http" not in page and "<script" not in page

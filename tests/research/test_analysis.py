@@ -401,7 +401,7 @@ def test_levels_are_joined_by_cells_in_a_box_and_by_area_in_a_region():
     np.testing.assert_allclose(tally.means[0][1], [6, 5, 10])
     numbers = summarise(tally, strides=[4, 8])["errors"]["high_share"]
     assert numbers["q"]["image"] == 1 / 4 and numbers["p"]["image"] == 1 / 4
-    # Of the two errors one is high on either level: 64 of 128 pixels.
+    # On each level one of the two errors is high: 64 of 128 pixels.
     assert numbers[ALL]["errors"] == 1 / 2
     assert numbers[ALL]["errors_minus_image"] == {"value": 1 / 4, "interval": None}
 

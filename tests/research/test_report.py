@@ -196,7 +196,7 @@ def test_start_and_distillation_are_told_apart(folders):
         "the teacher's weights",
         '"dfd" is "start" with a teacher beside it in training, from the same start',
     ]
-    # Of another start, of another teacher, or with nothing of the teacher's.
+    # Another start, another teacher, or nothing inherited from the teacher.
     start.cfg.model.inherit = ["heads"]
     assert not any('is "start"' in text for text in gains(runs))
     start.cfg.model.inherit = ["fpn_output"]
