@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
+
+Split = Callable[[Mapping[str, Tensor]], tuple[dict[str, Tensor], dict[str, Tensor]]]
 
 CHANNEL_ORDERS = ("BGR", "RGB")
 # ImageNet's mean and standard deviation in RGB order, on [0, 255].
@@ -123,8 +125,12 @@ def run_features(
 
 
 @contextlib.contextmanager
-def tap(modules: Sequence[nn.Module]) -> Iterator[dict[str, Tensor]]:
+def tap(modules: Sequence[nn.Module], split: Split | None = None) -> Iterator[dict[str, Tensor]]:
     """Within the context, the named features that each of these modules puts out are left here.
+
+    Args:
+        split: makes of a module's features those that the detector goes on with, and those that
+            are left here.
 
     Raises:
         RuntimeError: one of them did not run exactly once.
@@ -132,9 +138,14 @@ def tap(modules: Sequence[nn.Module]) -> Iterator[dict[str, Tensor]]:
     features: dict[str, Tensor] = {}
     calls = dict.fromkeys(modules, 0)
 
-    def keep(module: nn.Module, args: tuple, output: dict[str, Tensor]) -> None:
+    def keep(module: nn.Module, args: tuple, output: dict[str, Tensor]) -> dict[str, Tensor] | None:
         calls[module] += 1
-        features.update(output)
+        if split is None:
+            features.update(output)
+            return None
+        output, kept = split(output)
+        features.update(kept)
+        return output
 
     handles = [module.register_forward_hook(keep) for module in modules]
     try:

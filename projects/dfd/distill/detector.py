@@ -146,7 +146,8 @@ class DistilledDetector(nn.Module):
             )
             if self.head.needs_objectness:
                 objectness = self.teacher.objectness(teacher_pyramid)
-        with tap(feature_modules(self.student, "student", **self.head.features)) as student_pyramid:
+        modules = feature_modules(self.student, "student", **self.head.features)
+        with tap(modules, self.head.split(iteration) if active else None) as student_pyramid:
             losses = dict(self.student(batched_inputs))
         if not active:
             losses.update(self.head.idle_losses())
@@ -190,6 +191,8 @@ class DistilledDetector(nn.Module):
         pending, self._pending = self._pending, []
         if not pending:
             return
+        if self.head.gradient_share is not None:
+            self._log_gradients(self.head.gradient_share.take_measured())
         numbers = iter(torch.cat([values for _, values in pending]).tolist())
         for names, _ in pending:
             # In this order: the total is the last of its forward.
@@ -204,6 +207,12 @@ class DistilledDetector(nn.Module):
             if has_event_storage():
                 get_event_storage().put_scalars(smoothing_hint=True, **scalars)
 
+    def _log_gradients(self, measured: list[tuple[list[str], Tensor]]) -> None:
+        """Without ``log_later`` they are of the backward pass before this forward."""
+        for names, values in measured if has_event_storage() else ():
+            scalars = dict(zip(names, values.tolist(), strict=True))
+            get_event_storage().put_scalars(smoothing_hint=True, **scalars)
+
     @torch.no_grad()
     def disparity_maps(self, batched_inputs: Sequence[dict]) -> dict[str, tuple[Tensor, Tensor]]:
         """Where student and teacher are apart: level name to (N,H,W) disparity and bool valid.
@@ -215,9 +224,7 @@ class DistilledDetector(nn.Module):
         check_fits_square_padding(self.student, batched_inputs, "student")
         with batch_statistics(self.student):
             images = self.student.preprocess_image(batched_inputs)
-            features = run_features(
-                self.student, images.tensor, "student", **self.head.features
-            )
+            features = run_features(self.student, images.tensor, "student", **self.head.features)
         teacher_pyramid = self.teacher(
             batched_inputs,
             input_format=self.input_format,

@@ -6,6 +6,7 @@ Shape shorthand: N images, C channels, H x W cells of one level.
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -16,7 +17,9 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..losses.base import FeatureCriterion, LevelFeatures, check_criterion
 from .adapters import make_adapter
+from .contract import Split
 from .disparity import disparity_map, scale_features, zero_outside
+from .gradient_share import GradientShare
 from .pairing import (
     ALIGN,
     LevelPair,
@@ -57,6 +60,10 @@ class DFDHead(nn.Module):
         align: str = "stride",
         warmup_iters: int = 0,
         end_iter: int | None = None,
+        gradient_share: float | None = None,
+        gradient_share_mode: str = "cap",
+        gradient_share_over: str = "all",
+        drop_conflict: bool = False,
     ) -> None:
         """
         Args:
@@ -78,6 +85,10 @@ class DFDHead(nn.Module):
                 resampled to the student's grid.
             warmup_iters: the weight rises linearly over so many iterations.
             end_iter: distillation stops at this iteration; None: never.
+            gradient_share, gradient_share_mode, gradient_share_over, drop_conflict: how strong the
+                head's gradient at the features may be beside the labels', see
+                :class:`~dfd.distill.gradient_share.GradientShare`; the share rises with the
+                warm-up. None: as strong as the loss makes it.
         """
         super().__init__()
         check_criterion(criterion)
@@ -105,6 +116,19 @@ class DFDHead(nn.Module):
         self.adapter = adapter
         self.warmup_iters = warmup_iters
         self.end_iter = end_iter
+        self.gradient_share: GradientShare | None = None
+        if gradient_share is not None:
+            self.gradient_share = GradientShare(
+                gradient_share,
+                mode=gradient_share_mode,
+                over=gradient_share_over,
+                drop_conflict=drop_conflict,
+            )
+        elif drop_conflict:
+            raise UserError(
+                "model.head.drop_conflict is True, which needs a gradient_share: set "
+                "model.head.gradient_share=.inf for no limit beside it"
+            )
         # In a tuple, so that the pattern from which the copies are made is no submodule.
         self._criterion = (criterion,)
         self.pairs: list[LevelPair] = []
@@ -181,8 +205,16 @@ class DFDHead(nn.Module):
         """What the loss is multiplied by at this iteration, warm-up included; 0 if inactive."""
         if self.end_iter is not None and iteration >= self.end_iter:
             return 0.0
-        warmup = min(1.0, (iteration + 1) / self.warmup_iters) if self.warmup_iters else 1.0
-        return self.weight * warmup
+        return self.weight * self._warmup(iteration)
+
+    def _warmup(self, iteration: int) -> float:
+        return min(1.0, (iteration + 1) / self.warmup_iters) if self.warmup_iters else 1.0
+
+    def split(self, iteration: int) -> Split | None:
+        """What parts the student's features for the head, see ``contract.tap``; None: nothing."""
+        if self.gradient_share is None:
+            return None
+        return functools.partial(self.gradient_share.split, warmup=self._warmup(iteration))
 
     def idle_losses(self) -> dict[str, Tensor]:
         """Zero, but connected to every parameter: DistributedDataParallel waits for each."""
