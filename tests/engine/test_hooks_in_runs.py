@@ -8,11 +8,8 @@ import pytest
 import torch
 from commands import run
 from detectron2.checkpoint import DetectionCheckpointer
-from forked import forked
 from run_files import assert_same, read_metrics
 from toys import build
-
-from dfd.engine.trainer import Trainer
 
 pytestmark = pytest.mark.slow
 
@@ -66,34 +63,6 @@ def test_hooks_change_nothing_in_training(whole, data, configs, tmp_path):
     assert_same(without["model"], with_hooks["model"], "model")
     for a, b in zip(read_metrics(tmp_path), read_metrics(whole), strict=True):
         assert_same(a, {key: b[key] for key in a}, f"metrics {a['iteration']}")
-
-
-def test_killed_and_resumed_run_is_the_same(whole, data, configs, tmp_path, monkeypatch):
-    step = Trainer.run_step
-
-    def killed(trainer):
-        if trainer.iter == 4:
-            raise KeyboardInterrupt
-        step(trainer)
-
-    monkeypatch.setattr(Trainer, "run_step", killed)
-    with pytest.raises(KeyboardInterrupt):
-        run(configs["student"], *data, *HOOKS, f"train.output_dir={tmp_path}")
-    assert not (tmp_path / "model_ema.pth").exists()
-    monkeypatch.setattr(Trainer, "run_step", step)
-    run(configs["student"], "--resume", *data, *HOOKS, f"train.output_dir={tmp_path}")
-    for name in ("model_final", "model_best", "model_ema"):
-        a, b = (
-            torch.load(folder / f"{name}.pth", weights_only=True) for folder in (whole, tmp_path)
-        )
-        for content in (a, b):
-            content.pop("settings", None)
-        assert_same(a, b, name)
-    assert a["model"].keys() == torch.load(whole / "model_final.pth")["model"].keys()
-    final = torch.load(tmp_path / "model_final.pth", weights_only=True)
-    assert final["ema"]["updates"] == 6
-    assert final["early_stop"]["waited"] > 0
-    assert_same(read_metrics(whole), read_metrics(tmp_path), "metrics")
 
 
 def test_ema_is_evaluated_and_saved_as_a_plain_student(whole, data, configs, caplog):
@@ -186,29 +155,6 @@ def test_hooks_may_begin_in_a_continued_run(whole, data, configs, tmp_path):
     run(configs["student"], *data, out, "train.max_iter=2")
     run(configs["student"], "--resume", *data, *HOOKS, out)
     assert torch.load(tmp_path / "model_final.pth", weights_only=True)["ema"]["updates"] == 4
-
-
-def test_two_processes_stop_together(data, configs, tmp_path):
-    result = forked(
-        configs["student"],
-        "--num-gpus=2",
-        *data,
-        f"train.output_dir={tmp_path}",
-        "optimizer.lr=0",
-        "train.max_iter=9",
-        "train.eval_period=1",
-        "train.ema.decay=0.5",
-        "train.val_loss.period=1",
-        "train.best_checkpoint.metric=val_loss",
-        "train.best_checkpoint.mode=min",
-        "train.early_stop.metric=ema/bbox/AP",
-        "train.early_stop.min_delta=200",
-        "train.early_stop.patience=1",
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert json.loads((tmp_path / "summary.json").read_text())["iterations"] <= 2
-    names = {path.name for path in tmp_path.glob("*.pth")}
-    assert {"model_best.pth", "model_ema.pth", "model_final.pth"} <= names
 
 
 def test_wandb_is_not_imported_unless_asked_for(whole):

@@ -1,21 +1,19 @@
-"""train_net.py on YOLOX's data: trains, is resumed exactly, and refuses what it cannot do."""
+"""train_net.py on YOLOX's data: what it sees, its schedule and its EMA."""
 
 import json
 
 import pytest
 import torch
-from commands import load_tool, run
+from commands import run
 from detectron2.modeling.meta_arch import RetinaNet
 from toys import dense_config
 
 from dfd.data import MosaicMapper
 from dfd.engine.build import build_loader
 from dfd.engine.config.load import load_config
-from dfd.engine.trainer import Trainer
 
 pytestmark = pytest.mark.slow
 
-kill_resume = load_tool("kill_resume")
 # Mosaic ends and the rate becomes constant at iteration 6; sizes change every second.
 RUN = [
     "train.max_iter=8",
@@ -27,13 +25,9 @@ RUN = [
 ]
 
 
-class Killed(BaseException):
-    """In place of SIGKILL."""
-
-
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory, data, configs):
-    """The run that is never killed, and what it has seen."""
+    """A run, and what it has seen."""
     folder = tmp_path_factory.mktemp("straight")
     with pytest.MonkeyPatch.context() as patch:
         seen = watch(patch)
@@ -83,27 +77,6 @@ def test_schedule_and_ema_are_yolox_and_the_loss_on_test_images_is_there(straigh
     assert rates[7] == pytest.approx(0.05 * 1e-3)
     assert any("val_loss" in line for line in metrics)
     assert (straight / "model_ema.pth").exists()
-
-
-@pytest.mark.parametrize("at", [4, 7])
-def test_killed_and_resumed_run_ends_as_the_one_never_killed(straight, data, configs, tmp_path, at):
-    """Whether it is resumed before mosaic ends or after it; with workers, too."""
-    step = Trainer.run_step
-
-    def killing(trainer):
-        if trainer.iter == at:
-            raise Killed
-        step(trainer)
-
-    settings = [*data, *RUN, f"train.output_dir={tmp_path}"]
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Trainer, "run_step", killing)
-        patch.setattr(Trainer, "after_train", lambda trainer: None)
-        run(configs["mosaic"], *settings)
-    workers = 2 if at == 7 else 0
-    run(configs["mosaic"], "--resume", *settings, f"dataloader.train.num_workers={workers}")
-    expected, found = map(kill_resume.state, (straight, tmp_path))
-    assert kill_resume.differences(expected, found, "run") == []
 
 
 def test_dry_run_leaves_nothing(data, configs, tmp_path, capsys):

@@ -4,7 +4,6 @@ import csv
 import fcntl
 import json
 import os
-import shutil
 import signal
 import sys
 import threading
@@ -13,10 +12,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from commands import load_tool
-from plain import write_rectangles
 
-from dfd.engine import argument_parser, console, main
+from dfd.engine import console
 from dfd.engine.console import Interrupted, end, start
 from dfd.errors import UserError
 from dfd.research.ablate import UNFINISHED, Ablation, command, make_cells, plan_runs
@@ -429,47 +426,6 @@ def test_a_preempted_job_saves_its_run_and_is_queued_again(ablation):
     assert pids.read_text() == str(signal.SIG_IGN)
     assert (given.runs[0].folder / "model_0000001.pth").exists()
     assert queued[0].function is cluster_module.run_job and queued[0].args == (job, None)
-
-
-# Kills itself in its fourth iteration, as long as a file is there.
-KILLED_ONCE = """
-import os, pathlib, signal, sys
-sys.path.insert(0, "tests")
-from dfd.engine import argument_parser, launch, main
-from dfd.engine.trainer import Trainer
-step, marker = Trainer.run_step, pathlib.Path(__file__).with_name("kill")
-def killing(trainer):
-    if trainer.iter == 3 and marker.exists():
-        marker.unlink()
-        os.kill(os.getpid(), signal.SIGKILL)
-    step(trainer)
-Trainer.run_step = killing
-parser = argument_parser()
-parser.set_defaults(dist_url="auto")
-launch(main, parser.parse_args())
-"""
-
-
-def test_a_killed_training_ends_as_one_that_was_not(ablation, tmp_path, monkeypatch):
-    monkeypatch.setattr(f"{__name__}.CONFIG", "tests/engine/configs/plain.py")
-    splits = {"train": ("train", 8), "test": ("val", 3)}
-    data = [
-        f"dataloader.{split}.{text}"
-        for split, (name, count) in splits.items()
-        for text in write_rectangles(tmp_path, name, count, seed=count)
-    ]
-    given = ablation(values=(5,), seeds=(3,), overrides=data)
-    Path(given.program[1]).write_text(KILLED_ONCE)
-    (tmp_path / "kill").touch()
-    assert [outcome.status for outcome in given.execute()] == ["failed"]
-    assert not (tmp_path / "kill").exists()
-    assert [outcome.status for outcome in given.execute()] == ["done"]
-    state, folder = load_tool("kill_resume").state, given.runs[0].folder
-    killed = state(folder)
-    shutil.rmtree(given.out)
-    settings = ["train.max_iter=5", "train.seed=3", f"train.output_dir={folder}"]
-    main(argument_parser().parse_args(["--config-file", CONFIG, *data, *settings]))
-    assert load_tool("kill_resume").differences(killed, state(folder), "run") == []
 
 
 def test_processes_share_the_machine(monkeypatch):
