@@ -179,10 +179,12 @@ def test_differences_are_of_the_seeds_that_both_cells_have(tmp_path):
 def test_the_table_says_how_many_pairs_there_are(tmp_path):
     results = compare(outcomes(tmp_path), CELLS, baseline=CELLS[0], metric="AP")
     assert result_table(results, metric="AP") == [
-        ["cell", "n", "AP mean ± sd", "AP50", "AP75", "difference to baseline ± 95 %", "wins"],
-        ["a", "4", "25.00 ± 12.91", "50.00", "–", "baseline", "–"],
-        ["b|c", "2", "25.00 ± 19.80", "50.00", "–", "+0.00 ± 12.71", "1 of 2"],
-        ["d", "1", "30.50 ± –", "61.00", "–", "+0.50 ± –", "1 of 1"],
+        ["cell", "n", "AP mean ± sd", "AP50", "AP75", "difference to baseline ± 95 %"]
+        + ["wins", "verdict"],
+        ["a", "4", "25.00 ± 12.91", "50.00", "–", "baseline", "–", "–"],
+        ["b|c", "2", "25.00 ± 19.80", "50.00", "–", "+0.00 ± 12.71", "1 of 2"]
+        + ["not settled (below 14.08)"],
+        ["d", "1", "30.50 ± –", "61.00", "–", "+0.50 ± –", "1 of 1", "–"],
     ]
 
 
@@ -190,8 +192,8 @@ def test_another_metric_takes_the_first_place(tmp_path):
     results = compare(outcomes(tmp_path), CELLS, baseline=CELLS[2], metric="AP50")
     rows = result_table(results, metric="AP50")
     assert rows[0][2:5] == ["AP50 mean ± sd", "AP", "AP75"]
-    assert rows[1][-2:] == ["-1.00 ± –", "0 of 1"]
-    assert rows[2][-2:] == ["–", "–"]  # b|c has no seed that d has.
+    assert rows[1][-3:] == ["-1.00 ± –", "0 of 1", "–"]
+    assert rows[2][-3:] == ["–", "–", "–"]  # b|c has no seed that d has.
     with pytest.raises(UserError, match="--metric AP-bar: no run has it; they have AP, AP50, AP-d"):
         compare(outcomes(tmp_path), CELLS, baseline=CELLS[0], metric="AP-bar")
 

@@ -124,6 +124,11 @@ class Evaluator(COCOEvaluator):
         self._dataset, self._masks, self._keypoints = dataset, masks, keypoints
         self._sigmas = kpt_oks_sigmas
 
+    @property
+    def truth(self) -> COCO:
+        """What is measured against."""
+        return self._coco_api
+
     def _tasks_from_predictions(self, predictions: list[dict]) -> list[str]:
         tasks = super()._tasks_from_predictions(predictions)
         for task, known, what in (

@@ -27,7 +27,6 @@ from detectron2.data import (
 )
 from detectron2.data.build import trivial_batch_collator
 from detectron2.data.samplers import TrainingSampler
-from detectron2.evaluation import COCOEvaluator
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -182,7 +181,7 @@ def build_evaluator(
     dataset: str,
     output_dir: str | None = None,
     kpt_oks_sigmas: Sequence[float] | None = None,
-) -> COCOEvaluator:
+) -> Evaluator:
     """A COCO evaluator whose ground truth is exactly what ``build_test_loader`` loads.
 
     That is the original json if the dataset holds all of it unchanged. Otherwise the records are

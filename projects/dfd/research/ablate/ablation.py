@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ...engine.config.load import load_config
 from ...engine.console import Interrupted, LiveLine, say, split_override
+from .bootstrap import image_intervals
 from .cells import Cell
 from .cluster import ClusterRuns, check_cluster
 from .estimates import (
@@ -41,6 +42,7 @@ class Ablation:
     Args:
         runs: as ``plan_runs`` gives them.
         program: what trains, to which ``--config-file`` and overrides are given.
+        draws: of the test images, see ``bootstrap.image_intervals``.
         cluster: None: processes of this machine.
         parameters: of the cluster's jobs.
     """
@@ -51,6 +53,7 @@ class Ablation:
     runs: Sequence[CellRun]
     baseline: Cell
     metric: str
+    draws: int = 0
     program: Sequence[str] = (sys.executable, "-m", "dfd", "train")
     parallel: int = 1
     cluster: str | None = None
@@ -156,8 +159,11 @@ class Ablation:
         """All results of what is done."""
         write_whole(self.out / "results.csv", to_csv(run_table(outcomes)))
         results = compare(outcomes, self.cells, baseline=self.baseline, metric=self.metric)
-        rows = result_table(results, metric=self.metric)
-        notes = [explanation(baseline=self.baseline.name, metric=self.metric), *_notes(outcomes)]
+        about = {"baseline": self.baseline.name, "metric": self.metric}
+        over_images, reason = image_intervals(outcomes, results, draws=self.draws, **about)
+        rows = result_table(results, metric=self.metric, over_images=over_images)
+        said = explanation(draws=self.draws if over_images else 0, **about)
+        notes = [said, *([reason] if reason else []), *_notes(outcomes)]
         plot = draw_results(results, metric=self.metric)
         write_whole(self.out / "results.md", to_markdown(rows, notes))
         write_whole(self.out / "results.png", plot)

@@ -76,6 +76,13 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--baseline", metavar="NAME", help="the cell to compare with (default: the first)")
     add("--metric", default="AP", help="what is compared (default: AP)")
+    add(
+        "--bootstrap",
+        type=int,
+        default=1000,
+        metavar="N",
+        help="draws of the test images; 0: no interval over images (default: 1000)",
+    )
     add("--parallel", type=int, default=1, metavar="K", help="runs at a time (default: 1)")
     add("--list", action="store_true", help="show the cells and start nothing")
     add("--cluster", choices=CLUSTERS, help="submit one array of runs through submitit")
@@ -95,6 +102,8 @@ def plan(args: argparse.Namespace) -> Ablation:
     """
     if args.parallel < 1:
         raise UserError(f"--parallel {args.parallel}: it must be 1 or more")
+    if args.bootstrap < 0:
+        raise UserError(f"--bootstrap {args.bootstrap}: it must be 0 or more")
     if args.slurm is not None and args.cluster != "slurm":
         raise UserError("--slurm is given without --cluster slurm")
     check_metric(args.metric)
@@ -109,6 +118,7 @@ def plan(args: argparse.Namespace) -> Ablation:
             config_file=args.config_file, cells=cells, seeds=parse_seeds(args.seeds), out=out
         ),
         metric=args.metric,
+        draws=args.bootstrap,
         parallel=args.parallel,
         cluster=args.cluster,
         parameters=parse_slurm(args.slurm or "") if args.cluster == "slurm" else {},

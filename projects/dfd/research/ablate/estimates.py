@@ -18,7 +18,8 @@ from .folders import CellRun
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 DONE, FAILED, OPEN = "done", "failed", "not run"
-_CONFIDENCE = 0.95
+_CONFIDENCE, _POWER = 0.95, 0.8
+BETTER, WORSE, UNSETTLED = "better", "worse", "not settled"
 
 
 @dataclass(frozen=True)
@@ -56,10 +57,28 @@ class Estimate:
     @property
     def half_width(self) -> float | None:
         """Half the 95 % interval of the mean, by Student's t."""
+        return self._in_errors(_quantile((1 + _CONFIDENCE) / 2, self.n))
+
+    @property
+    def visible(self) -> float | None:
+        """The mean that so many values would tell from 0 in four of five experiments."""
+        return self._in_errors(_quantile((1 + _CONFIDENCE) / 2, self.n) + _quantile(_POWER, self.n))
+
+    @property
+    def p_value(self) -> float | None:
+        """Of the mean against 0, two-sided, by Student's t."""
         if self.sd is None:
             return None
-        quantile = stats.t.ppf((1 + _CONFIDENCE) / 2, self.n - 1)
-        return float(quantile) * self.sd / math.sqrt(self.n)
+        if self.sd == 0:
+            return float(self.mean == 0)
+        return float(2 * stats.t.sf(abs(self.mean) / (self.sd / math.sqrt(self.n)), self.n - 1))
+
+    def _in_errors(self, quantile: float) -> float | None:
+        return None if self.sd is None else quantile * self.sd / math.sqrt(self.n)
+
+
+def _quantile(share: float, n: int) -> float:
+    return float(stats.t.ppf(share, n - 1)) if n > 1 else math.nan
 
 
 @dataclass(frozen=True)
@@ -135,6 +154,22 @@ def compare(
         }
         results.append(CellResult(cell, values, scores, None if cell is baseline else pairs))
     return results
+
+
+def verdicts(results: Sequence[CellResult]) -> dict[str, str]:
+    """By the cell's name, whether its difference to the baseline is settled.
+
+    The error is 5 % for all cells together, by Holm's correction. A cell with fewer than two pairs
+    has no verdict.
+    """
+    tested = [r for r in results if r.difference.sd is not None]
+    said = {r.cell.name: UNSETTLED for r in tested}
+    by_p_value = sorted(tested, key=lambda r: r.difference.p_value)
+    for i, result in enumerate(by_p_value):
+        if result.difference.p_value > (1 - _CONFIDENCE) / (len(tested) - i):
+            break
+        said[result.cell.name] = BETTER if result.difference.mean > 0 else WORSE
+    return said
 
 
 def shown_metrics(metric: str) -> list[str]:

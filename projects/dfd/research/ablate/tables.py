@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -14,26 +14,64 @@ from ...engine.writers import METRICS, read_metrics
 from ..curves import loss_curves
 from ..page import Picture, Section, markdown_table, to_html
 from ..run_folder import RunFolder
-from .estimates import DONE, FAILED, CellResult, Estimate, Outcome, run_table, shown_metrics
+from .estimates import (
+    DONE,
+    FAILED,
+    UNSETTLED,
+    CellResult,
+    Estimate,
+    Outcome,
+    run_table,
+    shown_metrics,
+    verdicts,
+)
 
 NO_VALUE = "–"
+_OVER_IMAGES = "over images"
 _DARK, _LIGHT = "#1f4e79", "#9db4c9"
 
 
-def result_table(results: Sequence[CellResult], *, metric: str) -> list[list[str]]:
-    """A row a cell; the first row is the header."""
+def result_table(
+    results: Sequence[CellResult],
+    *,
+    metric: str,
+    over_images: Mapping[str, tuple[float, float]] | None = None,
+) -> list[list[str]]:
+    """A row a cell; the first row is the header.
+
+    Args:
+        over_images: of each cell, its difference's interval over the test images, if it has one.
+    """
     first, *others = shown_metrics(metric)
-    rows = [["cell", "n", f"{first} mean ± sd", *others, "difference to baseline ± 95 %", "wins"]]
+    said = verdicts(results)
+    rows = [
+        ["cell", "n", f"{first} mean ± sd", *others, "difference to baseline ± 95 %"]
+        + [_OVER_IMAGES, "wins", "verdict"]
+    ]
     for result in results:
-        row = [result.cell.name, str(len(result.values)), _spread(result.scores[first])]
-        row += [_number(result.scores[key].mean) for key in others]
-        if result.differences is None:
-            row += ["baseline", NO_VALUE]
-        else:
-            wins = f"{result.wins} of {len(result.differences)}"
-            row += [_difference(result.difference), wins if result.differences else NO_VALUE]
-        rows.append(row)
+        name, pairs = result.cell.name, result.differences
+        difference = "baseline" if pairs is None else _difference(result.difference)
+        rows.append(
+            [name, str(len(result.values)), _spread(result.scores[first])]
+            + [_number(result.scores[key].mean) for key in others]
+            + [difference, _interval((over_images or {}).get(name))]
+            + [f"{result.wins} of {len(pairs)}" if pairs else NO_VALUE]
+            + [_verdict(result, said.get(name))]
+        )
+    if not over_images:
+        place = rows[0].index(_OVER_IMAGES)
+        rows = [[*row[:place], *row[place + 1 :]] for row in rows]
     return rows
+
+
+def _interval(ends: tuple[float, float] | None) -> str:
+    return NO_VALUE if ends is None else "{:+.2f} to {:+.2f}".format(*ends)
+
+
+def _verdict(result: CellResult, verdict: str | None) -> str:
+    if verdict == UNSETTLED:
+        return f"{verdict} (below {_number(result.difference.visible)})"
+    return verdict or NO_VALUE
 
 
 def _spread(estimate: Estimate) -> str:
@@ -52,15 +90,23 @@ def _number(value: float | None, spec: str = ".2f") -> str:
     return NO_VALUE if value is None else format(value, spec)
 
 
-def explanation(*, baseline: str, metric: str) -> str:
-    """What the numbers of the table are."""
-    return (
+def explanation(*, baseline: str, metric: str, draws: int = 0) -> str:
+    """What the numbers of the table are; ``draws`` of the images, 0 if there are none."""
+    said = (
         f"{metric} of boxes in percent on the test data, after training: mean and standard "
         f"deviation over n runs, one a seed. The baseline is {baseline}. Difference: of runs of "
         "the same seed, the mean over the seeds that both cells have and half the width of its "
-        "95 % interval (Student's t); wins: in how many of these pairs the cell was better. The "
-        "intervals are not corrected for the number of comparisons."
+        "95 % interval (Student's t), not corrected for the number of comparisons; wins: in how "
+        "many of these pairs the cell was better. Verdict: whether the difference is settled, with "
+        "an error of 5 % for all cells together (Holm); if not, the difference that so many seeds "
+        "would settle four times in five, with one comparison."
     )
+    if draws:
+        said += (
+            f" Over images: the 95 % interval of the mean difference of these same runs over other "
+            f"test images (paired bootstrap, {draws} draws)."
+        )
+    return said
 
 
 def to_markdown(rows: Sequence[Sequence[str]], notes: Sequence[str]) -> str:

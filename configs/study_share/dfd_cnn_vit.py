@@ -1,0 +1,19 @@
+"""A ViT student under a CNN teacher, the pair in which DFD hurt: how strong may distillation be?
+
+python train_net.py --config-file configs/study_share/dfd_cnn_vit.py \
+    dataloader.train.dataset.root=BCCD
+
+205 labelled images of the split train, settings chosen on val. Needs the teacher's checkpoint:
+configs/bccd/teacher.py with dataloader.train.dataset.split=train and this output folder. Hardware:
+one CPU core, minutes. Result: docs/results.md.
+"""
+
+from ..bccd.dfd_cnn_vit import criteria, dataloader, lr_multiplier, model, optimizer, train, vit
+
+dataloader.train.dataset.split = "train"
+dataloader.test.dataset.split = "val"
+model.head.criterion.weight = 5.0  # DFD's default.
+model.teacher.checkpoint = "output/study_share/teacher_cnn/model_final.pth"
+train.max_iter = 300
+train.disparity_images.period = 0
+train.output_dir = "output/study_share/dfd_cnn_vit"
