@@ -63,6 +63,7 @@ def ablate(monkeypatch):
         (["--seeds", "3:3"], "--seeds 3:3 names no seed"),
         (["--seeds", "1,0:2"], "names seed 1 twice"),
         (["--parallel", "0"], "--parallel 0: it must be 1 or more"),
+        (["--bootstrap", "-1"], "--bootstrap -1: it must be 0 or more"),
         (["--metric", "mAP"], "--metric mAP: it must be AP, AP50"),
         (["--slurm", "partition=x"], "--slurm is given without --cluster slurm"),
         (["--cluster", "slurm"], "needs --slurm 'timeout_min=...'"),
@@ -77,8 +78,8 @@ def test_bad_arguments_are_told_in_one_line_before_anything_is_written(
     monkeypatch.setattr(
         "dfd.research.ablate.Ablation._launcher", lambda *_: pytest.fail("it was started")
     )
-    if arguments[0] == "--seeds":  # argparse takes a value that begins with - for an option.
-        arguments = [f"--seeds={arguments[1]}"]
+    if arguments[-1] == "-1":  # argparse takes a value that begins with - for an option.
+        arguments = ["=".join(arguments)]
     with pytest.raises(SystemExit) as stop:
         ablate("--config-file", CONFIG, "--out", tmp_path / "out", *arguments)
     assert str(stop.value).startswith("error: ") and message in str(stop.value)
@@ -147,6 +148,7 @@ def test_trainings_that_fail_are_told_and_continued(ablate, tmp_path, monkeypatc
     said = capsys.readouterr()
     assert said.err == "" and "2 runs, 1 of them done before" in said.out
     assert "| plain | 1 |" in said.out and "| dfd | 1 |" in said.out and " of 1 |" in said.out
+    assert "| over images |" in said.out and "No interval" not in said.out
     assert plain.stat().st_mtime_ns == before
     with open(out / "results.csv") as f:
         rows = list(csv.DictReader(f))

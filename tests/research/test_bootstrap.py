@@ -210,6 +210,14 @@ def test_table_has_the_interval_and_says_what_it_is(finished):
     assert "bootstrap" not in explanation(baseline="a", metric="AP")
 
 
+def test_run_that_found_nothing_has_an_ap_of_0(finished):
+    for outcome in finished[2:]:
+        (outcome.run.folder / "inference" / bootstrap.PREDICTIONS).write_text("[]")
+        outcome.summary["results"]["bbox"]["AP"] = 0.0
+    _, found, reason = intervals(finished)
+    assert reason == "" and found["b"][1] < 0
+
+
 def no_detections(outcome):
     (outcome.run.folder / "inference" / bootstrap.PREDICTIONS).unlink()
 

@@ -153,16 +153,23 @@ class Evaluator(COCOEvaluator):
     def _nothing_found(self, iou_type: str) -> COCOeval:
         """The evaluation of no detections, which Detectron2 leaves out, giving NaN for 0."""
         with contextlib.redirect_stdout(io.StringIO()):
-            found = COCO()
-            found.dataset = {**self._coco_api.dataset, "annotations": []}
-            found.createIndex()
-            evaluation = COCOeval(self._coco_api, found, iou_type)
+            evaluation = COCOeval(self._coco_api, load_detections(self._coco_api, []), iou_type)
             if iou_type == "keypoints" and self._sigmas:
                 evaluation.params.kpt_oks_sigmas = np.array(self._sigmas)
             evaluation.evaluate()
             evaluation.accumulate()
             evaluation.summarize()
         return evaluation
+
+
+def load_detections(truth: COCO, detections: list[dict[str, Any]]) -> COCO:
+    """Detections as pycocotools has them; its own ``loadRes`` fails if there are none."""
+    if detections:
+        return truth.loadRes(detections)
+    found = COCO()
+    found.dataset = {**truth.dataset, "annotations": []}
+    found.createIndex()
+    return found
 
 
 def check_keypoints(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable
 from functools import partial
@@ -26,17 +27,31 @@ from .stop import guard_workers
 logger = logging.getLogger("dfd")
 
 
-def test(cfg: DictConfig, detector: Callable[[list[dict]], list[dict]]) -> dict[str, Any]:
-    """Evaluate a detector on the test data with the configured evaluator, if there is one."""
+# Of a run's folder: what its last evaluation found.
+DETECTIONS = "inference"
+
+
+def test(
+    cfg: DictConfig, detector: Callable[[list[dict]], list[dict]], keep: str | None = None
+) -> dict[str, Any]:
+    """Evaluate a detector on the test data with the configured evaluator, if there is one.
+
+    Args:
+        keep: folder for what the evaluator writes, unless the config names one.
+    """
     if "evaluator" not in cfg.dataloader:
         return {}
+    evaluator = cfg.dataloader.evaluator
+    if keep is not None and evaluator.get("output_dir", keep) is None:
+        evaluator = copy.deepcopy(evaluator)
+        evaluator.output_dir = keep
     if isinstance(detector, nn.Module):
         # Each process has normalised other images; what is evaluated is what is saved.
         share_buffers(detector)
     results = inference_on_dataset(
         detector,
         guard_workers(make(cfg.dataloader.test, "dataloader.test")),
-        make(cfg.dataloader.evaluator, "dataloader.evaluator"),
+        make(evaluator, "dataloader.evaluator"),
     )
     if comm.is_main_process():
         print_csv_format(results)

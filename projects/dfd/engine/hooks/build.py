@@ -24,7 +24,7 @@ from ..checks import makes_boxes_only
 from ..config.make import make
 from ..config.names import plain_values
 from ..config.schema import metric_period
-from ..evaluation import test
+from ..evaluation import DETECTIONS, test
 from ..machine import processor_name
 from ..state.checkpoint import StudentCheckpointer
 from ..stop import StopRequest, guard_workers
@@ -115,7 +115,7 @@ def evaluation_hooks(
     def evaluate() -> dict[str, Any]:
         results.clear()
         share_buffers(student)
-        results.update(test(cfg, student))
+        results.update(test(cfg, student, os.path.join(train.output_dir, DETECTIONS)))
         if ema is not None:
             logger.info("Evaluation of the student's EMA")
             share_buffers(ema.model)

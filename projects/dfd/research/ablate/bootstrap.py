@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,7 +19,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from ...data import registered_name
+from ...data.evaluator import load_detections
 from ...data.loaders import build_evaluator
+from ...engine.evaluation import DETECTIONS
 from ...errors import UserError, first_line
 from .estimates import DONE, METRICS, CellResult, Outcome
 
@@ -115,12 +118,13 @@ class RunMatches:
         Raises:
             UserError: the detections are not there, or do not give the AP of the run's summary.
         """
-        path = outcome.run.folder / "inference" / PREDICTIONS
+        path = outcome.run.folder / DETECTIONS / PREDICTIONS
         if not path.is_file():
             raise UserError(f"{outcome.run.name} kept no detections ({path})")
         truth, classes = self._truth(outcome)
         with contextlib.redirect_stdout(io.StringIO()):
-            evaluation = COCOeval(truth, truth.loadRes(str(path)), "bbox")
+            found = load_detections(truth, json.loads(path.read_text(encoding="utf-8")))
+            evaluation = COCOeval(truth, found, "bbox")
             evaluation.evaluate()
         matches = _matches(evaluation, self.metric, classes)
         (again,) = average_precision(matches, np.ones((1, len(matches[0].objects))))
