@@ -376,8 +376,3 @@ def test_criterion_gets_the_teachers_objectness_of_the_same_level():
         # A crop has another border, which a 3x3 convolution sees.
         inner = (slice(None), slice(0, -1), slice(0, -1))
         torch.testing.assert_close(objectness[inner], logits.sigmoid().amax(1)[inner])
-
-
-def test_criterion_that_needs_objectness_refuses_a_teacher_without_proposals():
-    with pytest.raises(UserError, match="RetinaNet, has no proposal generator"):
-        distilled(student=build("retinanet"), teacher=build("retinanet"), criterion=G2SDLoss())

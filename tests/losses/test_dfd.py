@@ -54,6 +54,24 @@ def test_value_by_hand(settings, expected):
     torch.testing.assert_close(by_hand(settings, STUDENT, TEACHER), torch.tensor(expected))
 
 
+def test_leniency_ends_where_the_teacher_is_sure():
+    student = torch.tensor(STUDENT).view(1, 2, 1, 2)
+    teacher = torch.tensor(TEACHER).view(1, 2, 1, 2)
+    loss = DFDLoss(
+        weight=1.0, scale="none", lenient="tail", delta=1.0, leniency=0.8, certainty=True
+    )
+    assert loss.needs_objectness and not DFDLoss().needs_objectness
+    for sure in (0.0, 0.25, 1.0):
+        # Cell 0 is strict anyway, so it matters of cell 1 alone.
+        objectness = torch.tensor([[[0.7, sure]]])
+        leniency = 0.8 * (1 - sure)
+        expected = (0.5 + (1 - leniency) * 8 + leniency * 3.5) / 2
+        value = loss(student, teacher, objectness=objectness)
+        torch.testing.assert_close(value, torch.tensor(expected))
+    with pytest.raises(ValueError, match="certainty=True.* needs objectness"):
+        loss(student, teacher)
+
+
 def test_measure_decides_which_cells_are_of_high_disparity():
     # The first cell is too long, the second points elsewhere.
     student = torch.tensor([[6.0, 0.0], [0.0, 1.0]]).view(1, 2, 1, 2)

@@ -37,6 +37,7 @@ CRITERIA = {
     "dfd-low": lambda: DFDLoss(lenient_on="low"),
     "dfd-all": lambda: DFDLoss(lenient_on="all", num_regions=3, scale="none"),
     "dfd-strict": lambda: DFDLoss(lenient_on="none"),
+    "dfd-certainty": lambda: DFDLoss(certainty=True),
     "mimic": MimicLoss,
     "cwd": CWDLoss,
     "cwd-4": lambda: CWDLoss(tau=4),

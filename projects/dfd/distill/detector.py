@@ -145,7 +145,7 @@ class DistilledDetector(nn.Module):
                 **self.head.features,
             )
             if self.head.needs_objectness:
-                objectness = self.teacher.objectness(teacher_pyramid)
+                objectness = self.teacher.objectness(teacher_pyramid, **self.head.features)
         modules = feature_modules(self.student, "student", **self.head.features)
         with tap(modules, self.head.split(iteration) if active else None) as student_pyramid:
             losses = dict(self.student(batched_inputs))

@@ -18,6 +18,7 @@ from .contract import (
     feature_part,
     run_features,
 )
+from .objectness import object_scores, scored_levels
 from .precision import PRECISIONS, low_precision_copy, resolve_precision
 
 logger = logging.getLogger(__name__)
@@ -226,32 +227,27 @@ class FrozenTeacher:
     def check_objectness(self, levels: Sequence[str]) -> None:
         """
         Raises:
-            UserError: the teacher has no proposal generator that scores each of these levels.
+            UserError: the teacher does not score the cells of each of these levels.
         """
-        generator = getattr(self.model, "proposal_generator", None)
-        scored = list(getattr(generator, "in_features", ()))
+        scored = scored_levels(self.model)
         missing = [level for level in levels if level not in scored]
-        if not hasattr(generator, "rpn_head") or missing:
+        if missing:
             raise UserError(
                 "the criterion needs the teacher's objectness, but the teacher, a "
-                f"{type(self.model).__name__}, has no proposal generator for "
-                f"{', '.join(missing or levels)}: take another criterion or set model.head.levels"
+                f"{type(self.model).__name__}, scores no cells of {', '.join(missing)}: take "
+                "another criterion or set model.head.levels"
             )
 
-    @torch.no_grad()
-    def objectness(self, pyramid: dict[str, Tensor]) -> dict[str, Tensor]:
-        """How sure the teacher's proposal generator is of an object at each cell of its pyramid.
+    def objectness(self, pyramid: dict[str, Tensor], **what: bool) -> dict[str, Tensor]:
+        """How sure the teacher is of an object at each cell of the levels that it scores.
+
+        Args:
+            pyramid: what a pass gave with the same ``what``.
 
         Returns:
-            Level name to (N,H,W) fp32: the largest sigmoid over the cell's anchors.
+            Level name to (N,H,W) fp32, see ``objectness.object_scores``.
         """
-        generator = self.model.proposal_generator
-        features = [pyramid[level].float() for level in generator.in_features]
-        device = features[0].device
-        with torch.autocast(device.type, enabled=False):
-            logits, _ = generator.rpn_head.to(device)(features)
-        scores = (level.sigmoid().amax(dim=1) for level in logits)
-        return dict(zip(generator.in_features, scores, strict=True))
+        return object_scores(self.model, pyramid, stems=what.get("stems", False))
 
     def _make_part(self, device: torch.device) -> None:
         """What passes on this device run, and everything else where it costs no memory there."""

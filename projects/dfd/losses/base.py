@@ -27,8 +27,8 @@ class LevelFeatures:
         boxes: N tensors (M,4), the labelled boxes as XYXY in pixels of the network's input; None
             if there are none.
         stride: pixels per cell.
-        objectness: (N,H,W), how sure the teacher's proposal generator is of an object at a cell,
-            from 0 to 1; None unless the criterion sets ``needs_objectness``.
+        objectness: (N,H,W), how sure the teacher is of an object at a cell, from 0 to 1, see
+            ``distill.objectness``; None unless the criterion sets ``needs_objectness``.
 
     Raises:
         ValueError: shapes that broadcasting would silently make something else of.

@@ -89,6 +89,7 @@ class DFDLoss(FeatureCriterion):
         leniency: float = 1.0,
         delta: float = 1.0,
         tolerance: float = 0.5,
+        certainty: bool = False,
         region_weights: Sequence[float] | None = None,
         average: str = "region",
         sync_statistics: bool = False,
@@ -111,6 +112,8 @@ class DFDLoss(FeatureCriterion):
                 [0, 1].
             delta: where the tail begins, in units of the scaled features; > 0.
             tolerance: what is forgiven, in the same units; >= 0.
+            certainty: lenient only where the teacher is not sure: the leniency of a cell is
+                multiplied by 1 - m, m the teacher's objectness (``distill.objectness``).
             region_weights: K numbers >= 0, lowest region first. None: 1/K each under
                 ``average="region"``, 1 under "all".
             average: "region": each region is averaged over its own cells, so that neither drowns
@@ -136,6 +139,7 @@ class DFDLoss(FeatureCriterion):
         self.leniency = leniency
         self.delta = delta
         self.tolerance = tolerance
+        self.needs_objectness = certainty
         self.average = average
         self.sync_statistics = sync_statistics
         for key, allowed in (
@@ -223,7 +227,7 @@ class DFDLoss(FeatureCriterion):
             squared = self.measure == "squared"
             disparity = strict.detach() if squared else disparity_map(s, t, self.measure)
             regions = split_regions(disparity, valid, self.split, self.thresholds)
-        cost = self._cost(s, t, strict, regions, valid)
+        cost = self._cost(s, t, strict, regions, level)
 
         num_valid = (regions >= 0).sum()
         stats = {"disparity": disparity.mul(regions >= 0).sum() / num_valid.clamp(min=1)}
@@ -244,14 +248,22 @@ class DFDLoss(FeatureCriterion):
         return self.weight * total
 
     def _cost(
-        self, s: Tensor, t: Tensor, strict: Tensor, regions: Tensor, valid: Tensor | None
+        self, s: Tensor, t: Tensor, strict: Tensor, regions: Tensor, level: LevelFeatures
     ) -> Tensor:
         """What each cell costs under its region's constraint, (N,H,W)."""
         if not self.lenient_regions or self.leniency == 0:
             return strict
         lenient = sum(regions == k for k in self.lenient_regions).bool()
-        cost = self._lenient_cost(s, t, lenient, valid)
-        return torch.where(lenient, torch.lerp(strict, cost, self.leniency), strict)
+        cost = self._lenient_cost(s, t, lenient, level.valid)
+        leniency: float | Tensor = self.leniency
+        if self.needs_objectness:
+            if level.objectness is None:
+                raise ValueError("DFDLoss(certainty=True) needs objectness, (N,H,W)")
+            certainty = level.objectness
+            if level.valid is not None:
+                certainty = certainty.masked_fill(~level.valid, 0)
+            leniency = leniency * (1 - certainty)
+        return torch.where(lenient, torch.lerp(strict, cost, leniency), strict)
 
     def _lenient_cost(self, s: Tensor, t: Tensor, lenient: Tensor, valid: Tensor | None) -> Tensor:
         """The lenient cost, (N,H,W), of which only the cells that are ``lenient`` count."""

@@ -12,7 +12,8 @@ class G2SDLoss(FeatureCriterion):
     """L = weight * sum over valid cells of m |S - T|^2 / sum of m,
 
     m the teacher's objectness of a cell: the largest sigmoid over the anchors of its proposal
-    generator. |.|^2 sums over channels. The authors' adapter is a 3x3 convolution:
+    generator, or a dense detector's score, which is not in the paper (``distill.objectness``).
+    |.|^2 sums over channels. The authors' adapter is a 3x3 convolution:
     ``model.head.adapter="conv3x3"``.
 
     Huang et al., "Generic-to-Specific Distillation of Masked Autoencoders", CVPR 2023, in the form

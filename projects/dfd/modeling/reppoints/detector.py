@@ -128,6 +128,13 @@ class RepPoints(DenseDetector):
             images, self._divisor_of_sides, padding_constraints=self.backbone.padding_constraints
         )
 
+    def object_scores(
+        self, pyramid: Mapping[str, Tensor], *, stems: bool = False
+    ) -> dict[str, Tensor]:
+        """Each class's score, level name to (N,K,H,W), of the backbone's features; no stems."""
+        logits, _, _ = self.head([pyramid[name] for name in self.head_in_features])
+        return {n: x.sigmoid() for n, x in zip(self.head_in_features, logits, strict=True)}
+
     @property
     def _divisor_of_sides(self) -> int:
         constraints = self.backbone.padding_constraints

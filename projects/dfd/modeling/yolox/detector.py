@@ -22,7 +22,7 @@ from .blocks import ACTIVATIONS
 from .detections import detect
 from .head import Grid, Predictions, YOLOXHead, decode
 from .losses import Objects, yolox_losses
-from .network import PAFPN
+from .network import LEVELS, PAFPN
 from .weights import from_mmdet, is_mmdet
 
 # The grey around the authors' images, on [0, 255].
@@ -105,6 +105,23 @@ class YOLOX(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.pixel_mean.device
+
+    @property
+    def head_in_features(self) -> list[str]:
+        return list(LEVELS)
+
+    def object_scores(
+        self, pyramid: Mapping[str, Tensor], *, stems: bool = False
+    ) -> dict[str, Tensor]:
+        """Objectness times each class's score.
+
+        Args:
+            pyramid: level name to the backbone's features, or to those of the head's stems.
+
+        Returns:
+            Level name to (N,C,H,W).
+        """
+        return self.head.object_scores(pyramid if stems else self.head.stems(pyramid))
 
     def preprocess_image(self, batched_inputs: Sequence[Mapping[str, Any]]) -> ImageList:
         """Pad, then normalise, so that the padding is grey like a pixel that is."""

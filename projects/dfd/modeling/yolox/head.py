@@ -6,7 +6,7 @@ Shape shorthand: N images, C classes, A cells of all levels: p3's row by row, th
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -126,11 +126,10 @@ class YOLOXHead(nn.Module):
         Args:
             features: level name to the backbone's (N,channels,H,W).
         """
-        stems = self.stems(features)
         classes, regression, objectness, sizes = [], [], [], []
-        for i, x in enumerate(stems.values()):
-            classes.append(self.cls_preds[i](self.cls_convs[i](x)).flatten(2))
-            boxes = self.reg_convs[i](x)
+        for i, x in enumerate(self.stems(features).values()):
+            kinds, boxes = self._classes(i, x), self.reg_convs[i](x)
+            classes.append(kinds.flatten(2))
             regression.append(self.reg_preds[i](boxes).flatten(2))
             objectness.append(self.obj_preds[i](boxes).flatten(1))
             sizes.append(tuple(x.shape[-2:]))
@@ -140,3 +139,14 @@ class YOLOXHead(nn.Module):
             torch.cat(classes, dim=2).transpose(1, 2),
         )
         return predictions, make_grid(sizes, list(LEVELS.values()), predictions.objectness.device)
+
+    def object_scores(self, stems: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Of the stems' output of each level, objectness times each class's score: (N,C,H,W)."""
+        scores = {}
+        for i, name in enumerate(LEVELS):
+            objectness = self.obj_preds[i](self.reg_convs[i](stems[name]))
+            scores[name] = self._classes(i, stems[name]).sigmoid() * objectness.sigmoid()
+        return scores
+
+    def _classes(self, level: int, stem: Tensor) -> Tensor:
+        return self.cls_preds[level](self.cls_convs[level](stem))
