@@ -106,6 +106,8 @@ def test_gradient_that_is_no_number_stays_one():
         ({"gradient_share": 0.0}, "gradient_share is 0"),
         ({"gradient_share": -1.0}, "gradient_share is -1"),
         ({"gradient_share": math.nan}, "gradient_share is nan"),
+        ({"gradient_share": ".inf"}, "gradient_share is '.inf'; it must be a number"),
+        ({"gradient_share": True}, "gradient_share is True"),
         ({"gradient_share": math.inf, "gradient_share_mode": "target"}, "and finite"),
         ({"gradient_share": 1.0, "gradient_share_mode": "max"}, "gradient_share_mode is 'max'"),
         ({"gradient_share": 1.0, "gradient_share_over": "p2"}, "gradient_share_over is 'p2'"),

@@ -1,6 +1,7 @@
 """What an ablation compares and how: cells, seeds, statistics, tables, the page, the time left."""
 
 import csv
+import hashlib
 import json
 import math
 
@@ -19,13 +20,21 @@ from dfd.research.ablate.estimates import (
     Estimate,
     Outcome,
     compare,
+    details,
     different_conditions,
     run_table,
     to_csv,
 )
 from dfd.research.ablate.folders import CellRun
+from dfd.research.ablate.manifest import manifest
 from dfd.research.ablate.progress import Progress, share_done
-from dfd.research.ablate.tables import explanation, render_page, result_table, to_markdown
+from dfd.research.ablate.tables import (
+    detail_table,
+    explanation,
+    render_page,
+    result_table,
+    to_markdown,
+)
 
 CONFIG = "tests/engine/configs/dfd.py"
 LENIENT = "model.head.criterion.lenient_on=[high,low]"
@@ -214,13 +223,65 @@ def test_runs_made_under_other_conditions_are_noted(tmp_path):
     teacher = {"path": "t.pth", "sha256": "1"}
     runs[0].summary.update(threads=2, teacher=teacher)
     runs[1].summary.update(teacher=teacher | {"sha256": "2"})
-    threads, replaced = different_conditions(runs)
+    for i, outcome in enumerate(runs[:3]):
+        code = {"sha256": "ab" if i else "cd", "commit": None if i else "123+changes"}
+        outcome.summary.update(code=code)
+    threads, code, replaced = different_conditions(runs)
+    assert code == ("the runs differ in this project's code: 123+changes, no commit, sha256 ab")
     assert threads == "the runs differ in threads: 2, 1"
     assert "t.pth was replaced" in replaced
 
 
+def test_details_are_ratios_of_the_same_seeds_and_shares_of_the_lead(tmp_path):
+    runs = outcomes(tmp_path)
+    a, b, d = CELLS
+    for outcome in runs:
+        outcome.summary.update(peak_memory_mib=100.0)
+    runs[4].summary.update(seconds_per_iteration=0.3, peak_memory_mib=150.0)
+    runs[4].summary["results"]["bbox"]["APs"] = 7.0
+    found = details(runs, CELLS, baseline=a, metric="AP")
+    assert found["a"].seconds == found["a"].memory == 1.0
+    # Seeds 0 and 3: 0.3 / 0.1 and 1; 150 / 100 and 1.
+    assert found["b|c"].seconds == pytest.approx(2.0) and found["b|c"].memory == 1.25
+    assert found["b|c"].sizes == {"APs": 7.0, "APm": None, "APl": None}
+    assert found["d"].recovered is None  # No run has measured a teacher.
+    # One that has, speaks for all with that teacher: a has 25, d 30.5, the teacher 35.
+    runs[8].summary.update(teacher={"path": "t", "sha256": "1", "AP": 35.0})
+    runs[4].summary.update(teacher={"path": "t", "sha256": "1"})
+    runs[7].summary.update(teacher={"path": "t", "sha256": "2"})
+    found = details(runs, CELLS, baseline=a, metric="AP")
+    assert found["d"].recovered == pytest.approx(5.5 / 10) and found["b|c"].recovered == 0.0
+    assert found["a"].recovered is None
+    runs[8].summary["teacher"]["AP"] = 24.0  # It has no lead that could be made up.
+    assert details(runs, CELLS, baseline=a, metric="AP")["d"].recovered is None
+    rows = detail_table(found)
+    assert rows[0] == ["cell", "APs", "APm", "APl", "teacher's lead recovered", "time", "memory"]
+    assert rows[2] == ["b|c", "7.00", "–", "–", "0%", "2.00", "1.25"]
+    assert rows[3] == ["d", "–", "–", "–", "55%", "1.00", "1.00"]
+
+
+def test_manifest_has_what_each_number_was_made_of(tmp_path):
+    runs = outcomes(tmp_path)
+    code = {"sha256": "ab", "commit": "123"}
+    runs[4].summary.update(code=code, teacher={"path": "t", "sha256": "1"})
+    runs[4].run.folder.mkdir(parents=True)
+    (runs[4].run.folder / "model_final.pth").write_bytes(b"weights")
+    command = ["dfd", "ablate", "--out", "my folder"]
+    told = json.loads(manifest(runs, CELLS, config_file="c.py", baseline="a", command=command))
+    assert told["command"] == "dfd ablate --out 'my folder'" and told["baseline"] == "a"
+    assert told["config_file"] == "c.py" and list(told["cells"]) == ["a", "b|c", "d"]
+    done, failed, open_run, other = told["cells"]["b|c"]["runs"]
+    assert told["cells"]["b|c"]["overrides"] == ["k=2"]
+    assert done["seed"] == 0 and done["status"] == "done" and done["code"] == code
+    assert done["results"]["bbox"]["AP"] == 11.0 and done["teacher"]["sha256"] == "1"
+    assert done["weights_sha256"] == hashlib.sha256(b"weights").hexdigest()
+    assert failed == {"seed": 1, "status": "failed"}
+    assert open_run == {"seed": 2, "status": "not run"}
+    assert other["weights_sha256"] is None
+
+
 def test_markdown_keeps_its_columns():
-    text = to_markdown([["cell", "n"], ["b|c", "2"]], ["Note."])
+    text = to_markdown([["cell", "n"], ["b|c", "2"]], "Note.")
     assert text == "| cell | n |\n|---|---:|\n| b\\|c | 2 |\n\nNote.\n"
 
 
@@ -238,6 +299,7 @@ def test_the_page_has_all_of_it_and_needs_nothing_else(tmp_path):
         rows=result_table(results, metric="AP"),
         notes=[explanation(baseline="a", metric="AP")],
         plot=b"plot",
+        more=detail_table(details(runs, CELLS, baseline=CELLS[0], metric="AP")),
         outcomes=runs,
         overrides=[(cell.name, cell.overrides) for cell in CELLS],
     )

@@ -10,6 +10,7 @@ The equations are this project's own; see docs/method.md.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from detectron2.utils import comm
 from torch import Tensor
 
 from ..errors import UserError
+from ..ranges import is_number
 
 MODES = ("cap", "target")
 SCOPES = ("all", "level")
@@ -56,10 +58,11 @@ class GradientShare:
         Raises:
             UserError: a value outside its range.
         """
-        if not share > 0 or (mode == "target" and share == float("inf")):
+        finite = is_number(share)
+        if not (finite or (share == math.inf and mode != "target")) or share <= 0:
             raise UserError(
-                f"model.head.gradient_share is {share}; it must be above 0"
-                f"{' and finite' if mode == 'target' else ', or null for no limit'}"
+                f"model.head.gradient_share is {share!r}; it must be a number above 0"
+                f"{' and finite' if mode == 'target' else ', inf or null for no limit'}"
             )
         for key, value, allowed in (("mode", mode, MODES), ("over", over, SCOPES)):
             if value not in allowed:

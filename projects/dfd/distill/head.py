@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..losses.base import FeatureCriterion, LevelFeatures, check_criterion
+from ..ranges import check_count, check_number
 from .adapters import make_adapter
 from .contract import Split
 from .disparity import disparity_map, scale_features, zero_outside
@@ -92,11 +93,10 @@ class DFDHead(nn.Module):
         """
         super().__init__()
         check_criterion(criterion)
-        if weight < 0 or warmup_iters < 0 or (end_iter is not None and end_iter < 0):
-            raise UserError(
-                f"DFDHead(weight={weight}, warmup_iters={warmup_iters}, end_iter={end_iter}): "
-                "none of them may be negative"
-            )
+        check_number("model.head.weight", weight)
+        check_count("model.head.warmup_iters", warmup_iters, 0)
+        if end_iter is not None:
+            check_count("model.head.end_iter", end_iter, 0)
         if isinstance(levels, str):
             raise UserError(f"model.head.levels is {levels!r}; it must be a list: [{levels}]")
         if isinstance(level_weights, str) and level_weights not in LEVEL_WEIGHTS:
@@ -127,7 +127,7 @@ class DFDHead(nn.Module):
         elif drop_conflict:
             raise UserError(
                 "model.head.drop_conflict is True, which needs a gradient_share: set "
-                "model.head.gradient_share=.inf for no limit beside it"
+                "model.head.gradient_share=inf for no limit beside it"
             )
         # In a tuple, so that the pattern from which the copies are made is no submodule.
         self._criterion = (criterion,)

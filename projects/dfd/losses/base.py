@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..ranges import is_number
 
 # A logit below any feature, far enough from the end of fp32 that differences stay within it.
 _LOWEST = torch.finfo(torch.float32).min / 4
@@ -168,6 +169,6 @@ def hide_invalid(logits: Tensor, valid: Tensor | None) -> Tensor:
 def non_negative(owner: str, **setting: float) -> float:
     """The value of one setting, refused with its name if it is negative or not a number."""
     ((name, value),) = setting.items()
-    if not value >= 0:
-        raise UserError(f"{owner}({name}={value}): it must not be negative")
+    if not is_number(value) or value < 0:
+        raise UserError(f"{owner}({name}={value!r}): it must be a number, not negative")
     return value

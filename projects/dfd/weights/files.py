@@ -8,7 +8,9 @@ numbers alone, and ``.safetensors`` cannot hold code.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
+import os
 import pickle
 import re
 import zipfile
@@ -30,6 +32,15 @@ class ForeignContentError(pickle.UnpicklingError):
             f"it refers to {name}, so that reading it might run code: take a file of nothing but "
             "tensors (.pth, .safetensors) or numpy arrays (.pkl)"
         )
+
+
+def file_sha256(path: str | os.PathLike) -> str:
+    """The hash of a file, read piece by piece."""
+    sha256 = hashlib.sha256()
+    with open(path, "rb") as f:
+        while chunk := f.read(1 << 20):
+            sha256.update(chunk)
+    return sha256.hexdigest()
 
 
 def read_file(path: str) -> Any:

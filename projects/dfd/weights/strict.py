@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from detectron2.utils.file_io import PathManager
 from torch import Tensor, nn
 
 from ..errors import UserError, first_line
-from .files import read_file
+from .files import file_sha256, read_file
 
 # Kept by old checkpoints, rebuilt from the config by today's Detectron2.
 _REBUILT = ("cell_anchors", "pixel_mean", "pixel_std")
@@ -60,10 +59,7 @@ def read_weights(path: str, what: str) -> WeightFile:
         UserError: no such file, not a weight file, or one that refers to more than weights.
     """
     local = local_path(path, what)
-    sha256 = hashlib.sha256()
-    with open(local, "rb") as f:
-        while chunk := f.read(1 << 20):
-            sha256.update(chunk)
+    sha256 = file_sha256(local)
     try:
         content = read_file(local)
     except Exception as error:
@@ -87,7 +83,7 @@ def read_weights(path: str, what: str) -> WeightFile:
         if not isinstance(value, Tensor):
             raise UserError(f"{what}: {path} holds {key!r}, a {type(value).__name__}, not a tensor")
         model[key.removeprefix("module.")] = value
-    return WeightFile(path, sha256.hexdigest(), model, _class_names(content))
+    return WeightFile(path, sha256, model, _class_names(content))
 
 
 def named_weights(content: Mapping[str, Any]) -> Any:

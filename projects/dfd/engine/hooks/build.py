@@ -21,6 +21,7 @@ from ...distill.processes import share_buffers
 from ...errors import UserError
 from ..build import student_of
 from ..checks import makes_boxes_only
+from ..code_version import code_version
 from ..config.make import make
 from ..config.names import plain_values
 from ..config.schema import metric_period
@@ -162,6 +163,7 @@ def run_facts(
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "detectron2": detectron2.__version__,
+        "code": code_version(),
         "teacher": teacher_facts(model, checkpointer.teacher_results),
     }
 

@@ -21,6 +21,7 @@ from .estimates import (
     OPEN,
     Outcome,
     compare,
+    details,
     different_conditions,
     read_outcomes,
     run_table,
@@ -28,8 +29,17 @@ from .estimates import (
 )
 from .folders import CellRun, check_earlier, locked, write_whole
 from .local import UNFINISHED, Launcher, LocalRuns, make_jobs
+from .manifest import manifest
 from .progress import Progress
-from .tables import draw_results, explanation, render_page, result_table, to_markdown
+from .tables import (
+    DETAILS_NOTE,
+    detail_table,
+    draw_results,
+    explanation,
+    render_page,
+    result_table,
+    to_markdown,
+)
 
 _LINE_EVERY = 30.0
 _POLL_EVERY = 0.5
@@ -42,6 +52,7 @@ class Ablation:
     Args:
         runs: as ``plan_runs`` gives them.
         program: what trains, to which ``--config-file`` and overrides are given.
+        command: how it was called, for the manifest.
         draws: of the test images, see ``bootstrap.image_intervals``.
         cluster: None: processes of this machine.
         parameters: of the cluster's jobs.
@@ -54,6 +65,7 @@ class Ablation:
     baseline: Cell
     metric: str
     draws: int = 0
+    command: Sequence[str] = ()
     program: Sequence[str] = (sys.executable, "-m", "dfd", "train")
     parallel: int = 1
     cluster: str | None = None
@@ -165,17 +177,28 @@ class Ablation:
         said = explanation(draws=self.draws if over_images else 0, **about)
         notes = [said, *([reason] if reason else []), *_notes(outcomes)]
         plot = draw_results(results, metric=self.metric)
-        write_whole(self.out / "results.md", to_markdown(rows, notes))
+        found = details(outcomes, self.cells, baseline=self.baseline, metric=self.metric)
+        more = detail_table(found)
+        write_whole(self.out / "results.md", to_markdown(rows, *notes, more, DETAILS_NOTE))
         write_whole(self.out / "results.png", plot)
         page = render_page(
             title=f"Ablation of {self.config_file}",
             rows=rows,
             notes=notes,
             plot=plot,
+            more=more,
             outcomes=outcomes,
             overrides=self._changes(),
         )
         write_whole(self.out / "results.html", page)
+        record = manifest(
+            outcomes,
+            self.cells,
+            config_file=self.config_file,
+            baseline=self.baseline.name,
+            command=self.command,
+        )
+        write_whole(self.out / "manifest.json", record)
 
 
 def _follow(

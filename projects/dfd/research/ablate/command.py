@@ -91,7 +91,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     given = sys.argv[1:] if arguments is None else arguments
     # The files of arguments that come with the package are found as its configs are.
     given = [f"@{find_config(a[1:])}" if a.startswith("@") else a for a in given]
-    return parser.parse_intermixed_args(given)
+    args = parser.parse_intermixed_args(given)
+    args.given = list(given)
+    return args
 
 
 def plan(args: argparse.Namespace) -> Ablation:
@@ -119,6 +121,7 @@ def plan(args: argparse.Namespace) -> Ablation:
         ),
         metric=args.metric,
         draws=args.bootstrap,
+        command=["dfd", "ablate", *args.given],
         parallel=args.parallel,
         cluster=args.cluster,
         parameters=parse_slurm(args.slurm or "") if args.cluster == "slurm" else {},

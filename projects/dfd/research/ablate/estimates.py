@@ -6,7 +6,7 @@ import csv
 import io
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -156,6 +156,78 @@ def compare(
     return results
 
 
+@dataclass(frozen=True)
+class Details:
+    """What else there is to a cell, as means over its runs; None: not measured.
+
+    Args:
+        sizes: APs, APm and APl.
+        recovered: the share of the teacher's lead over the baseline, of the mean AP; None too
+            where no run has measured its teacher, or that is not ahead.
+        seconds, memory: per iteration and at the peak, over the baseline's, of the same seeds.
+    """
+
+    sizes: dict[str, float | None]
+    recovered: float | None
+    seconds: float | None
+    memory: float | None
+
+
+def details(
+    outcomes: Sequence[Outcome], cells: Sequence[Cell], *, baseline: Cell, metric: str
+) -> dict[str, Details]:
+    """Of each cell, by name."""
+    runs = {
+        cell.name: {
+            o.run.seed: o for o in outcomes if o.run.cell.name == cell.name and o.status == DONE
+        }
+        for cell in cells
+    }
+    leads = _teachers(outcomes, metric)
+    plain = _mean(_values({s: o.scores for s, o in runs[baseline.name].items()}, metric).values())
+    found = {}
+    for cell in cells:
+        own = runs[cell.name]
+        scores = {seed: o.scores for seed, o in own.items()}
+        ap = _mean(_values(scores, metric).values())
+        teacher = _mean([leads[sha] for sha in {_teacher(o) for o in own.values()} & set(leads)])
+        ahead = None not in (ap, plain, teacher) and teacher > plain
+        ratios = [
+            _mean(
+                [
+                    o.summary[key] / runs[baseline.name][seed].summary[key]
+                    for seed, o in own.items()
+                    if seed in runs[baseline.name]
+                    and o.summary.get(key)
+                    and runs[baseline.name][seed].summary.get(key)
+                ]
+            )
+            for key in ("seconds_per_iteration", "peak_memory_mib")
+        ]
+        found[cell.name] = Details(
+            {size: _mean(_values(scores, size).values()) for size in METRICS[3:]},
+            (ap - plain) / (teacher - plain) if ahead else None,
+            *ratios,
+        )
+    return found
+
+
+def _teacher(outcome: Outcome) -> str | None:
+    """The hash of a run's teacher."""
+    return (outcome.summary.get("teacher") or {}).get("sha256")
+
+
+def _teachers(outcomes: Sequence[Outcome], metric: str) -> dict[str | None, float]:
+    """What teachers score on the test data, where a run has measured it."""
+    facts = [outcome.summary.get("teacher") or {} for outcome in outcomes]
+    return {f["sha256"]: f[metric] for f in facts if math.isfinite(f.get(metric, math.nan))}
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    values = list(values)
+    return statistics.fmean(values) if values else None
+
+
 def verdicts(results: Sequence[CellResult]) -> dict[str, str]:
     """By the cell's name, whether its difference to the baseline is settled.
 
@@ -189,6 +261,12 @@ def different_conditions(outcomes: Sequence[Outcome]) -> list[str]:
         found = list(dict.fromkeys(str(s[key]) for s in summaries if s.get(key) is not None))
         if len(found) > 1:
             notes.append(f"the runs differ in {key}: {', '.join(found)}")
+    code = {s["code"]["sha256"]: s["code"]["commit"] for s in summaries if s.get("code")}
+    if len(code) > 1:
+        versions = ", ".join(
+            commit or f"no commit, sha256 {sha256}" for sha256, commit in code.items()
+        )
+        notes.append(f"the runs differ in this project's code: {versions}")
     teachers: dict[str, set[str]] = {}
     for teacher in (s["teacher"] for s in summaries if s.get("teacher")):
         teachers.setdefault(teacher["path"], set()).add(teacher["sha256"])

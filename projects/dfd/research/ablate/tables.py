@@ -19,6 +19,7 @@ from .estimates import (
     FAILED,
     UNSETTLED,
     CellResult,
+    Details,
     Estimate,
     Outcome,
     run_table,
@@ -61,6 +62,19 @@ def result_table(
     if not over_images:
         place = rows[0].index(_OVER_IMAGES)
         rows = [[*row[:place], *row[place + 1 :]] for row in rows]
+    return rows
+
+
+def detail_table(found: Mapping[str, Details]) -> list[list[str]]:
+    """A row a cell; the first row is the header."""
+    sizes = next(iter(found.values())).sizes
+    rows = [["cell", *sizes, "teacher's lead recovered", "time", "memory"]]
+    for name, cell in found.items():
+        numbers = [_number(value) for value in cell.sizes.values()]
+        rows.append(
+            [name, *numbers, _number(cell.recovered, ".0%")]
+            + [_number(cell.seconds), _number(cell.memory)]
+        )
     return rows
 
 
@@ -109,9 +123,18 @@ def explanation(*, baseline: str, metric: str, draws: int = 0) -> str:
     return said
 
 
-def to_markdown(rows: Sequence[Sequence[str]], notes: Sequence[str]) -> str:
-    """A table and paragraphs below it."""
-    return "\n\n".join([markdown_table(rows), *notes]) + "\n"
+DETAILS_NOTE = (
+    "AP by size; the share of the teacher's lead over the baseline that the cell has made up, "
+    "where a run has measured its teacher (train.eval_teacher_first); seconds per iteration and "
+    "peak memory as ratios to the baseline's, of the same seeds. Time means something only if "
+    "nothing else used the machine."
+)
+
+
+def to_markdown(*parts: Sequence[Sequence[str]] | str) -> str:
+    """Tables and paragraphs, in this order."""
+    texts = [part if isinstance(part, str) else markdown_table(part) for part in parts]
+    return "\n\n".join(texts) + "\n"
 
 
 def draw_results(results: Sequence[CellResult], *, metric: str) -> bytes:
@@ -154,13 +177,15 @@ def render_page(
     rows: Sequence[Sequence[str]],
     notes: Sequence[str],
     plot: bytes,
+    more: Sequence[Sequence[str]],
     outcomes: Sequence[Outcome],
     overrides: Sequence[tuple[str, Sequence[str]]],
 ) -> str:
     """The HTML page; it needs no other file.
 
     Args:
-        rows, notes: as ``to_markdown`` takes them.
+        rows, notes: the table, and paragraphs below it.
+        more: the table of details.
         overrides: what all cells change, and each of them, by name.
     """
     changes = [["cell", "overrides"], *([name, " ".join(own)] for name, own in overrides)]
@@ -173,6 +198,7 @@ def render_page(
             note=" ".join(notes),
             pictures=[Picture(plot, "results")],
         ),
+        Section("Sizes and costs", tables={"": more}, note=DETAILS_NOTE),
         Section("What each cell changes", tables={"": changes}),
         Section("Runs", tables={"": run_table(outcomes)}),
         Section("Curves", text=[said], pictures=curves),

@@ -1,0 +1,52 @@
+"""What is needed to make an ablation's numbers again, and to see what they were made of."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from typing import Any
+
+from ...weights.files import file_sha256
+from .cells import Cell
+from .estimates import Outcome
+
+_FACTS = ("results", "seconds_per_iteration", "peak_memory_mib", "processor", "threads", "torch")
+
+
+def manifest(
+    outcomes: Sequence[Outcome],
+    cells: Sequence[Cell],
+    *,
+    config_file: str,
+    baseline: str,
+    command: Sequence[str],
+) -> str:
+    """A json: the command, and of each cell its overrides and runs.
+
+    Of each run that is done: what it measured, the code and the teacher that it was made with, and
+    the hash of its weights.
+    """
+    content = {
+        "command": shlex.join(command),
+        "config_file": config_file,
+        "baseline": baseline,
+        "cells": {
+            cell.name: {
+                "overrides": list(cell.overrides),
+                "runs": [_run(o) for o in outcomes if o.run.cell.name == cell.name],
+            }
+            for cell in cells
+        },
+    }
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+
+
+def _run(outcome: Outcome) -> dict[str, Any]:
+    run, summary = outcome.run, outcome.summary
+    entry: dict[str, Any] = {"seed": run.seed, "status": outcome.status}
+    if not summary:
+        return entry
+    entry |= {key: summary[key] for key in (*_FACTS, "code", "teacher") if key in summary}
+    weights = run.folder / "model_final.pth"
+    return entry | {"weights_sha256": file_sha256(weights) if weights.is_file() else None}
