@@ -111,12 +111,18 @@ def test_gradient_that_is_no_number_stays_one():
         ({"gradient_share": math.inf, "gradient_share_mode": "target"}, "and finite"),
         ({"gradient_share": 1.0, "gradient_share_mode": "max"}, "gradient_share_mode is 'max'"),
         ({"gradient_share": 1.0, "gradient_share_over": "p2"}, "gradient_share_over is 'p2'"),
-        ({"drop_conflict": True}, "drop_conflict is True, which needs a gradient_share"),
+        ({"gradient_share": None, "drop_conflict": True}, "drop_conflict is True, which needs a g"),
     ],
 )
 def test_setting_outside_its_range_is_named(settings, named):
     with pytest.raises(UserError, match=named):
         DFDHead(criterion=DFDLoss(), **settings)
+
+
+def test_by_default_distillation_is_never_stronger_than_the_labels():
+    share = DFDHead(criterion=DFDLoss()).gradient_share
+    assert (share.share, share.mode, share.over, share.drop_conflict) == (1.0, "cap", "all", False)
+    assert DFDHead(criterion=DFDLoss(), gradient_share=None).gradient_share is None
 
 
 def distilled_detector(student, adapter="conv1x1", **head):
@@ -185,7 +191,7 @@ def test_every_kind_of_student_is_given_both_gradients_in_proportion(kind, amp):
 
 
 def test_measuring_changes_nothing():
-    plain, _ = step(STUDENTS["faster_rcnn"])
+    plain, _ = step(STUDENTS["faster_rcnn"], gradient_share=None)
     measured, logged = step(STUDENTS["faster_rcnn"], gradient_share=math.inf)
     torch.testing.assert_close(measured, plain)
     for what in ("ratio", "cosine", "factor"):
@@ -222,6 +228,18 @@ def test_tokens_have_their_own_share():
     factors = {k: v for k, (v, _) in storage.latest().items() if k.endswith("gradient_factor")}
     assert {"dfd/last_feat/gradient_factor", "dfd/p2/gradient_factor"} <= set(factors)
     assert len(set(factors.values())) == 2
+
+
+@pytest.mark.parametrize(("share", "times"), [(0.1, 1), (1e6, 0), (None, 0)])
+def test_that_the_limit_holds_is_told_once(share, times, caplog):
+    """Who tunes a weight then sees no difference, and must know why."""
+    torch.manual_seed(0)
+    model = distilled_detector(build(), gradient_share=share)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with caplog.at_level("INFO"):
+        Trainer(model, [make_batch()] * 3, optimizer, device="cpu").train(0, 3)
+    assert caplog.text.count("is limited to 0.1 of the labels'") == times
+    assert caplog.text.count("is limited to") == times
 
 
 def test_each_part_of_an_accumulated_step_is_measured():

@@ -192,7 +192,7 @@ def test_the_table_says_how_many_pairs_there_are(tmp_path):
         + ["wins", "verdict"],
         ["a", "4", "25.00 ± 12.91", "50.00", "–", "baseline", "–", "–"],
         ["b|c", "2", "25.00 ± 19.80", "50.00", "–", "+0.00 ± 12.71", "1 of 2"]
-        + ["not settled (below 14.08)"],
+        + ["not settled (visible from 14.08)"],
         ["d", "1", "30.50 ± –", "61.00", "–", "+0.50 ± –", "1 of 1", "–"],
     ]
 

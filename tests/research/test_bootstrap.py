@@ -294,5 +294,5 @@ def test_table_gives_the_verdict(tmp_path):
         "verdict",
         "–",
         BETTER,
-        f"not settled (below {visible:.2f})",
+        f"not settled (visible from {visible:.2f})",
     ]

@@ -108,6 +108,7 @@ class DistilledDetector(nn.Module):
                 ", ".join(sorted(unpaired)),
             )
         self._zero_steps = 0
+        self._told_limit = False
         # Whether to wait for log_pending() with what is worth logging, and what waits.
         self.log_later = False
         self._pending: list[tuple[list[str], Tensor]] = []
@@ -212,6 +213,21 @@ class DistilledDetector(nn.Module):
         for names, values in measured if has_event_storage() else ():
             scalars = dict(zip(names, values.tolist(), strict=True))
             get_event_storage().put_scalars(smoothing_hint=True, **scalars)
+            self._tell_limit(scalars)
+
+    def _tell_limit(self, scalars: dict[str, float]) -> None:
+        """Say once that the limit holds: a weight that is tuned then would seem not to matter."""
+        factors = [value for name, value in scalars.items() if name.endswith("/gradient_factor")]
+        if self._told_limit or not min(factors) < 1:
+            return
+        self._told_limit = True
+        logger.info(
+            "Distillation's gradient is limited to %g of the labels' (model.head.gradient_share), "
+            "here to %.2g of what it would be. While it is, the weights of head and criterion have "
+            "no effect on the student: to tune its strength, set gradient_share",
+            self.head.gradient_share.share,
+            min(factors),
+        )
 
     @torch.no_grad()
     def disparity_maps(self, batched_inputs: Sequence[dict]) -> dict[str, tuple[Tensor, Tensor]]:

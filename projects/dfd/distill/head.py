@@ -61,7 +61,7 @@ class DFDHead(nn.Module):
         align: str = "stride",
         warmup_iters: int = 0,
         end_iter: int | None = None,
-        gradient_share: float | None = None,
+        gradient_share: float | None = 1.0,
         gradient_share_mode: str = "cap",
         gradient_share_over: str = "all",
         drop_conflict: bool = False,

@@ -84,7 +84,7 @@ def _interval(ends: tuple[float, float] | None) -> str:
 
 def _verdict(result: CellResult, verdict: str | None) -> str:
     if verdict == UNSETTLED:
-        return f"{verdict} (below {_number(result.difference.visible)})"
+        return f"{verdict} (visible from {_number(result.difference.visible)})"
     return verdict or NO_VALUE
 
 
@@ -112,8 +112,8 @@ def explanation(*, baseline: str, metric: str, draws: int = 0) -> str:
         "the same seed, the mean over the seeds that both cells have and half the width of its "
         "95 % interval (Student's t), not corrected for the number of comparisons; wins: in how "
         "many of these pairs the cell was better. Verdict: whether the difference is settled, with "
-        "an error of 5 % for all cells together (Holm); if not, the difference that so many seeds "
-        "would settle four times in five, with one comparison."
+        "an error of 5 % for all cells together (Holm); if not, the difference from which "
+        "on so many seeds would show it four times in five, with one comparison."
     )
     if draws:
         said += (
