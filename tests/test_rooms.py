@@ -57,14 +57,15 @@ def test_nothing_depends_on_research():
 
 @pytest.mark.parametrize("room", ["weights", "modeling", "data"])
 def test_models_and_data_know_nothing_of_the_engine(room):
-    above = ["dfd.engine", "dfd.demo", "dfd.research"]
+    above = ["dfd.engine", "dfd.demo", "dfd.deploy", "dfd.research"]
     wrong = [where for where, module in imported_by(room) if within(module, above)]
     # Saved configs call the generated dataset by its old name.
     assert wrong == (["data/__init__.py: dfd.demo.generated_shapes"] if room == "data" else [])
 
 
-def test_the_engine_knows_nothing_of_the_demonstration():
-    assert not [w for w, module in imported_by("engine") if within(module, ["dfd.demo"])]
+def test_the_engine_knows_nothing_of_what_is_done_with_its_runs():
+    above = ["dfd.demo", "dfd.deploy"]
+    assert not [w for w, module in imported_by("engine") if within(module, above)]
 
 
 def test_the_reader_of_imports_sees_every_form(tmp_path, monkeypatch):

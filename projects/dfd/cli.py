@@ -14,6 +14,7 @@ COMMANDS = {
     "train": ("dfd.engine.command:train", "train a detector; all that train_net.py does"),
     "eval": ("dfd.engine.command:evaluate", "evaluate a checkpoint of a config"),
     "ablate": ("dfd.research.ablate.command:main", "compare settings over several seeds"),
+    "predict": ("dfd.deploy.predict:main", "detect objects on images, folders and videos"),
     "report": ("dfd.research.command:main", "put finished runs side by side on one page"),
     "analyse": ("dfd.research.analyse.command:main", "show where a student and its teacher differ"),
     "demo": ("dfd.demo.command:main", "run the demonstration, from data to report"),

@@ -14,10 +14,10 @@ import os
 import sys
 from collections.abc import Sequence
 
+from ..engine.run_folder import load_runs, parse_runs
 from ..errors import UserError
 from .compare import format_text
 from .report import write_report
-from .run_folder import load_runs, parse_runs
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

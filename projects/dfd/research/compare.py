@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from ..engine.config.flat import FlatSettings, differing, flat_settings
 from ..engine.config.load import PARTS
 from ..engine.config.schema import TRAIN_DEFAULTS
-from .run_folder import RunFolder
+from ..engine.run_folder import RunFolder
 
 CAVEAT = (
     "One run each: differences of a point or two of AP are within what the seed changes. "

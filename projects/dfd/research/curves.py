@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 
-from .run_folder import RunFolder
+from ..engine.run_folder import RunFolder
 
 _Series = tuple[list[float], list[float]]
 _LEVEL = "loss_dfd_"

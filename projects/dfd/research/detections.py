@@ -1,42 +1,23 @@
-"""What runs detect on the same test images, and pictures of it."""
+"""What runs detect on the same test images."""
 
 from __future__ import annotations
 
-import io
-import math
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from detectron2.config import instantiate
-from detectron2.data.detection_utils import read_image
 from detectron2.structures import BoxMode
-from detectron2.utils.visualizer import Visualizer
-from PIL import Image
 
 from ..data import dataset_dicts
 from ..data.images import upright_name
+from ..deploy import load_detector
+from ..deploy.draw import Boxes
+from ..engine.run_folder import RunFolder
 from ..errors import UserError
-from ..weights.strict import load_strict, read_weights
-from .run_folder import RunFolder
 
 SCORE_THRESHOLD = 0.3
-# Longest side of a picture in pixels: small images are enlarged until a label can be read.
-_SMALL, _LARGE = 360, 800
-# Distinct on light and dark images; repeated for more classes.
-_COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#f032e6", "#9a6324")
-
-
-@dataclass(frozen=True)
-class Boxes:
-    """Boxes on one image: (M,4) XYXY pixels of the original image, class ids, scores or None."""
-
-    boxes: np.ndarray
-    classes: list[int]
-    scores: list[float] | None = None
 
 
 def compare_detections(
@@ -75,10 +56,7 @@ def _ground_truth(record: Mapping[str, Any]) -> Boxes:
 
 @torch.no_grad()
 def _detect(run: RunFolder, indices: Sequence[int]) -> list[Boxes]:
-    device = run.cfg.train.device if torch.cuda.is_available() else "cpu"
-    model = instantiate(run.student).to(device).eval()
-    weights = read_weights(os.path.join(run.folder, "model_final.pth"), f"--run {run.name}")
-    load_strict(model, weights, f"--run {run.name}")
+    model, _ = load_detector(run)
     # Straight from the data set: the loader itself would read every image before these.
     dataset = instantiate(run.cfg.dataloader.test).dataset
     found = []
@@ -88,20 +66,3 @@ def _detect(run: RunFolder, indices: Sequence[int]) -> list[Boxes]:
         boxes = instances.pred_boxes.tensor.numpy()
         found.append(Boxes(boxes, instances.pred_classes.tolist(), instances.scores.tolist()))
     return found
-
-
-def draw_boxes(file_name: str, boxes: Boxes, classes: Sequence[str]) -> bytes:
-    """A JPEG of an image with boxes, class names and scores, scaled to a legible size."""
-    image = read_image(file_name, "RGB")
-    longest = max(image.shape[:2])
-    scale = _LARGE / longest if longest > _LARGE else math.ceil(_SMALL / longest)
-    labels = [classes[c] for c in boxes.classes]
-    if boxes.scores is not None:
-        labels = [f"{name} {score:.2f}" for name, score in zip(labels, boxes.scores, strict=True)]
-    colours = [_COLOURS[c % len(_COLOURS)] for c in boxes.classes]
-    drawn = Visualizer(image, scale=scale).overlay_instances(
-        boxes=boxes.boxes, labels=labels, assigned_colors=colours
-    )
-    out = io.BytesIO()
-    Image.fromarray(drawn.get_image()).save(out, "JPEG", quality=90)
-    return out.getvalue()

@@ -7,15 +7,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from detectron2.config import instantiate
+from detectron2.data.detection_utils import read_image
 
 from ..data import class_names
+from ..deploy.draw import draw_boxes
 from ..engine.hooks.disparity_image import MAX_DISPARITY
+from ..engine.run_folder import RunFolder
 from ..errors import UserError
 from .compare import CAVEAT, NO_VALUE, gains, tables
 from .curves import loss_curves
-from .detections import SCORE_THRESHOLD, compare_detections, draw_boxes
+from .detections import SCORE_THRESHOLD, compare_detections
 from .page import Picture, Section, to_html
-from .run_folder import RunFolder
 
 _DISPARITY_UNITS = {
     "level": "1 is the teacher's own variance on that level, which is what a student that knows "
@@ -79,7 +81,7 @@ def _detections(runs: Sequence[RunFolder], num_images: int) -> Section:
         for name, boxes in columns.items():
             count = len(boxes.classes)
             caption = f"{count} {'box' if count == 1 else 'boxes'}"
-            image = draw_boxes(file_name, boxes, classes)
+            image = draw_boxes(read_image(file_name, "RGB"), boxes, classes)
             tiles.append(Picture(image, name, caption, name))
         rows[os.path.basename(file_name)] = tiles
     text = f"Evenly spaced test images; detections with a score of {SCORE_THRESHOLD} or more."

@@ -10,10 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
+from ...engine.run_folder import RunFolder
 from ...engine.writers import METRICS, read_metrics
 from ..curves import loss_curves
 from ..page import Picture, Section, markdown_table, to_html
-from ..run_folder import RunFolder
 from .estimates import (
     DONE,
     FAILED,

@@ -15,9 +15,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from ..data import registered_name
-from ..engine.config.load import PARTS
-from ..engine.config.saved import REMEDY, ForeignCodeError, read_config
 from ..errors import UserError, first_line
+from .config.load import PARTS
+from .config.saved import REMEDY, ForeignCodeError, read_config
 
 _FILES = ("summary.json", "config.yaml", "model_final.pth", "metrics.json")
 

@@ -1,0 +1,117 @@
+"""Images from files, folders and videos, one after the other."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from detectron2.data.detection_utils import read_image
+
+from ..data.images import read_header, upright_name
+from ..errors import UserError, first_line
+
+IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
+VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file to read.
+
+    Args:
+        path: as given, or below a folder that was.
+        name: relative, unique among the sources, with "/" between folders.
+    """
+
+    path: Path
+    name: str
+
+    @property
+    def is_video(self) -> bool:
+        return self.path.suffix.lower() in VIDEOS
+
+
+class UnreadableError(Exception):
+    """A file is no image or video; the others may be."""
+
+
+def find_sources(inputs: Sequence[str]) -> list[Source]:
+    """The images and videos that inputs name, those of a folder and its subfolders by name.
+
+    Files of other kinds in a folder are not looked at; one that is named is.
+
+    Raises:
+        UserError: an input does not exist, a folder has neither image nor video, or two inputs
+            would give results of one name.
+    """
+    found: list[Source] = []
+    for given in inputs:
+        path = Path(os.path.expanduser(given))
+        if path.is_dir():
+            files = [p for p in sorted(path.rglob("*")) if p.suffix.lower() in IMAGES | VIDEOS]
+            if not files:
+                raise UserError(f"{given}: there is no image or video in this folder")
+            found += [Source(p, p.relative_to(path).as_posix()) for p in files]
+        elif path.exists():
+            found.append(Source(path, path.name))
+        else:
+            raise UserError(f"{given}: no such file or folder")
+    names: dict[str, Path] = {}
+    for source in found:
+        other = names.setdefault(source.name, source.path)
+        if other.resolve() != source.path.resolve():
+            raise UserError(
+                f"{other} and {source.path} would both be called {source.name}: give the folder "
+                "above them, or one after the other"
+            )
+    return list({source.name: source for source in found}.values())
+
+
+def read_frames(source: Source, image_format: str, every: int) -> Iterator[tuple[str, np.ndarray]]:
+    """An image, or of a video each so many-th frame, with its name.
+
+    An image is turned as its EXIF says; frames are named by their number, from 0.
+
+    Args:
+        image_format: "BGR" or "RGB", of the arrays (height, width, 3), uint8.
+
+    Raises:
+        UnreadableError: it cannot be read.
+    """
+    if not source.is_video:
+        yield source.name, _read_image(source.path, image_format)
+        return
+    video = cv2.VideoCapture(str(source.path))
+    try:
+        if not video.isOpened():
+            raise UnreadableError("OpenCV cannot open this video")
+        number = 0
+        while video.grab():
+            if number % every == 0:
+                read, frame = video.retrieve()
+                if not read:
+                    raise UnreadableError(f"OpenCV cannot read frame {number}")
+                frame = frame if image_format == "BGR" else frame[..., ::-1]
+                yield f"{source.name}/{number:06d}", frame
+            number += 1
+        if number == 0:
+            raise UnreadableError("OpenCV reads no frame of this video")
+    finally:
+        video.release()
+
+
+def _read_image(path: Path, image_format: str) -> np.ndarray:
+    try:
+        mode = read_header(str(path)).mode
+        if mode.startswith(("I", "F")):
+            # It would be read as white or black.
+            raise UnreadableError(f"its one channel has more than 8 bits (Pillow's mode {mode})")
+        return read_image(upright_name({"file_name": str(path)}), image_format)
+    except UnreadableError:
+        raise
+    except Exception as error:  # Pillow's readers raise whatever they meet.
+        raise UnreadableError(first_line(error)) from error
