@@ -244,3 +244,23 @@ def test_bad_setting_is_named(criterion, settings, named):
 def test_shapes_that_would_broadcast_are_refused(name):
     with pytest.raises(ValueError, match="one shape"):
         call(make(name), torch.zeros(2, 4, 5, 6), torch.zeros(2, 1, 5, 6))
+
+
+@pytest.mark.parametrize("value", ["much", None, True, float("nan"), -1])
+@pytest.mark.parametrize(
+    ("criterion", "key"),
+    [
+        (MimicLoss, "weight"),
+        (CWDLoss, "weight"),
+        (CWDLoss, "tau"),
+        (PKDLoss, "weight"),
+        (MGDLoss, "alpha_mgd"),
+        (MGDLoss, "lambda_mgd"),
+        (FGDLoss, "temp"),
+        (FGDLoss, "alpha_fgd"),
+        (G2SDLoss, "weight"),
+    ],
+)
+def test_what_is_no_number_in_its_range_is_named(criterion, key, value):
+    with pytest.raises(UserError, match=rf"{criterion.__name__}\({key}="):
+        criterion(**{key: value})

@@ -215,6 +215,9 @@ def test_stats_tell_what_the_regions_are():
         (dict(leniency=1.5), "leniency=1.5"),
         (dict(leniency=float("nan")), "leniency=nan"),
         (dict(weight=-1), "weight=-1"),
+        *((dict([(key, "much")]), f"{key}='much'") for key in ("weight", "delta", "tolerance")),
+        (dict(leniency="much"), "leniency='much'"),
+        (dict(num_regions=2.5), "num_regions=2.5"),
         # With every cell hidden from the generator, the student would get no gradient.
         (dict(lenient="context", lenient_on="all"), "lenient='context'"),
         (dict(lenient="context", num_regions=1), "lenient='context'"),

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import UserError
+from ..ranges import is_number
 from .base import FeatureCriterion, LevelFeatures, hide_invalid, non_negative
 
 
@@ -29,8 +30,8 @@ class CWDLoss(FeatureCriterion):
         """
         super().__init__()
         self.weight = non_negative("CWDLoss", weight=weight)
-        if not tau > 0:
-            raise UserError(f"CWDLoss(tau={tau}): it must be above 0")
+        if not is_number(tau) or tau <= 0:
+            raise UserError(f"CWDLoss(tau={tau!r}): it must be a number above 0")
         self.tau = tau
 
     def forward(self, level: LevelFeatures) -> Tensor:

@@ -26,6 +26,7 @@ from ..distill.disparity import (
     split_regions,
 )
 from ..errors import UserError
+from ..ranges import is_integer, is_number
 from .base import FeatureCriterion, LevelFeatures
 from .generator import FeatureGenerator
 
@@ -153,6 +154,12 @@ class DFDLoss(FeatureCriterion):
                 raise UserError(
                     f"DFDLoss({key}={getattr(self, key)!r}): it must be one of {', '.join(allowed)}"
                 )
+        numbers = {"weight": weight, "leniency": leniency, "delta": delta, "tolerance": tolerance}
+        for key, value in numbers.items():
+            if not is_number(value):
+                raise UserError(f"DFDLoss({key}={value!r}): it must be a number")
+        if not is_integer(num_regions):
+            raise UserError(f"DFDLoss(num_regions={num_regions!r}): it must be an integer")
         if num_regions < 1 or weight < 0 or delta <= 0 or tolerance < 0:
             raise UserError(
                 f"DFDLoss(num_regions={num_regions}, weight={weight}, delta={delta}, "

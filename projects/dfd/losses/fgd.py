@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..distill.disparity import zero_outside
 from ..errors import UserError
+from ..ranges import is_number
 from .base import FeatureCriterion, LevelFeatures, hide_invalid, non_negative, sum_over_cells
 from .box_masks import box_masks
 
@@ -61,8 +62,8 @@ class FGDLoss(FeatureCriterion):
         self.beta_fgd = non_negative("FGDLoss", beta_fgd=beta_fgd)
         self.gamma_fgd = non_negative("FGDLoss", gamma_fgd=gamma_fgd)
         self.lambda_fgd = non_negative("FGDLoss", lambda_fgd=lambda_fgd)
-        if not temp > 0:
-            raise UserError(f"FGDLoss(temp={temp}): it must be above 0")
+        if not is_number(temp) or temp <= 0:
+            raise UserError(f"FGDLoss(temp={temp!r}): it must be a number above 0")
         self.temp = temp
         if reference_size is not None and not reference_size > 0:
             raise UserError(f"FGDLoss(reference_size={reference_size}): it must be above 0 or null")

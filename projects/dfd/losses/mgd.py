@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..distill.disparity import zero_outside
 from ..errors import UserError
+from ..ranges import is_number
 from .base import FeatureCriterion, LevelFeatures, non_negative, sum_over_cells
 from .generator import FeatureGenerator
 
@@ -35,8 +36,8 @@ class MGDLoss(FeatureCriterion):
         """
         super().__init__()
         self.alpha_mgd = non_negative("MGDLoss", alpha_mgd=alpha_mgd)
-        if not 0 <= lambda_mgd < 1:
-            raise UserError(f"MGDLoss(lambda_mgd={lambda_mgd}): it must be from 0 to below 1")
+        if not is_number(lambda_mgd) or not 0 <= lambda_mgd < 1:
+            raise UserError(f"MGDLoss(lambda_mgd={lambda_mgd!r}): it must be from 0 to below 1")
         self.lambda_mgd = lambda_mgd
         self.generator: FeatureGenerator | None = None
         if channels is not None:
