@@ -8,12 +8,9 @@ configs/bccd/teacher.py with dataloader.train.dataset.split=train and this outpu
 one CPU core, minutes. Result: docs/results.md.
 """
 
-from ..bccd.dfd_cnn_vit import criteria, dataloader, lr_multiplier, model, optimizer, train, vit
+from ..bccd.dfd_cnn_vit import criteria, model
+from .student_cnn_vit import dataloader, lr_multiplier, optimizer, train, vit
 
-dataloader.train.dataset.split = "train"
-dataloader.test.dataset.split = "val"
 model.head.criterion.weight = 5.0  # DFD's default.
 model.teacher.checkpoint = "output/study_share/teacher_cnn/model_final.pth"
-train.max_iter = 300
-train.disparity_images.period = 0
 train.output_dir = "output/study_share/dfd_cnn_vit"

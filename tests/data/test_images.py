@@ -24,8 +24,9 @@ from dfd.data import (
     dataset_dicts,
     voc_folder,
 )
+from dfd.deploy.draw import draw_boxes
 from dfd.errors import UserError
-from dfd.research.detections import compare_detections, draw_boxes
+from dfd.research.detections import compare_detections
 
 W, H = 40, 30
 BOX = (4, 6, 10, 8)  # x, y, w, h of the one white rectangle, in pixels as stored.
@@ -166,7 +167,8 @@ def test_report_draws_what_was_read(tmp_path, forget, monkeypatch):
     run = SimpleNamespace(name="run", test_dataset=lambda: name)
     monkeypatch.setattr("dfd.research.detections._detect", lambda run, indices: [None])
     ((file_name, columns),) = compare_detections([run], 1)
-    drawn = Image.open(io.BytesIO(draw_boxes(file_name, columns["ground truth"], ["thing"])))
+    image = read_image(file_name, "RGB")
+    drawn = Image.open(io.BytesIO(draw_boxes(image, columns["ground truth"], ["thing"])))
     assert drawn.width > drawn.height
 
 

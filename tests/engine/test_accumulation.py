@@ -32,6 +32,7 @@ def make_model(norm="FrozenBN", **criterion):
     model.student.pixel_std.fill_(100.0)
     model.teacher.model.pixel_std.fill_(100.0)
     model.head.weight = 0.01
+    model.head.gradient_share = None  # Whose factor is that of the part.
     return model
 
 

@@ -93,7 +93,7 @@ def test_ema_is_evaluated_and_saved_as_a_plain_student(whole, data, configs, cap
 def test_best_by_the_emas_metric_is_the_ema(data, configs, tmp_path, monkeypatch):
     scores, evaluated = [0.1, 0.2, 0.1, 0.9, 0.1, 0.3], []  # Student, EMA, in turn.
 
-    def evaluate(cfg, student):
+    def evaluate(cfg, student, keep=None):
         evaluated.append(copy.deepcopy(student.state_dict()))
         return {"bbox": {"AP": scores[len(evaluated) - 1]}}
 

@@ -1,0 +1,15 @@
+"""The plain ViT student of the pair in which DFD hurt: 205 labelled images of BCCD, from scratch.
+
+python train_net.py --config-file configs/study_share/student_cnn_vit.py \
+    dataloader.train.dataset.root=BCCD
+
+Hardware: one CPU core, minutes. Result: docs/results.md.
+"""
+
+from ..bccd.student_vit import dataloader, lr_multiplier, model, optimizer, train, vit
+
+dataloader.train.dataset.split = "train"
+dataloader.test.dataset.split = "val"
+train.max_iter = 300
+train.disparity_images.period = 0
+train.output_dir = "output/study_share/student_cnn_vit"
