@@ -238,7 +238,7 @@ def test_that_the_limit_holds_is_told_once(share, times, caplog):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     with caplog.at_level("INFO"):
         Trainer(model, [make_batch()] * 3, optimizer, device="cpu").train(0, 3)
-    assert caplog.text.count("is limited to 0.1 of the labels'") == times
+    assert caplog.text.count("is limited to 0.1 times the labels'") == times
     assert caplog.text.count("is limited to") == times
 
 

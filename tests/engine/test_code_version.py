@@ -69,3 +69,9 @@ def test_without_git_there_is_no_commit(package, monkeypatch):
 def test_it_is_of_this_package():
     assert (ROOT / "engine" / "code_version.py").is_file()
     assert len(again(ROOT)["sha256"]) == 64
+
+
+def test_it_is_that_of_the_start_whatever_is_changed_later(package):
+    first = again(package)
+    (package / "inner" / "a.py").write_text("x = 2\n")
+    assert code_version(package) == first

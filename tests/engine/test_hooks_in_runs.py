@@ -11,6 +11,8 @@ from detectron2.checkpoint import DetectionCheckpointer
 from run_files import assert_same, read_metrics
 from toys import build
 
+from dfd.engine.trainer import Trainer
+
 pytestmark = pytest.mark.slow
 
 HOOKS = [
@@ -88,6 +90,18 @@ def test_ema_is_evaluated_and_saved_as_a_plain_student(whole, data, configs, cap
     )
     results = json.loads((whole / "summary.json").read_text())["results"]["ema"]["bbox"]
     assert ",".join(f"{results[k]:.4f}" for k in ("AP", "AP50", "AP75")) in caplog.text
+
+
+def test_code_that_a_run_names_is_that_of_its_start(data, configs, tmp_path, monkeypatch):
+    """Which a user may update while the run goes on."""
+    order, step = [], Trainer.run_step
+    monkeypatch.setattr(
+        "dfd.engine.hooks.build.code_version", lambda: order.append("code") or {"sha256": "x"}
+    )
+    monkeypatch.setattr(Trainer, "run_step", lambda self: (order.append("step"), step(self)))
+    run(configs["student"], *data, "train.max_iter=1", f"train.output_dir={tmp_path}")
+    assert order == ["code", "step", "code"]
+    assert json.loads((tmp_path / "summary.json").read_text())["code"] == {"sha256": "x"}
 
 
 def test_best_by_the_emas_metric_is_the_ema(data, configs, tmp_path, monkeypatch):

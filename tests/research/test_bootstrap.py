@@ -149,6 +149,7 @@ def test_draws_are_of_as_many_images_and_repeat():
 def finished(tmp_path, monkeypatch):
     """Two cells over two seeds, with detections in their folders and what those score."""
     truth = make_truth()
+    truth["categories"].reverse()  # In a json of any order; COCOeval goes by the ids.
 
     def evaluator(dataset):
         assert dataset == "toy"
@@ -168,15 +169,16 @@ def finished(tmp_path, monkeypatch):
             (run.folder / "inference").mkdir(parents=True)
             file = run.folder / "inference" / bootstrap.PREDICTIONS
             file.write_text(json.dumps(detections))
-            scores = {"AP": coco_ap(evaluated(truth, detections), "AP")}
+            evaluation = evaluated(truth, detections)
+            scores = {metric: coco_ap(evaluation, metric) for metric in ("AP", "AP-disc")}
             outcomes.append(Outcome(run, DONE, {"results": {"bbox": scores}}))
     return outcomes
 
 
-def intervals(outcomes, draws=200):
+def intervals(outcomes, draws=200, metric="AP"):
     cells = [outcomes[0].run.cell, outcomes[-1].run.cell]
-    results = compare(outcomes, cells, baseline=cells[0], metric="AP")
-    found, reason = image_intervals(outcomes, results, baseline="a", metric="AP", draws=draws)
+    results = compare(outcomes, cells, baseline=cells[0], metric=metric)
+    found, reason = image_intervals(outcomes, results, baseline="a", metric=metric, draws=draws)
     return results, found, reason
 
 
@@ -196,6 +198,13 @@ def test_interval_is_of_the_mean_difference_on_the_same_images(finished):
         file.write_text((other.run.folder / "inference" / bootstrap.PREDICTIONS).read_text())
         own.summary["results"] = other.summary["results"]
     assert intervals(same)[1] == {"b": (0.0, 0.0)}
+
+
+def test_interval_of_one_class(finished):
+    results, found, reason = intervals(finished, metric="AP-disc")
+    assert reason == ""
+    low, high = found["b"]
+    assert low < results[1].difference.mean < high
 
 
 def test_table_has_the_interval_and_says_what_it_is(finished):

@@ -56,6 +56,13 @@ class Header:
     tiff: bool
     several: bool
 
+    @property
+    def too_deep(self) -> str:
+        """Why ``read_image`` would read white or black: more than 8 bits; empty if it would not."""
+        if not self.mode.startswith(("I", "F")):
+            return ""
+        return f"its one channel has more than 8 bits (Pillow's mode {self.mode})"
+
 
 def read_header(file_name: str) -> Header:
     """The header of an image file.
@@ -152,9 +159,9 @@ class ReadableMapper:
             raise
 
     def _check_depth(self, file_name: str, header: Header) -> None:
-        if not header.mode.startswith(("I", "F")):
+        what = header.too_deep
+        if not what:
             return
-        what = f"its one channel has more than 8 bits (Pillow's mode {header.mode})"
         wanted = getattr(self.mapper, "image_format", None)
         if wanted in _FORMATS_OF_8_BITS:
             raise UserError(

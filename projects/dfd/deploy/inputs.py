@@ -106,10 +106,8 @@ def read_frames(source: Source, image_format: str, every: int) -> Iterator[tuple
 
 def _read_image(path: Path, image_format: str) -> np.ndarray:
     try:
-        mode = read_header(str(path)).mode
-        if mode.startswith(("I", "F")):
-            # It would be read as white or black.
-            raise UnreadableError(f"its one channel has more than 8 bits (Pillow's mode {mode})")
+        if too_deep := read_header(str(path)).too_deep:
+            raise UnreadableError(too_deep)
         return read_image(upright_name({"file_name": str(path)}), image_format)
     except UnreadableError:
         raise

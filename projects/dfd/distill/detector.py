@@ -222,9 +222,10 @@ class DistilledDetector(nn.Module):
             return
         self._told_limit = True
         logger.info(
-            "Distillation's gradient is limited to %g of the labels' (model.head.gradient_share), "
-            "here to %.2g of what it would be. While it is, the weights of head and criterion have "
-            "no effect on the student: to tune its strength, set gradient_share",
+            "Distillation's gradient is limited to %g times the labels' "
+            "(model.head.gradient_share), here to %.2g of what it would be. While it is, the "
+            "weights of head and criterion have no effect on the student: to tune its strength, "
+            "set gradient_share",
             self.head.gradient_share.share,
             min(factors),
         )

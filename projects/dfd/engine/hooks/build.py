@@ -84,6 +84,8 @@ def build_hooks(
     if not comm.is_main_process():
         return [*everywhere, checkpoints]
 
+    code_version()  # Kept from here on: the files may be changed while the run goes on.
+
     def facts() -> dict[str, Any]:
         return run_facts(cfg, model, checkpointer, results, num_images)
 

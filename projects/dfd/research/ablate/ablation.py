@@ -112,10 +112,11 @@ class Ablation:
             try:
                 self._run(errors)
             except Interrupted:
-                self._write(read_outcomes(self.runs, errors))
+                # At once: the images are drawn when the same command is done.
+                self._write(read_outcomes(self.runs, errors), draws=0)
                 raise
             outcomes = read_outcomes(self.runs, errors)
-            self._write(outcomes)
+            self._write(outcomes, draws=self.draws)
         return outcomes
 
     def _run(self, errors: dict[str, str]) -> None:
@@ -167,14 +168,14 @@ class Ablation:
         rows = run_table(read_outcomes(self.runs, errors))
         write_whole(self.out / "results.csv", to_csv(rows))
 
-    def _write(self, outcomes: Sequence[Outcome]) -> None:
+    def _write(self, outcomes: Sequence[Outcome], *, draws: int) -> None:
         """All results of what is done."""
         write_whole(self.out / "results.csv", to_csv(run_table(outcomes)))
         results = compare(outcomes, self.cells, baseline=self.baseline, metric=self.metric)
         about = {"baseline": self.baseline.name, "metric": self.metric}
-        over_images, reason = image_intervals(outcomes, results, draws=self.draws, **about)
+        over_images, reason = image_intervals(outcomes, results, draws=draws, **about)
         rows = result_table(results, metric=self.metric, over_images=over_images)
-        said = explanation(draws=self.draws if over_images else 0, **about)
+        said = explanation(draws=draws if over_images else 0, **about)
         notes = [said, *([reason] if reason else []), *_notes(outcomes)]
         plot = draw_results(results, metric=self.metric)
         found = details(outcomes, self.cells, baseline=self.baseline, metric=self.metric)

@@ -140,7 +140,9 @@ class RunMatches:
         name = registered_name(cfg.dataloader.test.dataset)
         if name not in self._truths:
             truth = build_evaluator(dataset=name).truth
-            self._truths[name] = truth, [c["name"] for c in truth.loadCats(truth.getCatIds())]
+            # In the order of COCOeval, which is not that of the file.
+            classes = truth.loadCats(sorted(truth.getCatIds()))
+            self._truths[name] = truth, [c["name"] for c in classes]
         return self._truths[name]
 
 
