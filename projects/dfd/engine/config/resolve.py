@@ -81,9 +81,10 @@ def _timm_trunks(node: DictConfig) -> list[DictConfig]:
 
 def resolve_pixels(cfg: DictConfig) -> None:
     """Fill in "auto" for what a detector's pixels are like, and for the order of the loaders."""
-    for node in _nodes_with(cfg, "backbone"):
-        if "auto" in (node.get(key) for key in _PIXELS):
-            _take_from_timm(node)
+    for part in ("backbone", "trunk"):
+        for node in _nodes_with(cfg, part):
+            if "auto" in (node.get(key) for key in _PIXELS):
+                _take_from_timm(node, node[part])
     student = cfg.model.get("student", cfg.model)
     for split in ("train", "test"):
         mapper = cfg.dataloader[split].get("mapper") if split in cfg.dataloader else None
@@ -91,9 +92,9 @@ def resolve_pixels(cfg: DictConfig) -> None:
             mapper.image_format = student.get("input_format") or "BGR"
 
 
-def _take_from_timm(detector: DictConfig) -> None:
+def _take_from_timm(detector: DictConfig, part: DictConfig) -> None:
     """Give a detector the mean, standard deviation and order that its timm model wants."""
-    names = {node.model_name for node in _nodes_with(detector.backbone, "model_name")}
+    names = {node.model_name for node in _nodes_with(part, "model_name")}
     if len(names) != 1:
         raise UserError(
             "pixel_mean, pixel_std or input_format is auto, but its backbone has no timm model "

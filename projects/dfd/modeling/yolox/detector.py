@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from detectron2.modeling import detector_postprocess
+from detectron2.modeling import Backbone, detector_postprocess
 from detectron2.structures import ImageList, Instances
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
@@ -47,6 +47,7 @@ class YOLOX(nn.Module):
         num_classes: int,
         depthwise: bool = False,
         activation: str = "silu",
+        trunk: Backbone | None = None,
         form: str = "main",
         score_thresh: float = 0.01,
         nms_thresh: float = 0.65,
@@ -65,6 +66,8 @@ class YOLOX(nn.Module):
             num_classes: C.
             depthwise: 3x3 convolutions are a depthwise and a pointwise one, as in YOLOX-nano.
             activation: "silu", "relu" or "lrelu" (leaky, 0.1).
+            trunk: in place of the CSPDarknet, such as a TimmPyramid, with levels at strides 8, 16
+                and 32; depth and width are then those of the neck and the heads.
             form: of SimOTA, the authors' matching. "main": their code since January 2023, a
                 little better by their account. "v030": that of their releases 0.1 to 0.3, with
                 which all published checkpoints were trained. Evaluation is the same.
@@ -90,7 +93,7 @@ class YOLOX(nn.Module):
         _check_settings(score_thresh, nms_thresh, max_detections, l1_from_iter, input_format)
         check_form(form)
         kind = {"width": width, "depthwise": depthwise, "activation": activation}
-        self.backbone = PAFPN(depth=depth, **kind)
+        self.backbone = PAFPN(depth=depth, trunk=trunk, **kind)
         self.head = YOLOXHead(num_classes=num_classes, **kind)
         self.num_classes = num_classes
         self.form = form

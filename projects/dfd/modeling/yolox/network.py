@@ -1,4 +1,4 @@
-"""YOLOX's backbone: a CSPDarknet and the path aggregation over its last three levels.
+"""YOLOX's backbone: a CSPDarknet, or another trunk, and the path aggregation over three levels.
 
 Shape shorthand: N images, C channels, H x W cells of one level.
 """
@@ -10,6 +10,7 @@ from detectron2.modeling import Backbone
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...errors import UserError
 from .blocks import BaseConv, CSPLayer, Focus, SPPBottleneck, conv3x3
 
 LEVELS = {"p3": 8, "p4": 16, "p5": 32}
@@ -51,32 +52,52 @@ class CSPDarknet(nn.Module):
 
 
 class PAFPN(Backbone):
-    """Path aggregation over CSPDarknet: levels p3, p4, p5 at strides 8, 16, 32.
+    """Path aggregation over a trunk: levels p3, p4, p5 at strides 8, 16, 32.
 
-    The keys are those of the authors' ``YOLOPAFPN``.
+    Over CSPDarknet the keys are those of the authors' ``YOLOPAFPN``. Over another trunk only the
+    convolutions that take its features differ.
     """
 
-    def __init__(self, *, depth: float, width: float, depthwise: bool, activation: str) -> None:
+    def __init__(
+        self,
+        *,
+        depth: float,
+        width: float,
+        depthwise: bool,
+        activation: str,
+        trunk: Backbone | None = None,
+    ) -> None:
         """
         Args:
             depth: times the number of bottlenecks of each stage, 3 (9 in two of them).
             width: times the channels, 256 to 1024 on the levels.
             depthwise: 3x3 convolutions are a depthwise and a pointwise one (nano).
             activation: "silu", "relu" or "lrelu".
+            trunk: with one level at each of strides 8, 16 and 32; None: a CSPDarknet.
+
+        Raises:
+            UserError: the trunk has other strides.
         """
         super().__init__()
         kind = {"depthwise": depthwise, "activation": activation}
         c3, c4, c5 = level_channels(width)
         count = round(3 * depth)
+        # The trunk's levels by name, and its channels on them.
+        self._inputs = None if trunk is None else _trunk_levels(trunk)
+        t3, t4, t5 = (
+            (c3, c4, c5)
+            if self._inputs is None
+            else (trunk.output_shape()[name].channels for name in self._inputs)
+        )
 
         def layer(c_in: int, c_out: int) -> CSPLayer:
             return CSPLayer(c_in, c_out, count, shortcut=False, **kind)
 
-        self.backbone = CSPDarknet(depth=depth, width=width, **kind)
-        self.lateral_conv0 = BaseConv(c5, c4, 1, activation=activation)
-        self.C3_p4 = layer(2 * c4, c4)
+        self.backbone = CSPDarknet(depth=depth, width=width, **kind) if trunk is None else trunk
+        self.lateral_conv0 = BaseConv(t5, c4, 1, activation=activation)
+        self.C3_p4 = layer(c4 + t4, c4)
         self.reduce_conv1 = BaseConv(c4, c3, 1, activation=activation)
-        self.C3_p3 = layer(2 * c3, c3)
+        self.C3_p3 = layer(c3 + t3, c3)
         self.bu_conv2 = conv3x3(c3, c3, stride=2, **kind)
         self.C3_n3 = layer(2 * c3, c4)
         self.bu_conv1 = conv3x3(c4, c4, stride=2, **kind)
@@ -101,13 +122,28 @@ class PAFPN(Backbone):
         Returns:
             Level name to (N,C,H,W).
         """
-        dark3, dark4, dark5 = self.backbone(images)
+        features = self.backbone(images)
+        if self._inputs is not None:
+            features = [features[name] for name in self._inputs]
+        dark3, dark4, dark5 = features
         lateral = self.lateral_conv0(dark5)
         reduced = self.reduce_conv1(self.C3_p4(torch.cat([_twice(lateral), dark4], dim=1)))
         p3 = self.C3_p3(torch.cat([_twice(reduced), dark3], dim=1))
         p4 = self.C3_n3(torch.cat([self.bu_conv2(p3), reduced], dim=1))
         p5 = self.C3_n4(torch.cat([self.bu_conv1(p4), lateral], dim=1))
         return {"p3": p3, "p4": p4, "p5": p5}
+
+
+def _trunk_levels(trunk: Backbone) -> list[str]:
+    """A trunk's levels, finest first."""
+    strides = {name: shape.stride for name, shape in trunk.output_shape().items()}
+    names = sorted(strides, key=strides.__getitem__)
+    if [strides[name] for name in names] != list(LEVELS.values()):
+        raise UserError(
+            f"YOLOX: the trunk's levels have the strides {strides}; it must have one each of 8, 16 "
+            "and 32: set its out_features, as [c3,c4,c5]"
+        )
+    return names
 
 
 def _twice(x: Tensor) -> Tensor:
