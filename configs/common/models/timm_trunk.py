@@ -25,9 +25,13 @@ def timm_trunk(model_name, levels=("c2", "c3", "c4", "c5"), pretrained=True):
 def use_timm_trunk(model, model_name, levels=("c2", "c3", "c4", "c5")):
     """Put a timm model under the FPN of a detector's config, in place.
 
-    Pixels are normalised as the timm model wants them.
+    Pixels are normalised as the timm model wants them. Levels that are coarser than the trunk's
+    are made from the FPN's p5, whose channels are known here.
     """
-    model.backbone.bottom_up = timm_trunk(model_name, levels)
-    model.backbone.in_features = list(levels)
+    backbone = model.backbone
+    backbone.bottom_up = timm_trunk(model_name, levels)
+    backbone.in_features = list(levels)
+    if "in_channels" in backbone.top_block:
+        backbone.top_block.update(in_feature="p5", in_channels="${..out_channels}")
     model.pixel_mean = model.pixel_std = model.input_format = "auto"
     return model

@@ -1,0 +1,17 @@
+"""The plain RetinaNet student over timm's EfficientNet-lite0, pretrained on ImageNet.
+
+python train_net.py --config-file configs/study_photos/student_retinanet.py \
+    dataloader.train.dataset.json=train.json dataloader.train.dataset.images=images \
+    dataloader.test.dataset.json=val.json dataloader.test.dataset.images=images
+
+Without a network, name a file of the weights: model.backbone.bottom_up.pretrained=PATH.
+Hardware: one CPU core, minutes. Result: docs/results.md.
+"""
+
+from ..common.models.small_retinanet import small_retinanet
+from ..common.models.timm_trunk import use_timm_trunk
+from .base import dataloader, lr_multiplier, optimizer, train
+
+model = small_retinanet(num_blocks=(1, 1, 1, 1), width=16, fpn_channels=64)
+use_timm_trunk(model, "tf_efficientnet_lite0.in1k", levels=("c3", "c4", "c5"))
+train.output_dir = "output/study_photos/student_retinanet"
