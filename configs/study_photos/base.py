@@ -1,6 +1,7 @@
 """Detectors with pretrained trunks on photographs in COCO form: data, optimizer, schedule.
 
-Sides of at most 256 pixels. Name the two json files and the two folders of images (which may be one):
+Sides of at most 256 pixels. Name the two json files and the two folders of images (which may be
+one):
 
     dataloader.train.dataset.json=train.json dataloader.train.dataset.images=images \
     dataloader.test.dataset.json=val.json dataloader.test.dataset.images=images

@@ -1,4 +1,4 @@
-"""The Faster R-CNN student over EfficientNet-lite0 under the Faster R-CNN over lite2, DFD's defaults.
+"""The Faster R-CNN student over EfficientNet-lite0 under one over lite2, DFD's defaults.
 
 python train_net.py --config-file configs/study_photos/dfd_faster_rcnn.py \
     dataloader.train.dataset.json=train.json dataloader.train.dataset.images=images \

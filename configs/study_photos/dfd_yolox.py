@@ -1,4 +1,4 @@
-"""The YOLOX student over EfficientNet-lite0 under the Faster R-CNN over lite2, DFD's defaults.
+"""The YOLOX student over EfficientNet-lite0 under a Faster R-CNN, DFD's defaults.
 
 python train_net.py --config-file configs/study_photos/dfd_yolox.py \
     dataloader.train.dataset.json=train.json dataloader.train.dataset.images=images \

@@ -97,3 +97,10 @@ def test_cosine_measure_ignores_lengths():
     torch.testing.assert_close(
         disparity_map(-teacher, teacher, "cosine"), torch.full((2, 4, 5), 2.0)
     )
+
+
+def test_relative_disparity_is_a_share_of_the_energy():
+    student = torch.tensor([3.0, 30.0, 0.0]).view(1, 1, 1, 3)
+    teacher = torch.tensor([1.0, 28.0, 0.0]).view(1, 1, 1, 3)
+    expected = torch.tensor([4 / 10, 4 / (900 + 784), 0.0]).view(1, 1, 3)
+    torch.testing.assert_close(disparity_map(student, teacher, "relative"), expected)

@@ -44,6 +44,14 @@ class Counting(FeatureCriterion):
         return student.sum() * 0 + 1
 
 
+class Seeing(FeatureCriterion):
+    """Keeps the level that it was given."""
+
+    def forward(self, level):
+        self.seen = level
+        return level.student.sum() * 0
+
+
 def test_losses_carry_the_students_level_names():
     assert set(make_head()(*pyramids(), SIZES)) == {"loss_dfd_p3", "loss_dfd_p4"}
 
@@ -167,6 +175,44 @@ def test_boxes_go_to_the_device_if_the_criterion_looks_at_them(wanted):
     assert all(b.is_meta == wanted for b in given)
 
 
+@pytest.mark.parametrize("pooled", ["both", "teacher"])
+def test_pool_compares_at_the_grid_of_the_patches(pooled):
+    criterion = Seeing()
+    head = make_head(criterion=criterion, pool=16, pooled=pooled)
+    student, teacher = pyramids()
+    # 24 x 32 pixels: three rows of cells on p3, so that the last block has one.
+    head(student, teacher, [(24, 32)], iteration=7)
+    fine, coarse = (head.criteria[name].seen for name in ("p3", "p4"))
+    assert coarse.stride == 16 and torch.equal(coarse.teacher, teacher["c4"])
+    means = torch.stack(
+        [teacher["c3"][..., :2, :], teacher["c3"][..., 2:3, :].repeat(1, 1, 2, 1)], dim=2
+    )
+    means = means.unflatten(-1, (2, 2)).mean(dim=(3, 5))
+    adapted = head.adapters["p3"](student["p3"])
+    assert fine.iteration == 7
+    if pooled == "both":
+        assert fine.stride == 16
+        torch.testing.assert_close(fine.teacher, means)
+        torch.testing.assert_close(fine.student[..., 0, 1], adapted[..., :2, 2:].mean(dim=(2, 3)))
+    else:
+        assert fine.stride == 8
+        torch.testing.assert_close(fine.student, adapted[..., :3, :])
+        spread = means.repeat_interleave(2, 2).repeat_interleave(2, 3)[..., :3, :]
+        torch.testing.assert_close(fine.teacher, spread)
+
+
+@pytest.mark.parametrize("pooled", ["both", "teacher"])
+def test_pooled_blocks_are_of_real_cells_alone(pooled):
+    head = make_head(pool=16, pooled=pooled)
+    student, teacher = pyramids()
+    mask = torch.ones(32, 32, dtype=torch.bool)
+    mask[:, 20:] = False  # Half of the last real block's columns of cells.
+    loss = head(student, teacher, SIZES, masks=[mask])["loss_dfd_p3"]
+    student["p3"][..., 2:] = float("nan")
+    teacher["c3"][..., 2:] = float("inf")
+    torch.testing.assert_close(head(student, teacher, SIZES, masks=[mask])["loss_dfd_p3"], loss)
+
+
 def test_adapter_that_makes_another_map_is_refused():
     with pytest.raises(UserError, match="model.head.adapter makes .* cells of .* on p3"):
         make_head(adapter=lambda i, o: nn.Conv2d(i, o, 3))(*pyramids(), SIZES)
@@ -183,6 +229,11 @@ def test_adapter_that_makes_another_map_is_refused():
         dict(level_weights={"p3": 1.0, "p4": 1.0, "p9": 1.0}),
         dict(levels=["p7"]),
         dict(adapter="none"),
+        dict(pool=8),
+        dict(pool=12),
+        dict(pool=0),
+        dict(pool=2.5),
+        dict(pool=16, pooled="student"),
     ],
 )
 def test_bad_setting_is_refused_in_one_line(settings):

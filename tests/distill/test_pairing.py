@@ -68,6 +68,12 @@ def test_adapter_only_where_channels_differ():
     assert make_adapter("auto", 4, 6)(torch.rand(1, 4, 5, 5)).shape == (1, 6, 5, 5)
     assert make_adapter("conv1x1", 4, 4).kernel_size == (1, 1)
     assert make_adapter("conv3x3", 4, 6)(torch.rand(1, 4, 5, 5)).shape == (1, 6, 5, 5)
+    mlp = make_adapter("mlp", 4, 6)
+    features = 10 * torch.randn(1, 4, 5, 5, generator=torch.Generator().manual_seed(0))
+    assert mlp(features).shape == (1, 6, 5, 5)
+    # Each cell by itself, and its length and offset say nothing.
+    torch.testing.assert_close(mlp(features)[..., :2, :3], mlp(features[..., :2, :3]))
+    torch.testing.assert_close(mlp(3 * features + 1), mlp(features), atol=1e-3, rtol=1e-3)
     assert isinstance(make_adapter(lambda i, o: nn.Conv2d(i, o, 5), 4, 6), nn.Conv2d)
 
 

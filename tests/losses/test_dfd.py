@@ -4,8 +4,9 @@ import torch
 from dfd import UserError
 from dfd.distill.disparity import scale_features
 from dfd.losses import DFDLoss
+from dfd.losses.dfd import smooth_cost
 
-LENIENT = ["tail", "direction", "tolerance", "context"]
+LENIENT = ["tail", "direction", "tolerance", "context", "smooth"]
 
 
 def pair(seed=0, shape=(2, 4, 5, 6)):
@@ -45,6 +46,8 @@ TEACHER = [[1.0, 2.0], [1.0, 1.0]]
             dict(lenient_on="high", lenient="direction"),
             (0.5 + 2.5 * 2 * (1 - 13 / 185**0.5)) / 2,
         ),
+        # The mean difference over both cells: (1 + 4) / 2 in one of two channels, in either cell.
+        (dict(lenient_on="high", lenient="smooth"), (0.5 + 3.125) / 2),
         (dict(lenient_on="none", average="all"), (0.5 + 8) / 2),
         (dict(lenient_on="none", region_weights=[0, 1]), 8.0),
         (dict(lenient_on="none", region_weights=[3, 1], weight=10), 10 * (1.5 + 8)),
@@ -70,6 +73,33 @@ def test_leniency_ends_where_the_teacher_is_sure():
         torch.testing.assert_close(value, torch.tensor(expected))
     with pytest.raises(ValueError, match="certainty=True.* needs objectness"):
         loss(student, teacher)
+
+
+def test_leniency_is_annealed():
+    student = torch.tensor(STUDENT).view(1, 2, 1, 2)
+    teacher = torch.tensor(TEACHER).view(1, 2, 1, 2)
+    settings = dict(weight=1.0, scale="none", lenient="tail", leniency=1.0)
+    loss = DFDLoss(**settings, leniency_end=0.2, anneal_iters=4)
+    for iteration, leniency in ((0, 1.0), (1, 0.8), (4, 0.2), (9, 0.2)):
+        value = loss(student, teacher, iteration=iteration)
+        expected = (0.5 + (1 - leniency) * 8 + leniency * 3.5) / 2
+        torch.testing.assert_close(value, torch.tensor(expected))
+
+
+def test_smooth_asks_nothing_of_what_changes_from_cell_to_cell():
+    """And the mean over a window leaves padding out."""
+    teacher = pair(shape=(1, 3, 6, 8))[1]
+    columns = torch.tensor([1.0, -2.0, 1.0]).repeat(3)[:8]
+    ripple = columns * torch.ones(1, 3, 6, 8)  # Its mean over three columns is zero.
+    loss = DFDLoss(scale="none", lenient="smooth", lenient_on="all", num_regions=1)
+    inner = torch.zeros(1, 6, 8, dtype=torch.bool)
+    inner[..., 1:-1] = True
+    s, t = teacher + ripple, teacher
+    cost = smooth_cost(s, t, None, 3)
+    torch.testing.assert_close(cost[..., 1:-1], torch.zeros(1, 6, 6), atol=1e-10, rtol=0)
+    assert loss(s, t) > 0  # At the border the window has two columns.
+    constant = smooth_cost(t + 2, t, inner, 3)
+    torch.testing.assert_close(constant[inner], torch.full((36,), 4.0))
 
 
 def test_measure_decides_which_cells_are_of_high_disparity():
@@ -99,7 +129,7 @@ def test_region_average_keeps_a_small_region_from_drowning():
 
 
 # Not "context": a reconstruction costs something until its generator has learnt it.
-@pytest.mark.parametrize("lenient", ["tail", "direction", "tolerance"])
+@pytest.mark.parametrize("lenient", ["tail", "direction", "tolerance", "smooth"])
 @pytest.mark.parametrize("scale", ["channel", "level", "none"])
 def test_student_equal_to_teacher_costs_nothing(lenient, scale):
     teacher = pair()[1]
@@ -217,6 +247,12 @@ def test_stats_tell_what_the_regions_are():
         (dict(weight=-1), "weight=-1"),
         *((dict([(key, "much")]), f"{key}='much'") for key in ("weight", "delta", "tolerance")),
         (dict(leniency="much"), "leniency='much'"),
+        (dict(leniency_end=0.5), "anneal_iters=None"),
+        (dict(anneal_iters=5), "leniency_end=None"),
+        (dict(leniency_end=2, anneal_iters=5), "leniency_end=2"),
+        (dict(leniency_end=0, anneal_iters=0), "anneal_iters=0"),
+        (dict(window=4), "window=4"),
+        (dict(window="wide"), "window='wide'"),
         (dict(num_regions=2.5), "num_regions=2.5"),
         # With every cell hidden from the generator, the student would get no gradient.
         (dict(lenient="context", lenient_on="all"), "lenient='context'"),

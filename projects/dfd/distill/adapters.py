@@ -4,11 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import UserError
 
-ADAPTERS = ("auto", "conv1x1", "conv3x3", "none")
+ADAPTERS = ("auto", "conv1x1", "conv3x3", "mlp", "none")
+
+
+class ChannelMLP(nn.Sequential):
+    """LayerNorm over channels, then two linear layers with a GELU between them, at each cell.
+
+    For a ViT under a CNN: it takes out what tokens carry in their length, and is no linear map.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(
+            nn.LayerNorm(in_channels),
+            nn.Linear(in_channels, out_channels),
+            nn.GELU(),
+            nn.Linear(out_channels, out_channels),
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(N,C,H,W) to (N,C',H,W)."""
+        return super().forward(features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 def make_adapter(
@@ -18,8 +37,8 @@ def make_adapter(
 
     Args:
         kind: "auto" (nothing if the channels agree, else a 1x1 convolution), "conv1x1",
-            "conv3x3", "none" (refused unless the channels agree), or a function of
-            (in_channels, out_channels) that returns a module.
+            "conv3x3", "mlp" (see ``ChannelMLP``), "none" (refused unless the channels agree), or a
+            function of (in_channels, out_channels) that returns a module.
     """
     if callable(kind):
         return kind(in_channels, out_channels)
@@ -32,6 +51,8 @@ def make_adapter(
         )
     if kind == "none" or (kind == "auto" and in_channels == out_channels):
         return nn.Identity()
+    if kind == "mlp":
+        return ChannelMLP(in_channels, out_channels)
     size = 3 if kind == "conv3x3" else 1
     adapter = nn.Conv2d(in_channels, out_channels, size, padding=size // 2)
     nn.init.kaiming_normal_(adapter.weight, mode="fan_in", nonlinearity="linear")

@@ -19,7 +19,7 @@ from torch import Tensor
 from .processes import sum_over_processes
 
 SCALES = ("channel", "level", "none")
-MEASURES = ("squared", "cosine")
+MEASURES = ("squared", "cosine", "relative")
 SPLITS = ("mean", "quantile")
 _EPS = 1e-6
 
@@ -125,12 +125,31 @@ def disparity_map(student: Tensor, teacher: Tensor, measure: str = "squared") ->
             over all cells is 2 (1 - r), with r the mean over channels of the Pearson correlation
             of student and teacher.
             "cosine": 1 - cos(s, t), from 0 to 2, which knows nothing of lengths.
+            "relative": the squared one over the energy of both, sum_c (s^2 + t^2), from 0 to 2:
+                where features are long, a difference of the same length is less.
     """
     if measure == "squared":
         return (student - teacher).square().mean(dim=1)
     if measure == "cosine":
         return 1 - F.cosine_similarity(student, teacher, dim=1)
+    if measure == "relative":
+        energy = (student.square() + teacher.square()).mean(dim=1)
+        return (student - teacher).square().mean(dim=1) / energy.clamp(min=_EPS**2)
     raise ValueError(f"measure is {measure!r}; it must be one of {', '.join(MEASURES)}")
+
+
+def mean_of_blocks(x: Tensor, valid: Tensor | None, size: int) -> tuple[Tensor, Tensor | None]:
+    """(N,C,H,W) averaged over blocks of ``size`` x ``size`` cells, of those that are valid.
+
+    The last block of a row or column may be smaller. Returns the means, 0 where a block holds no
+    valid cell, and which blocks (N,H/size,W/size) hold one; None: all.
+    """
+    settings = {"kernel_size": size, "ceil_mode": True, "count_include_pad": False}
+    if valid is None:
+        return F.avg_pool2d(x, **settings), None
+    share = F.avg_pool2d(valid[:, None].to(x.dtype), **settings)
+    mean = F.avg_pool2d(zero_outside(x, valid), **settings) / share.clamp(min=_EPS)
+    return mean, share[:, 0] > 0
 
 
 def split_regions(

@@ -6,6 +6,7 @@ Shape shorthand: N images, C channels, H x W cells of one level.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -19,7 +20,7 @@ from ..losses.base import FeatureCriterion, LevelFeatures, check_criterion
 from ..ranges import check_count, check_number
 from .adapters import make_adapter
 from .contract import Split
-from .disparity import disparity_map, scale_features, zero_outside
+from .disparity import disparity_map, mean_of_blocks, scale_features, zero_outside
 from .gradient_share import GradientShare
 from .pairing import (
     ALIGN,
@@ -31,6 +32,7 @@ from .pairing import (
 from .real_pixels import Masks, RealPixels, to_device
 
 LEVEL_WEIGHTS = ("equal", "cells")
+POOLED = ("both", "teacher")
 
 
 class _Pixels(NamedTuple):
@@ -59,6 +61,8 @@ class DFDHead(nn.Module):
         trunk: bool = False,
         stems: bool = False,
         align: str = "stride",
+        pool: int | None = None,
+        pooled: str = "both",
         warmup_iters: int = 0,
         end_iter: int | None = None,
         gradient_share: float | None = 1.0,
@@ -84,6 +88,11 @@ class DFDHead(nn.Module):
                 "stride": levels whose cells cover the same part of the image make a pair, so that
                 nothing is resampled; "resize": levels of equal stride do, and the teacher's map is
                 resampled to the student's grid.
+            pool: average the levels that are finer over blocks of so many pixels, such as the
+                patches of a ViT student, which has no detail of its own below them; None: do not.
+            pooled: "both": the criterion sees both sides at that grid, so what is finer is free;
+                "teacher": the teacher alone, spread again over the student's cells, so that the
+                student is to be smooth there.
             warmup_iters: the weight rises linearly over so many iterations.
             end_iter: distillation stops at this iteration; None: never.
             gradient_share, gradient_share_mode, gradient_share_over, drop_conflict: how strong the
@@ -106,6 +115,14 @@ class DFDHead(nn.Module):
             )
         if align not in ALIGN:
             raise UserError(f"model.head.align is {align!r}; it must be one of {', '.join(ALIGN)}")
+        if pooled not in POOLED:
+            raise UserError(
+                f"model.head.pooled is {pooled!r}; it must be one of {', '.join(POOLED)}"
+            )
+        if pool is not None:
+            check_count("model.head.pool", pool, 1)
+        self.pool = pool
+        self.pooled = pooled
         self.weight = weight
         # What is tapped, see contract.feature_modules.
         self.features = {"trunk": trunk, "stems": stems}
@@ -193,6 +210,12 @@ class DFDHead(nn.Module):
                     f"model.head.level_weights names {sorted(self.level_weights)}, but the levels "
                     f"are {sorted(names)}: give each of them a weight"
                 )
+        finer = [pair.stride for pair in self.pairs if self.pool and pair.stride < self.pool]
+        if self.pool is not None and (not finer or any(self.pool % stride for stride in finer)):
+            raise UserError(
+                f"model.head.pool is {self.pool}; it must be a multiple of the strides below it, "
+                f"and above the finest, {min(pair.stride for pair in self.pairs)}; or None"
+            )
         for pair in self.pairs:
             self.adapters[pair.name] = make_adapter(
                 self.adapter, pair.student_channels, pair.teacher_channels
@@ -259,6 +282,7 @@ class DFDHead(nn.Module):
         pixels: _Pixels,
         boxes: Sequence[Tensor] | None = None,
         objectness: Mapping[str, Tensor] | None = None,
+        iteration: int = 0,
     ) -> LevelFeatures:
         """Student (adapted) and teacher of one level in fp32, on the same cells."""
         student = student_pyramid[pair.name]
@@ -293,6 +317,29 @@ class DFDHead(nn.Module):
             boxes=boxes,
             stride=pair.stride,
             objectness=objectness,
+            iteration=iteration,
+        )
+
+    def _pool(self, level: LevelFeatures) -> LevelFeatures:
+        """The level on the grid of ``pool``, if it is finer."""
+        if self.pool is None or self.pool <= level.stride:
+            return level
+        size = self.pool // level.stride
+        teacher, valid = mean_of_blocks(level.teacher, level.valid, size)
+        if self.pooled == "teacher":
+            rows, columns = level.student.shape[-2:]
+            spread = teacher.repeat_interleave(size, 2).repeat_interleave(size, 3)
+            return dataclasses.replace(level, teacher=spread[..., :rows, :columns])
+        objectness = level.objectness
+        if objectness is not None:
+            objectness = mean_of_blocks(objectness[:, None], level.valid, size)[0][:, 0]
+        return dataclasses.replace(
+            level,
+            student=mean_of_blocks(level.student, level.valid, size)[0],
+            teacher=teacher,
+            valid=valid,
+            stride=self.pool,
+            objectness=objectness,
         )
 
     def forward(
@@ -312,7 +359,7 @@ class DFDHead(nn.Module):
             image_sizes: (height, width) in pixels of each image before the batch is padded.
             boxes: N tensors (M,4), labelled boxes as XYXY in pixels of the input; or None. On any
                 device: they are copied only if the criterion wants them.
-            iteration: counts from 0; decides warm-up and end.
+            iteration: counts from 0; decides warm-up and end, and what the criterion anneals.
             objectness: the teacher's level name to (N,H,W), from 0 to 1, where
                 ``needs_objectness``.
             masks: of each image (height, width) bool, False where an augmentation filled it up;
@@ -330,10 +377,13 @@ class DFDHead(nn.Module):
         boxes = self._wanted_boxes(boxes, device)
         objectness = objectness if self.needs_objectness else None
         for pair in self.pairs:
-            level = self._level(pair, student_pyramid, teacher_pyramid, pixels, boxes, objectness)
+            level = self._level(
+                pair, student_pyramid, teacher_pyramid, pixels, boxes, objectness, iteration
+            )
             criterion = self.criteria[pair.name]
             # Squares and their sums overflow fp16 and lose digits in bf16.
             with torch.autocast(device.type, enabled=False):
+                level = self._pool(level)
                 losses[pair.name] = criterion(level)
             valid = level.valid
             cells[pair.name] = level.student[:, 0].numel() if valid is None else valid.sum()

@@ -28,6 +28,7 @@ class LevelFeatures:
         boxes: N tensors (M,4), the labelled boxes as XYXY in pixels of the network's input; None
             if there are none.
         stride: pixels per cell.
+        iteration: of the training, from 0.
         objectness: (N,H,W), how sure the teacher is of an object at a cell, from 0 to 1, see
             ``distill.objectness``; None unless the criterion sets ``needs_objectness``.
 
@@ -41,6 +42,7 @@ class LevelFeatures:
     boxes: Sequence[Tensor] | None = None
     stride: int = 1
     objectness: Tensor | None = None
+    iteration: int = 0
 
     def __post_init__(self) -> None:
         if self.student.dim() != 4 or self.student.shape != self.teacher.shape:

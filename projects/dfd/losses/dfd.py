@@ -24,13 +24,14 @@ from ..distill.disparity import (
     disparity_map,
     scale_features,
     split_regions,
+    zero_outside,
 )
 from ..errors import UserError
 from ..ranges import is_integer, is_number
 from .base import FeatureCriterion, LevelFeatures
 from .generator import FeatureGenerator
 
-LENIENT = ("tail", "direction", "tolerance", "context")
+LENIENT = ("tail", "direction", "tolerance", "context", "smooth")
 AVERAGES = ("region", "all")
 
 
@@ -57,6 +58,24 @@ def direction_cost(student: Tensor, teacher: Tensor) -> Tensor:
     # exact zero, where t is zero, has an infinite one.
     ratio = target / energy.maximum(1e-12 * target.clamp(min=1))
     return 2 * (target - product * ratio.clamp(min=torch.finfo(ratio.dtype).tiny).sqrt())
+
+
+def smooth_cost(student: Tensor, teacher: Tensor, valid: Tensor | None, window: int) -> Tensor:
+    """mean_c of the square of the mean of s - t over the ``window`` x ``window`` cells around each.
+
+    Of the valid cells there. What changes from cell to cell costs nothing: strict on what is left
+    of both maps by a low-pass filter, lenient on the rest.
+    """
+    settings = {"kernel_size": window, "stride": 1, "padding": window // 2}
+    difference = student - teacher  # Zero where it is not valid, see scale_features.
+    if valid is None:
+        mean = F.avg_pool2d(difference, **settings, count_include_pad=False)
+    else:
+        difference = zero_outside(difference, valid)
+        share = F.avg_pool2d(valid[:, None].to(difference.dtype), **settings)
+        # An invalid cell far from any other has no neighbour either; it does not count.
+        mean = F.avg_pool2d(difference, **settings) / share.clamp(min=1 / (2 * window**2))
+    return mean.square().mean(dim=1)
 
 
 class DFDLoss(FeatureCriterion):
@@ -88,8 +107,11 @@ class DFDLoss(FeatureCriterion):
         lenient_on: str | Sequence[int] = "high",
         lenient: str = "direction",
         leniency: float = 1.0,
+        leniency_end: float | None = None,
+        anneal_iters: int | None = None,
         delta: float = 1.0,
         tolerance: float = 0.5,
+        window: int = 3,
         certainty: bool = False,
         region_weights: Sequence[float] | None = None,
         average: str = "region",
@@ -100,19 +122,22 @@ class DFDLoss(FeatureCriterion):
         Args:
             weight: multiplies the loss; >= 0.
             scale: "channel", "level" or "none"; see ``disparity.scale_features``.
-            measure: of the disparity by which cells are split: "squared" or "cosine"; see
-                ``disparity.disparity_map``.
+            measure: of the disparity by which cells are split: "squared", "cosine" or "relative";
+                see ``disparity.disparity_map``.
             num_regions: K >= 1.
             split: "mean" or "quantile"; see ``disparity.split_regions``.
             thresholds: K - 1 rising numbers. None: 2k/K times the mean, or the quantiles k/K.
             lenient_on: which regions are lenient: "high" (the one of highest disparity: do not
                 force what the student cannot do yet), "low" (do not waste force on what it can),
                 "all", "none", or a list of region numbers, 0 the lowest.
-            lenient: "tail", "direction", "tolerance" or "context".
+            lenient: "tail", "direction", "tolerance", "context" or "smooth".
             leniency: the cost of lenient cells is (1 - leniency) strict + leniency lenient; in
                 [0, 1].
+            leniency_end, anneal_iters: the leniency goes linearly from ``leniency`` to
+                ``leniency_end`` over the first ``anneal_iters`` iterations; both or neither.
             delta: where the tail begins, in units of the scaled features; > 0.
             tolerance: what is forgiven, in the same units; >= 0.
+            window: side of the square of cells that "smooth" averages over; odd, >= 3.
             certainty: lenient only where the teacher is not sure: the leniency of a cell is
                 multiplied by 1 - m, m the teacher's objectness (``distill.objectness``).
             region_weights: K numbers >= 0, lowest region first. None: 1/K each under
@@ -138,6 +163,9 @@ class DFDLoss(FeatureCriterion):
         self.split = split
         self.lenient = lenient
         self.leniency = leniency
+        self.leniency_end = leniency_end
+        self.anneal_iters = anneal_iters
+        self.window = window
         self.delta = delta
         self.tolerance = tolerance
         self.needs_objectness = certainty
@@ -154,7 +182,7 @@ class DFDLoss(FeatureCriterion):
                 raise UserError(
                     f"DFDLoss({key}={getattr(self, key)!r}): it must be one of {', '.join(allowed)}"
                 )
-        numbers = {"weight": weight, "leniency": leniency, "delta": delta, "tolerance": tolerance}
+        numbers = {"weight": weight, "delta": delta, "tolerance": tolerance}
         for key, value in numbers.items():
             if not is_number(value):
                 raise UserError(f"DFDLoss({key}={value!r}): it must be a number")
@@ -166,8 +194,9 @@ class DFDLoss(FeatureCriterion):
                 f"tolerance={tolerance}): needs num_regions >= 1, weight >= 0, delta > 0, "
                 "tolerance >= 0"
             )
-        if not 0 <= leniency <= 1:
-            raise UserError(f"DFDLoss(leniency={leniency}): it must be from 0 to 1")
+        self._check_leniency()
+        if not is_integer(window) or window < 3 or window % 2 == 0:
+            raise UserError(f"DFDLoss(window={window!r}): it must be an odd number from 3")
         self.thresholds = self._check_thresholds(thresholds)
         self.region_weights = self._check_region_weights(region_weights)
         self.lenient_regions = self._check_lenient_regions(lenient_on)
@@ -177,6 +206,25 @@ class DFDLoss(FeatureCriterion):
         self.generator: FeatureGenerator | None = None
         if channels is not None:
             self.set_channels(channels)
+
+    def _check_leniency(self) -> None:
+        end, iters = self.leniency_end, self.anneal_iters
+        if (end is None) != (iters is None):
+            raise UserError(
+                f"DFDLoss(leniency_end={end!r}, anneal_iters={iters!r}): set both or neither"
+            )
+        if iters is not None and (not is_integer(iters) or iters < 1):
+            raise UserError(f"DFDLoss(anneal_iters={iters!r}): it must be a whole number from 1")
+        for key in ("leniency", "leniency_end"):
+            value = getattr(self, key)
+            if value is not None and (not is_number(value) or not 0 <= value <= 1):
+                raise UserError(f"DFDLoss({key}={value!r}): it must be a number from 0 to 1")
+
+    def _leniency(self, iteration: int) -> float:
+        if self.anneal_iters is None:
+            return self.leniency
+        done = min(1.0, iteration / self.anneal_iters)
+        return (1 - done) * self.leniency + done * self.leniency_end
 
     def _check_thresholds(self, thresholds: Sequence[float] | None) -> list[float]:
         regions = self.num_regions
@@ -258,11 +306,11 @@ class DFDLoss(FeatureCriterion):
         self, s: Tensor, t: Tensor, strict: Tensor, regions: Tensor, level: LevelFeatures
     ) -> Tensor:
         """What each cell costs under its region's constraint, (N,H,W)."""
-        if not self.lenient_regions or self.leniency == 0:
+        leniency: float | Tensor = self._leniency(level.iteration)
+        if not self.lenient_regions or leniency == 0:
             return strict
         lenient = sum(regions == k for k in self.lenient_regions).bool()
         cost = self._lenient_cost(s, t, lenient, level.valid)
-        leniency: float | Tensor = self.leniency
         if self.needs_objectness:
             if level.objectness is None:
                 raise ValueError("DFDLoss(certainty=True) needs objectness, (N,H,W)")
@@ -280,6 +328,8 @@ class DFDLoss(FeatureCriterion):
             return tolerance_cost(s, t, self.tolerance)
         if self.lenient == "direction":
             return direction_cost(s, t)
+        if self.lenient == "smooth":
+            return smooth_cost(s, t, valid, self.window)
         if self.generator is None:
             raise UserError("DFDLoss(lenient='context') needs channels=C when used without a head")
         return disparity_map(self.generator(s, lenient.unsqueeze(1), valid), t)
