@@ -16,7 +16,7 @@ from torch.testing import assert_close
 import dfd.modeling
 from dfd.distill.contract import tap
 from dfd.errors import UserError
-from dfd.modeling import YOLOX, named_yolox
+from dfd.modeling import YOLOX, TimmPyramid, named_yolox
 from dfd.modeling.yolox import simota
 from dfd.weights.strict import load_strict, read_weights
 
@@ -300,6 +300,23 @@ def test_levels_of_backbone_and_stems():
     # After the activation, which is never below -0.28.
     assert features["p3"].min() > -0.3 and features["p3"].max() > 0.5
     assert type(stems).__name__ == "Stems" and isinstance(stems, nn.ModuleList)
+
+
+def test_over_a_trunk_of_timm():
+    """Any trunk with the three strides serves; the levels keep the width's channels."""
+    trunk = TimmPyramid(model_name="test_efficientnet", out_features=["c3", "c4", "c5"])
+    model = small(trunk=trunk)
+    expected = {"p3": (32, 8), "p4": (64, 16), "p5": (128, 32)}
+    shapes = {k: ShapeSpec(channels=c, stride=s) for k, (c, s) in expected.items()}
+    assert model.backbone.output_shape() == shapes
+    pictures = torch.rand(1, 3, 64, 96)
+    for name, features in model.backbone(pictures).items():
+        channels, stride = shapes[name].channels, shapes[name].stride
+        assert features.shape == (1, channels, 64 // stride, 96 // stride)
+    sum(model.train()([image()]).values()).backward()
+    assert all(p.grad is not None for p in trunk.parameters())
+    with pytest.raises(UserError, match="trunk's levels have the strides .*c2.*out_features"):
+        small(trunk=TimmPyramid(model_name="test_efficientnet"))
 
 
 def test_official_checkpoint_loads_strictly(tmp_path):
