@@ -22,7 +22,7 @@ from toys import make_batch
 from dfd import DistilledDetector, FrozenTeacher, UserError
 from dfd.distill.contract import num_classes
 from dfd.engine.config.load import load_config
-from dfd.engine.config.resolve import resolve_config
+from dfd.engine.config.resolve import resolve_config, skip_pretrained
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -133,6 +133,7 @@ def test_small_model_takes_its_classes_from_the_data(name):
     cfg = load(name, "dataloader.train.dataset=three_classes", "train.device=cpu")
     if "teacher" in cfg.model:
         cfg.model.teacher.update(checkpoint="", allow_random=True)
+    skip_pretrained(cfg.model)  # Which would be downloaded.
     model = instantiate(resolve_config(cfg).model)
     if isinstance(model, DistilledDetector):
         assert num_classes(model.teacher.model) == 3
