@@ -39,5 +39,9 @@ setup(
         "tensorboard",
         "timm>=1.0.31,<1.1",  # Private parts of it are used; 1.0.20 fails.
     ],
-    extras_require={"cluster": ["submitit"], "dev": ["pytest", "pytest-xdist", "ruff"]},
+    extras_require={
+        "cluster": ["submitit"],
+        "export": ["onnx", "onnxruntime"],
+        "dev": ["pytest", "pytest-xdist", "ruff"],
+    },
 )

@@ -19,12 +19,12 @@ def simple_pyramid(net, channels=8, **settings):
     )
 
 
-def timm_vit_config(model_name="vit_tiny_patch16_224", width=32, **settings):
+def timm_vit_config(model_name="vit_tiny_patch16_224", width=32, img_size=64, **settings):
     """The toy Faster R-CNN over a tiny ViT of timm, one block in windows and one global."""
     model = faster_rcnn_config()
     net = L(TimmViT)(
         model_name=model_name,
-        img_size=64,
+        img_size=img_size,
         window_size=2,
         global_blocks=1,
         model_args={"embed_dim": width, "depth": 2, "num_heads": 2},

@@ -13,7 +13,7 @@ own_detectron2=$venv/.dfd-detectron2
 packages=(
     torch torchvision 'timm>=1.0.31,<1.1' 'numpy>=1.26' setuptools opencv-python-headless omegaconf hydra-core iopath
     fvcore yacs pycocotools tabulate termcolor cloudpickle tqdm tensorboard matplotlib packaging
-    safetensors scipy shapely submitit black pytest pytest-xdist ruff
+    safetensors scipy shapely submitit onnx onnxruntime black pytest pytest-xdist ruff
 )
 export PIP_DISABLE_PIP_VERSION_CHECK=1
 volume=--quiet

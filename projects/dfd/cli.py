@@ -15,6 +15,8 @@ COMMANDS = {
     "eval": ("dfd.engine.command:evaluate", "evaluate a checkpoint of a config"),
     "ablate": ("dfd.research.ablate.command:main", "compare settings over several seeds"),
     "predict": ("dfd.deploy.predict:main", "detect objects on images, folders and videos"),
+    "export": ("dfd.deploy.export:main", "write the student of a run to an ONNX file"),
+    "benchmark": ("dfd.deploy.benchmark:main", "time student, teacher and the exported student"),
     "report": ("dfd.research.command:main", "put finished runs side by side on one page"),
     "analyse": ("dfd.research.analyse.command:main", "show where a student and its teacher differ"),
     "demo": ("dfd.demo.command:main", "run the demonstration, from data to report"),
@@ -26,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     name = arguments[0] if arguments else "--help"
     if name in ("-h", "--help"):
-        lines = [f"  dfd {command:9}{what}" for command, (_, what) in COMMANDS.items()]
+        lines = [f"  dfd {command:11}{what}" for command, (_, what) in COMMANDS.items()]
         usage = ["usage: dfd COMMAND ...", "", *lines, "", "dfd COMMAND --help: its arguments"]
         usage.append("dfd --version: the version that is installed")
         print("\n".join(usage))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,9 +10,11 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from detectron2.data import DatasetCatalog
 from detectron2.data.detection_utils import read_image
 
 from ..data.images import read_header, upright_name
+from ..engine.run_folder import RunFolder
 from ..errors import UserError, first_line
 
 IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
@@ -113,3 +116,32 @@ def _read_image(path: Path, image_format: str) -> np.ndarray:
         raise
     except Exception as error:  # Pillow's readers raise whatever they meet.
         raise UnreadableError(first_line(error)) from error
+
+
+def photographs(
+    run: RunFolder, image_format: str, images: Sequence[str], count: int
+) -> list[np.ndarray]:
+    """Images (height, width, 3) uint8 to check with: those named, or of the run's test data.
+
+    Raises:
+        UserError: there are none that can be read.
+    """
+    if images:
+        sources = find_sources(images)
+    else:
+        try:
+            records = DatasetCatalog.get(run.test_dataset())
+        except UserError as error:
+            raise UserError(f"{error}; or name photographs with --images") from error
+        paths = [Path(record["file_name"]) for record in records]
+        sources = [Source(path, path.name) for path in paths[:: max(1, len(paths) // count)]]
+    found: list[np.ndarray] = []
+    for source in sources:
+        with contextlib.suppress(UnreadableError):
+            for _, image in read_frames(source, image_format, 1):
+                found.append(image)
+                if len(found) == count:
+                    return found
+    if not found:
+        raise UserError("none of the images can be read: name others with --images")
+    return found

@@ -133,6 +133,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("inputs", nargs="+", metavar="FILE", help="an image, a video, or a folder of them")
     add("--run", **path, required=True, metavar="FOLDER", help="a finished run")
     add("--out", **path, required=True, metavar="DIR", help="a new folder for the results")
+    add("--exported", **path, metavar="FILE", help="its file of dfd export, in onnxruntime")
     add("--weights", default=FINAL, help=f"a file of the run (default: {FINAL})")
     add("--score", type=float, default=0.3, help="lowest score of a detection (default: 0.3)")
     add("--every", type=int, default=1, metavar="N", help="of videos every N-th frame (default: 1)")
@@ -155,7 +156,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise UserError(f"--out {out}: it exists and is not empty: choose another")
         sources = find_sources(args.inputs)
         (run,) = load_runs({"run": args.run}, trusted=args.trust_code)
-        student = load_student(run, weights=args.weights, device=args.device)
+        student = load_student(
+            run, weights=args.weights, device=args.device, exported=args.exported
+        )
         out.mkdir(parents=True, exist_ok=True)
         unreadable = predict(
             student,

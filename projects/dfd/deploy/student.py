@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from detectron2.config import instantiate
 from detectron2.data import transforms as T
 from detectron2.structures import Instances
-from torch import nn
+from omegaconf import OmegaConf
+from torch import Tensor, nn
 
 from ..engine.config.resolve import skip_pretrained
 from ..engine.run_folder import RunFolder
 from ..errors import UserError
 from ..weights.strict import WeightFile, load_strict, read_weights
+from .onnx_model import OnnxModel
 
 FINAL = "model_final.pth"
 
@@ -30,12 +35,24 @@ class Student:
         classes: their names, by the number that a detection has.
         augmentations: resizing, say.
         image_format: the channel order that it wants, "BGR" or "RGB".
+        described: the augmentations as the config has them, plain.
     """
 
-    model: nn.Module
+    model: Callable[[list[dict[str, Any]]], list[dict[str, Instances]]]
     classes: Sequence[str]
     augmentations: T.AugmentationList
     image_format: str
+    described: Sequence[Mapping[str, Any]] = ()
+
+    def with_model(self, model: Callable[..., Any]) -> Student:
+        """The same with another form of the network, which is given the same pixels."""
+        return dataclasses.replace(self, model=model)
+
+    def pixels(self, image: np.ndarray) -> Tensor:
+        """(3,height,width) uint8 of an image (height, width, 3) as the network sees it."""
+        seen = T.AugInput(image)
+        self.augmentations(seen)
+        return torch.from_numpy(np.ascontiguousarray(seen.image.transpose(2, 0, 1)))
 
     @torch.no_grad()
     def __call__(self, image: np.ndarray) -> Instances:
@@ -45,10 +62,8 @@ class Student:
             image: (height, width, 3) uint8 in ``image_format``.
         """
         height, width = image.shape[:2]
-        seen = T.AugInput(image)
-        self.augmentations(seen)
-        pixels = torch.from_numpy(np.ascontiguousarray(seen.image.transpose(2, 0, 1)))
-        (result,) = self.model([{"image": pixels, "height": height, "width": width}])
+        batch = [{"image": self.pixels(image), "height": height, "width": width}]
+        (result,) = self.model(batch)
         return result["instances"].to("cpu")
 
 
@@ -75,8 +90,14 @@ def load_detector(
     return model, read
 
 
-def load_student(run: RunFolder, *, weights: str = FINAL, device: str = "auto") -> Student:
+def load_student(
+    run: RunFolder, *, weights: str = FINAL, device: str = "auto", exported: str | None = None
+) -> Student:
     """As ``load_detector``, with all that an image goes through.
+
+    Args:
+        exported: take the network from this file of ``dfd export`` instead; weights and device are
+            then not looked at.
 
     Raises:
         UserError: as there; or the file names no classes, or the run's test data go through a
@@ -88,10 +109,21 @@ def load_student(run: RunFolder, *, weights: str = FINAL, device: str = "auto") 
             f"--run {run.name}: dataloader.test.mapper of its config has no augmentations and "
             "image_format, so what an image goes through is not known"
         )
-    model, read = load_detector(run, weights=weights, device=device)
-    if read.class_names is None:
-        raise UserError(f"{read.path} names no classes: take a checkpoint of this project")
-    augmentations = [instantiate(a) for a in mapper.augmentations]
-    return Student(
-        model, read.class_names, T.AugmentationList(augmentations), str(mapper.image_format)
-    )
+    described = OmegaConf.to_container(mapper.augmentations, resolve=True)
+    image_format = str(mapper.image_format)
+    if exported is None:
+        model, read = load_detector(run, weights=weights, device=device)
+        classes = read.class_names
+        if classes is None:
+            raise UserError(f"{read.path} names no classes: take a checkpoint of this project")
+    else:
+        model = OnnxModel(exported)
+        classes = json.loads(model.metadata["classes"])
+        told = json.loads(model.metadata["augmentations"]), model.metadata["image_format"]
+        if told != (described, image_format):
+            raise UserError(
+                f"{exported} wants its images otherwise than --run {run.name} makes them: it is of "
+                "another run"
+            )
+    augmentations = T.AugmentationList([instantiate(a) for a in mapper.augmentations])
+    return Student(model, classes, augmentations, image_format, described)

@@ -241,13 +241,14 @@ class RepPoints(DenseDetector):
         predictions: tuple[list[Tensor], list[Tensor], list[Tensor]],
     ) -> list[Instances]:
         logits, _, second = predictions
-        cells = self._cells(logits)
-        boxes = self._boxes(second, cells)
-        counts = [level.shape[-2:].numel() for level in logits]
-        scores = _flat(logits).sigmoid()
+        scores = [_flat([level]).sigmoid() for level in logits]
+        boxes = [
+            self._boxes([level], cell_points([level.shape[-2:]], [stride], level.device))
+            for level, stride in zip(second, self._strides, strict=True)
+        ]
         return [
-            self._detections(of_image.split(counts), where.split(counts), size)
-            for of_image, where, size in zip(scores, boxes, images.image_sizes, strict=True)
+            self._detections([level[i] for level in scores], [level[i] for level in boxes], size)
+            for i, size in enumerate(images.image_sizes)
         ]
 
     def _detections(
@@ -270,8 +271,9 @@ class RepPoints(DenseDetector):
     def _candidates(self, scores: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Scores, boxes and classes of the best pairs of cell and class of a level."""
         above = scores > self.test_score_thresh
-        best = scores[above]
-        best, order = best.topk(min(len(best), self.test_topk_candidates))
+        # Sorted and cut, not topk, whose number an export would fix to that of one image.
+        best, order = scores[above].sort(descending=True)
+        best, order = best[: self.test_topk_candidates], order[: self.test_topk_candidates]
         which, classes = above.nonzero()[order].unbind(dim=1)
         return best, boxes[which], classes
 

@@ -1,0 +1,247 @@
+"""dfd export: what onnxruntime finds is what the student finds."""
+
+import json
+from pathlib import Path
+
+import detectron2.data.transforms as T
+import numpy as np
+import onnx
+import pytest
+import torch
+import toys
+from detectron2.config import instantiate
+from detectron2.structures import Boxes, Instances
+from PIL import Image
+from reppoints_toys import small_detector
+from torch import nn
+from vit_toys import detectron2_vit_config, timm_vit_config
+
+from dfd.deploy import benchmark, export, predict
+from dfd.deploy.agreement import compare
+from dfd.deploy.onnx_model import OnnxModel
+from dfd.deploy.student import Student
+from dfd.errors import UserError
+from dfd.modeling import YOLOX
+
+DETECTORS = {
+    **{kind: lambda kind=kind: toys.build(kind) for kind in toys.CONFIGS},
+    "yolox": lambda: YOLOX(depth=0.33, width=0.125, num_classes=3, max_detections=50),
+    "reppoints": small_detector,
+    "vit": lambda: instantiate(timm_vit_config(img_size=96, square_pad=96)),
+    "vit_relative": lambda: instantiate(detectron2_vit_config(square_pad=96)),
+}
+QUICK = ("faster_rcnn", "yolox")
+# The layers that make scores, and those that make boxes.
+SCORES = ("cls_score", "cls_out", "cls_preds", "obj_preds", "ctrness", "objectness_logits")
+BOXES = ("bbox_pred", "reg_preds", "anchor_deltas", "pts_init_out", "pts_refine_out")
+
+
+def confident(kind):
+    """A detector with scores and boxes as spread as a trained one's, so that it finds much."""
+    torch.manual_seed(0)
+    model = DETECTORS[kind]().eval()
+    layers = {
+        layer: spread
+        for name, layer in model.named_modules()
+        for parts, spread in ((SCORES, 2.0), (BOXES, 0.5))
+        if any(part in name for part in parts)
+        if isinstance(layer, nn.Conv2d | nn.Linear)
+    }
+    seen = {layer: [] for layer in layers}
+    # A copy, for what is made of the outputs is made in place.
+    hooks = [
+        layer.register_forward_hook(lambda m, _, out: seen[m].append(out.clone()))
+        for layer in layers
+    ]
+    with torch.no_grad():
+        for layer in layers:
+            nn.init.normal_(layer.weight, std=0.001)
+            nn.init.zeros_(layer.bias)
+        model([{"image": student_of(model).pixels(pictures((64, 96))[0])}])
+        for layer, spread in layers.items():
+            outputs = torch.cat([out.flatten() for out in seen[layer]])
+            layer.weight *= spread / outputs.std()
+            layer.bias -= spread * outputs.mean() / outputs.std()
+            layer.bias += kind == "fcos"  # Distances from a cell to the sides, above 0.
+    for hook in hooks:
+        hook.remove()
+    return model
+
+
+def student_of(model, size=64):
+    augmentations = T.AugmentationList([T.ResizeShortestEdge(size, 96)])
+    return Student(model, ["a", "b", "c"], augmentations, "BGR", [{"size": size}])
+
+
+def pictures(*sizes, seed=0):
+    generator = np.random.default_rng(seed)
+    return [generator.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *QUICK,
+        *(pytest.param(kind, marks=pytest.mark.slow) for kind in DETECTORS if kind not in QUICK),
+    ],
+)
+def test_every_kind_of_detector_finds_the_same_at_every_size(kind, tmp_path, capsys):
+    student = student_of(confident(kind))
+    out = tmp_path / "student.onnx"
+    agreement = export.export(student, pictures((64, 96), (50, 90), (90, 70), (40, 40)), out)
+    assert agreement.detections > 20 and agreement.unmatched == 0
+    assert agreement.boxes < 0.05 and agreement.scores < 1e-4
+    # Read back, on sizes that it was not checked with.
+    model = OnnxModel(str(out))
+    again = compare(student, student.with_model(model), pictures((70, 80), (33, 95), seed=1))
+    assert again.detections > 5 and again.unmatched == 0
+    assert ("masks are left out" in capsys.readouterr().out) == (kind == "mask_rcnn")
+    assert json.loads(model.metadata["classes"]) == ["a", "b", "c"]
+    assert json.loads(model.metadata["augmentations"]) == [{"size": 64}]
+    assert model.metadata["image_format"] == "BGR"
+    assert [entry.version for entry in onnx.load(out).opset_import if not entry.domain] == [19]
+
+
+def test_a_graph_that_finds_otherwise_is_not_written(tmp_path, monkeypatch):
+    student = student_of(confident("yolox"))
+
+    class Moved(OnnxModel):
+        def __call__(self, batch):
+            results = super().__call__(batch)
+            results[0]["instances"].pred_boxes.tensor[0] += 3
+            return results
+
+    monkeypatch.setattr(export, "OnnxModel", Moved)
+    with pytest.raises(UserError, match="gives other detections: 2 of .* is not written"):
+        export.export(student, pictures((64, 96)), tmp_path / "x.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_whose_python_looks_at_values_is_refused_with_the_reason(tmp_path):
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(1))
+
+        def forward(self, batch):
+            raise RuntimeError("no tensors here")
+
+    with pytest.raises(UserError, match="^Own cannot be exported: no tensors here$"):
+        export.export(student_of(Own()), pictures((64, 96)), tmp_path / "x.onnx")
+
+
+def test_a_vit_that_resamples_its_positions_to_any_size_is_refused(tmp_path):
+    """Its graph would hold those of one size."""
+    model = instantiate(timm_vit_config(img_size=64))
+    for sizes in (((64, 96),), ((64, 64), (64, 96))):
+        with pytest.raises(UserError, match="GeneralizedRCNN cannot be exported|gives other|fails"):
+            export.export(student_of(model.eval()), pictures(*sizes), tmp_path / "x.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def found(*rows):
+    """Instances of (x0, score, class)."""
+    x, scores, classes = zip(*rows, strict=True) if rows else ((), (), ())
+    boxes = torch.tensor([[v, 0.0, v + 10.0, 10.0] for v in x]).reshape(-1, 4)
+    return Instances(
+        (50, 50),
+        pred_boxes=Boxes(boxes),
+        scores=torch.tensor(scores),
+        pred_classes=torch.tensor(classes, dtype=torch.int64),
+    )
+
+
+FIRST = found((0.0, 0.9, 0), (20.0, 0.5, 1), (5.0, 0.2, 1))
+
+
+@pytest.mark.parametrize(
+    ("second", "unmatched"),
+    [
+        (found((20.0, 0.5, 1), (0.1, 0.9, 0), (5.0, 0.2, 1)), 0),  # In another order.
+        (found((0.0, 0.9, 0), (20.0, 0.5, 1)), 0),  # Without the lowest: at the threshold.
+        (found((0.0, 0.9, 0), (5.0, 0.2, 1)), 1),
+        (found((0.0, 0.9, 0), (20.0, 0.5, 0), (5.0, 0.2, 1)), 2),  # Of another class.
+        (found((1.0, 0.9, 0), (20.0, 0.5, 1), (5.0, 0.2, 1)), 2),
+        (found((0.0, 0.8, 0), (20.0, 0.5, 1), (5.0, 0.2, 1)), 2),
+        (found(*[(0.0, 0.9, 0)] * 2, (20.0, 0.5, 1), (5.0, 0.2, 1)), 1),  # Found twice.
+        (found(), 3),
+    ],
+)
+def test_what_counts_as_the_same(second, unmatched):
+    both = {0: FIRST, 1: second}
+    assert compare(both.get, lambda _: second, [0]).unmatched == unmatched
+    assert compare(lambda _: second, both.get, [0]).unmatched == unmatched
+    assert compare(lambda _: found(), lambda _: found(), [0]).unmatched == 0
+
+
+@pytest.fixture
+def call(finished, tmp_path, monkeypatch):
+    """A command on the finished run, within a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    for module in (export, predict, benchmark):
+        monkeypatch.setattr(module, "stop_on_signals", lambda: None)
+    return lambda module, *arguments: module.main(["--run", str(finished[0]), *map(str, arguments)])
+
+
+def test_three_commands_from_a_run_to_detections_in_onnxruntime(finished, call, capsys):
+    call(export, "--out", "new/student.onnx", "--num-images", 2)
+    assert "the same" in capsys.readouterr().out
+    call(predict, finished[1], "--score", 0, "--no-images", "--out", "torch")
+    exported = ["--exported", "new/student.onnx"]
+    call(predict, finished[1], "--score", 0, "--no-images", "--out", "onnx", *exported)
+    ours, theirs = (
+        json.loads(Path(name, "detections.json").read_text())["annotations"]
+        for name in ("torch", "onnx")
+    )
+    assert len(ours) == len(theirs) > 0
+    np.testing.assert_allclose(
+        sorted(a["bbox"] for a in ours), sorted(a["bbox"] for a in theirs), atol=0.05
+    )
+    call(benchmark, *exported, "--no-teacher", "--repeats", 1, "--num-images", 2, "--out", "b.json")
+    assert "exported" in capsys.readouterr().out
+    student, file = json.loads(Path("b.json").read_text())["models"]
+    assert (student["name"], file["name"]) == ("student", "exported")
+    assert student["parameters"] > 1000 and student["gflops"] > 0 and file["parameters"] is None
+    assert 4 * student["parameters"] / 2**20 <= student["weights_mib"] < file["weights_mib"] + 1
+    for row in (student, file):
+        assert 0 < row["latency_ms"] <= row["latency_p90_ms"]
+        assert row["images_per_second"] > 0 and row["memory_mib"] > 0
+
+
+def test_a_file_of_another_run_is_told(finished, call, tmp_path):
+    student = student_of(confident("yolox"))
+    (tmp_path / "other.onnx").write_bytes(export.export_onnx(student, pictures((64, 96))[0]))
+    with pytest.raises(SystemExit, match="other.onnx wants its images otherwise .* another run"):
+        call(predict, finished[1], "--exported", "other.onnx", "--out", "out")
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "message"),
+    [
+        (export, ["--out", "student.pt"], "--out student.pt: its name must end with .onnx"),
+        (export, ["--out", "there.onnx"], "--out there.onnx: it exists"),
+        (export, ["--out", "x.onnx", "--num-images", "0"], "--num-images 0: it must be 1 or more"),
+        (export, ["--out", "x.onnx", "--images", "nowhere"], "nowhere: no such file or folder"),
+        (export, ["--out", "x.onnx", "--images", "text.jpg"], "none of the images can be read"),
+        (export, ["--out", "x.onnx", "--weights", "no.pth"], "no.pth"),
+        (benchmark, ["--exported", "nowhere.onnx"], "nowhere.onnx: no such file"),
+        (benchmark, ["--exported", "there.onnx", "--no-teacher"], "onnxruntime cannot load it"),
+        (benchmark, ["--repeats", "0"], "--repeats 0: it must be 1 or more"),
+        (benchmark, [], "names no weights of a teacher: give --no-teacher"),
+    ],
+)
+def test_bad_arguments_are_told_in_one_line(call, tmp_path, module, arguments, message):
+    Path("there.onnx").write_text("kept")
+    Path("text.jpg").write_text("no image")
+    Image.new("RGB", (8, 8)).save("a.png")
+    with pytest.raises(SystemExit) as stop:
+        call(module, *arguments)
+    assert str(stop.value.code).startswith("error: ") and message in str(stop.value.code)
+    assert "\n" not in str(stop.value.code)
+    assert not Path("x.onnx").exists() and Path("there.onnx").read_text() == "kept"
+
+
+def test_packages_that_are_missing_are_named(call, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
+    with pytest.raises(SystemExit, match="onnxruntime is not installed: pip install onnx onnx"):
+        call(export, "--out", "x.onnx")
