@@ -19,7 +19,8 @@ from vit_toys import detectron2_vit_config, timm_vit_config
 from dfd.deploy import benchmark, export, predict
 from dfd.deploy.agreement import compare
 from dfd.deploy.onnx_model import OnnxModel
-from dfd.deploy.student import Student
+from dfd.deploy.student import Student, load_student
+from dfd.engine.run_folder import load_runs
 from dfd.errors import UserError
 from dfd.modeling import YOLOX
 
@@ -206,6 +207,24 @@ def test_three_commands_from_a_run_to_detections_in_onnxruntime(finished, call, 
     for row in (student, file):
         assert 0 < row["latency_ms"] <= row["latency_p90_ms"]
         assert row["images_per_second"] > 0 and row["memory_mib"] > 0
+
+
+@pytest.mark.slow
+def test_the_guide_s_script_needs_neither_this_project_nor_torch(finished, call):
+    call(export, "--out", "student.onnx", "--num-images", 1)
+    image = sorted(finished[1].glob("*.[jp][pn]g"))[0]
+    Image.open(image).convert("RGB").save("photo.jpg", quality=95)
+    guide = (Path(__file__).parents[2] / "docs" / "deploy.md").read_text(encoding="utf-8")
+    script, _, _ = guide.partition("```python\nimport json\n")[2].partition("```")
+    assert "torch" not in script and "dfd" not in script
+    found = {}
+    exec("import json\n" + script, found)
+    (run,) = load_runs({"run": str(finished[0])})
+    theirs = load_student(run)(found["image"])
+    assert found["boxes"].shape[1] == 4 and 0 < len(found["scores"]) <= 2 * len(theirs)
+    assert found["boxes"].max() <= max(found["image"].shape) + 1
+    # Beyond rounding and another way to resize, the best detection is the same one.
+    assert found["classes"][0] in theirs.pred_classes[:5]
 
 
 def test_a_file_of_another_run_is_told(finished, call, tmp_path):
