@@ -5,9 +5,14 @@ from typing import Any
 
 from .errors import UserError
 
-__all__ = ["DFDHead", "DistilledDetector", "FrozenTeacher", "UserError"]
+__all__ = ["DFDHead", "DistilledDetector", "FrozenBackbone", "FrozenTeacher", "UserError"]
 
-_HOMES = {"DFDHead": "head", "DistilledDetector": "detector", "FrozenTeacher": "teacher"}
+_HOMES = {
+    "DFDHead": "head",
+    "DistilledDetector": "detector",
+    "FrozenBackbone": "backbone_teacher",
+    "FrozenTeacher": "teacher",
+}
 
 
 def __getattr__(name: str) -> Any:

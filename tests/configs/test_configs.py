@@ -132,10 +132,11 @@ def test_small_model_takes_its_classes_from_the_data(name):
     MetadataCatalog.get("three_classes").thing_classes = ["a", "b", "c"]
     cfg = load(name, "dataloader.train.dataset=three_classes", "train.device=cpu")
     if "teacher" in cfg.model:
-        cfg.model.teacher.update(checkpoint="", allow_random=True)
+        detects = "model" in cfg.model.teacher
+        cfg.model.teacher.update({"checkpoint": ""} if detects else {}, allow_random=True)
     skip_pretrained(cfg.model)  # Which would be downloaded.
     model = instantiate(resolve_config(cfg).model)
-    if isinstance(model, DistilledDetector):
+    if isinstance(model, DistilledDetector) and detects:
         assert num_classes(model.teacher.model) == 3
         shapes = model.student.backbone.output_shape(), model.teacher.model.backbone.output_shape()
         strides = {shape.stride for shape in shapes[1].values()}
@@ -143,8 +144,7 @@ def test_small_model_takes_its_classes_from_the_data(name):
         assert [pair.name for pair in model.head.pairs] == shared and len(shared) >= 3
         report = model.inherit_from_teacher()
         assert report is None or not report.skipped
-        model = model.student
-    assert num_classes(model) == 3
+    assert num_classes(getattr(model, "student", model)) == 3
 
 
 @pytest.mark.parametrize("max_iter", [180000, 1800])

@@ -3,19 +3,23 @@ from types import SimpleNamespace
 import pytest
 import torch
 from omegaconf import OmegaConf
+from reppoints_toys import small_detector
 from torch.utils.data import DataLoader
 from toys import build
 
 from dfd import DFDHead, DistilledDetector, FrozenTeacher, UserError
+from dfd.distill.inherit import inherit_weights
 from dfd.engine.build import count_images
 from dfd.engine.checks import (
     check_classes,
     check_image_format,
+    check_inherited_classes,
     check_labels,
     check_optimizer,
     check_output_dir,
 )
 from dfd.losses import DFDLoss
+from dfd.modeling import YOLOX
 
 MOSAIC = {"_target_": "dfd.data.MosaicMapper"}
 CLASSES = ["disc", "box", "bar"]
@@ -112,6 +116,37 @@ def test_teacher_of_other_classes_only_where_the_config_says_so():
     with pytest.raises(UserError, match="the teacher's classes are"):
         check_classes(build(), make_teacher(class_names=other), CLASSES, CLASSES)
     check_classes(build(), make_teacher(class_names=other, check_classes=False), CLASSES, CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("kind", "part", "refused"),
+    [
+        ("faster_rcnn", "heads", True),
+        ("faster_rcnn", "roi_heads.box_predictor.", True),
+        ("faster_rcnn", "roi_heads.box_head.", False),
+        ("faster_rcnn", "proposal_generator", False),
+        ("retinanet", "heads", True),
+        ("retinanet", "head.bbox_pred.", False),
+        ("yolox", "heads", True),
+        ("reppoints", "heads", True),
+    ],
+)
+def test_a_classifier_of_other_classes_is_not_inherited(kind, part, refused):
+    """Its shape would fit."""
+    own = {"yolox": lambda: YOLOX(depth=0.33, width=0.125, num_classes=3)}
+    own["reppoints"] = small_detector
+    model, other = ([own.get(kind, lambda: build(kind))() for _ in range(2)])
+    report = inherit_weights(model, other, [part])
+    strange = FrozenTeacher(
+        model=other, allow_random=True, class_names=["a", "b", "c"], check_classes=False
+    )
+    if refused:
+        with pytest.raises(UserError, match="would start from the teacher's classes"):
+            check_inherited_classes(report, strange, CLASSES)
+    else:
+        check_inherited_classes(report, strange, CLASSES)
+    strange.class_names = CLASSES
+    check_inherited_classes(report, strange, CLASSES)
 
 
 def test_images_are_counted_not_batches():

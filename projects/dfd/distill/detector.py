@@ -100,7 +100,7 @@ class DistilledDetector(nn.Module):
                 type(head.adapters[pair.name]).__name__,
             )
         self.inherit_report: InheritReport | None = None
-        names = set().union(*ours)
+        names = set().union(*(o for o, t in zip(ours, theirs, strict=True) if t))
         unpaired = names - {pair.name for pair in head.pairs}
         if unpaired and head.levels is None:
             logger.warning(

@@ -199,7 +199,8 @@ class DFDHead(nn.Module):
                 )
             of_trunk = [level for level in self.levels if level in student_trunk]
             of_pyramid = [level for level in self.levels if level not in student_trunk]
-        if of_pyramid or not of_trunk:
+        # A teacher may have nothing beside the pyramid (FrozenBackbone).
+        if (of_pyramid or not of_trunk) and (teacher_shapes or not student_trunk):
             self.pairs += pair_levels(student_shapes, teacher_shapes, of_pyramid, ratio)
         if student_trunk and (of_trunk or of_trunk is None):
             self.pairs += pair_levels(student_trunk, teacher_trunk, of_trunk, ratio)

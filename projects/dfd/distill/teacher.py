@@ -31,6 +31,9 @@ class FrozenTeacher:
     ``train()`` reaches it.
     """
 
+    # Whether it has classes and finds objects.
+    detects = True
+
     def __init__(
         self,
         *,
@@ -83,9 +86,21 @@ class FrozenTeacher:
         self.weights: WeightFile | None = None
         self.check_classes = check_classes
         self.class_names = None if class_names is None else list(class_names)
+        self._load(checkpoint, allow_random)
+        self.input_format = channel_order(model, input_format, "teacher")
+        # What a pass runs, on its device.
+        self._part: nn.Module | None = None
+        self._modules: list[nn.Module] = []
+        self._device: torch.device | None = None
+        self._dtype = torch.float32
+        # Whether the whole detector, of which a pass needs the backbone alone, is on the device.
+        self._whole = False
+
+    def _load(self, checkpoint: str | None, allow_random: bool) -> None:
+        """Read the weights of ``model``, and note where they came from."""
         if checkpoint:
             weights = read_weights(checkpoint, "model.teacher.checkpoint")
-            load_strict(model, weights, "model.teacher.checkpoint")
+            load_strict(self.model, weights, "model.teacher.checkpoint")
             self.class_names = self.class_names or weights.class_names
             # The tensors are in the model now; what remains is where they came from.
             self.weights = WeightFile(weights.path, weights.sha256, {}, weights.class_names)
@@ -97,14 +112,6 @@ class FrozenTeacher:
             )
         else:
             logger.warning("Teacher: RANDOM WEIGHTS, as model.teacher.allow_random=True permits")
-        self.input_format = channel_order(model, input_format, "teacher")
-        # What a pass runs, on its device.
-        self._part: nn.Module | None = None
-        self._modules: list[nn.Module] = []
-        self._device: torch.device | None = None
-        self._dtype = torch.float32
-        # Whether the whole detector, of which a pass needs the backbone alone, is on the device.
-        self._whole = False
 
     def output_shapes(self, **what: bool) -> list[dict[str, ShapeSpec]]:
         """Channels and stride of each level of its pyramid, then of its trunk where that is asked.
@@ -114,6 +121,11 @@ class FrozenTeacher:
         """
         modules = feature_modules(self.model, "teacher", **what)
         return [dict(module.output_shape()) for module in modules]
+
+    @property
+    def kind(self) -> str:
+        """What it is, in words."""
+        return type(self.model).__name__
 
     @property
     def device(self) -> torch.device:

@@ -20,6 +20,7 @@ from ..data import build_evaluator, dataset_report, registered_name
 from ..data.evaluator import check_keypoints
 from ..distill.contract import channel_order, num_classes
 from ..distill.detector import DistilledDetector
+from ..distill.inherit import InheritReport
 from ..distill.processes import same_everywhere
 from ..distill.teacher import FrozenTeacher
 from ..errors import UserError
@@ -91,6 +92,29 @@ def check_classes(
         raise UserError(
             f"the teacher's classes are {list(teacher.class_names)}, the data's {train_classes}: "
             f"{remedy}"
+        )
+
+
+# Parts of a key whose tensors have a row for each class, in Detectron2's detectors and ours.
+_OF_CLASSES = ("cls_score", "box_predictor", "cls_preds", "cls_out", "mask_head.predictor")
+
+
+def check_inherited_classes(
+    report: InheritReport | None, teacher: FrozenTeacher, classes: Sequence[str]
+) -> None:
+    """Refuse a classifier that starts from rows of other classes, which fits by its shape alone.
+
+    Raises:
+        UserError: the teacher's classes are known, are others, and such a part was inherited.
+    """
+    names = teacher.class_names
+    if report is None or names is None or list(names) == list(classes):
+        return
+    wrong = [key for key in report.inherited if any(part in key for part in _OF_CLASSES)]
+    if wrong:
+        raise UserError(
+            f"model.inherit: {wrong[0]} would start from the teacher's classes {list(names)}, "
+            f"not the data's {list(classes)}: name the parts without it, as roi_heads.box_head."
         )
 
 

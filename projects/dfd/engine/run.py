@@ -22,7 +22,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
-from ..data import skip_batches
+from ..data import class_names, registered_name, skip_batches
 from ..distill.detector import DistilledDetector
 from ..errors import UserError, first_line
 from ..weights.strict import local_path
@@ -35,7 +35,7 @@ from .build import (
     build_trainer,
     student_of,
 )
-from .checks import check_output_dir, check_same_start
+from .checks import check_inherited_classes, check_output_dir, check_same_start
 from .config.resolve import pin_defaults, resolve_config, skip_pretrained
 from .config.saved import read_names, save_config
 from .config.schema import add_defaults, check_settings, check_training
@@ -315,6 +315,8 @@ def load_weights(
         checkpointer.load(path, checkpointables=[])
     if isinstance(model, DistilledDetector):
         report = model.inherit_from_teacher()
+        classes = class_names(registered_name(cfg.dataloader.train.dataset))
+        check_inherited_classes(report, model.teacher, classes)
         if report is not None:
             logger.info("%s", report)
     return None

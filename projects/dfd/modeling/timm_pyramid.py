@@ -70,6 +70,7 @@ class TimmPyramid(Backbone):
         """
         super().__init__()
         self._where = f"TimmPyramid({model_name})"
+        self.model_name, self.pretrained = model_name, pretrained
         self._img_size = img_size
         known_model(model_name)
         arguments = dict(_ANY_SIZE.get(timm.model_entrypoint(_bare(model_name)).__module__, {}))

@@ -115,6 +115,7 @@ class TimmViT(Backbone):
         """
         super().__init__()
         where = f"TimmViT({model_name})"
+        self.model_name, self.pretrained = model_name, pretrained
         arguments = plain(model_args)
         if patch_size is None and "_patch14" in model_name:
             patch_size = 16

@@ -89,10 +89,10 @@ def _teacher(cfg: DictConfig, run: Run) -> str:
     names = "names not known" if teacher.class_names is None else _names(teacher.class_names)
     precision = resolve_precision(teacher.precision, torch.device(cfg.train.device))
     rows = [
-        ["detector", f"{type(teacher.model).__name__}, {teacher.input_format} images"],
+        ["network", f"{teacher.kind}, {teacher.input_format} images"],
         ["checkpoint", weights.path if weights else "NONE: RANDOM WEIGHTS"],
         *([["sha256", weights.sha256]] if weights else []),
-        ["classes", f"{'number not known' if count is None else count}: {names}"],
+        *([["classes", f"{count or 'number not known'}: {names}"]] if teacher.detects else []),
         ["precision of its pass", str(precision).removeprefix("torch.")],
     ]
     results = run.checkpointer.teacher_results
@@ -239,14 +239,16 @@ def unchecked(cfg: DictConfig, run: Run, measured: Measured, evaluated: int) -> 
         found.append("how good the weights of train.init_checkpoint are")
     if isinstance(run.model, DistilledDetector):
         teacher = run.model.teacher
-        if not run.checkpointer.teacher_results:
+        if not teacher.detects:
+            found.append("how good the teacher is: it detects nothing")
+        elif not run.checkpointer.teacher_results:
             found.append(
                 "how good the teacher is (--eval-teacher; train.eval_teacher_first=True or "
                 "train.min_teacher_ap)"
             )
-        if not teacher.check_classes:
+        if teacher.detects and not teacher.check_classes:
             found.append("the teacher's classes, as model.teacher.check_classes=False says")
-        elif teacher.class_names is None:
+        elif teacher.detects and teacher.class_names is None:
             found.append(
                 "the names and order of the teacher's classes: its checkpoint does not hold them "
                 "(model.teacher.class_names)"
