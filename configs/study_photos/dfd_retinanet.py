@@ -1,29 +1,27 @@
-"""The RetinaNet student over EfficientNet-lite0 under a Faster R-CNN, DFD's defaults.
+"""The RetinaNet student over EfficientNet-lite0 under the authors' YOLOX-nano, with DFD's defaults.
 
 python train_net.py --config-file configs/study_photos/dfd_retinanet.py \
     dataloader.train.dataset.json=train.json dataloader.train.dataset.images=images \
     dataloader.test.dataset.json=val.json dataloader.test.dataset.images=images
 
-Needs the teacher's checkpoint (configs/study_photos/teacher.py). Without a network, name a file of
-the student's weights: model.student.backbone.bottom_up.pretrained=PATH.
-Hardware: one CPU core, minutes. Result: docs/results.md.
+Needs the teacher's published weights, model.teacher.checkpoint=yolox_nano.pth, or another teacher:
+model.teacher='${teachers.faster_rcnn}'. Without a network, name a file of the student's weights:
+model.student.backbone.bottom_up.pretrained=PATH. Hardware: one CPU core, minutes. Result: docs/results.md.
 """
 
 from detectron2.config import LazyCall as L
 
-from dfd import DFDHead, DistilledDetector, FrozenTeacher
+from dfd import DFDHead, DistilledDetector
 from dfd.losses import DFDLoss
 
 from ..common.criteria import retinanet as criteria
+from .base_teachers import teachers
 from .student_retinanet import dataloader, lr_multiplier, optimizer, train
 from .student_retinanet import model as _student
-from .teacher import model as _teacher
 
 model = L(DistilledDetector)(
     student=_student,
-    teacher=L(FrozenTeacher)(
-        model=_teacher, checkpoint="output/study_photos/teacher/model_final.pth"
-    ),
+    teacher=teachers["yolox_nano"],
     head=L(DFDHead)(criterion=L(DFDLoss)()),
 )
 train.output_dir = "output/study_photos/dfd_retinanet"

@@ -137,7 +137,7 @@ def test_small_model_takes_its_classes_from_the_data(name):
     skip_pretrained(cfg.model)  # Which would be downloaded.
     model = instantiate(resolve_config(cfg).model)
     if isinstance(model, DistilledDetector) and detects:
-        assert num_classes(model.teacher.model) == 3
+        assert num_classes(model.teacher.model) == 3 or not model.teacher.check_classes
         shapes = model.student.backbone.output_shape(), model.teacher.model.backbone.output_shape()
         strides = {shape.stride for shape in shapes[1].values()}
         shared = sorted(level for level, shape in shapes[0].items() if shape.stride in strides)
