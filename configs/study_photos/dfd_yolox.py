@@ -1,4 +1,4 @@
-"""The YOLOX student over EfficientNet-lite0 under the authors' YOLOX-nano, with DFD's defaults.
+"""The YOLOX student over EfficientNet-lite0 under YOLOX-nano, DFD's defaults.
 
 python train_net.py --config-file configs/study_photos/dfd_yolox.py \
     dataloader.train.dataset.json=train.json dataloader.train.dataset.images=images \
@@ -6,7 +6,8 @@ python train_net.py --config-file configs/study_photos/dfd_yolox.py \
 
 Needs the teacher's published weights, model.teacher.checkpoint=yolox_nano.pth, or another teacher:
 model.teacher='${teachers.faster_rcnn}'. Without a network, name a file of the student's weights:
-model.student.trunk.pretrained=PATH. Hardware: one CPU core, minutes. Result: docs/results.md.
+model.student.trunk.pretrained=PATH.
+Hardware: one CPU core, minutes. Result: docs/results.md.
 """
 
 from detectron2.config import LazyCall as L
