@@ -24,6 +24,8 @@ from dfd.data import (
     class_names,
     coco_json,
     dataset_dicts,
+    image_folder,
+    skip_batches,
     voc_folder,
 )
 from dfd.demo import generated_shapes
@@ -389,3 +391,82 @@ def test_voc_config_passes_root_and_classes_on_to_the_test_split(tmp_path):
     assert class_names(name) == ["dog", "cat"]
     assert len(list(instantiate(cfg.dataloader.test))) == 1
     assert perfect(name, instantiate(cfg.dataloader.evaluator))["AP-cat"] == pytest.approx(100)
+
+
+def mixed_batches(tmp_path, steps=4, skip=0, workers=0, **more):
+    name = coco_json(**write_mixed_coco(tmp_path))
+    loader = build_train_loader(
+        dataset=name,
+        mapper=train_mapper(),
+        total_batch_size=2,
+        num_workers=workers,
+        seed=3,
+        **{"unlabelled": name, "unlabelled_batch_size": 3} | more,
+    )
+    assert skip_batches(loader, skip)
+    stream = iter(loader)
+    return [next(stream) for _ in range(steps)]
+
+
+def shown(batches):
+    return [[(d["image_id"], d["image"].float().sum().item()) for d in batch] for batch in batches]
+
+
+def test_unlabelled_images_follow_the_labelled_ones_of_a_batch(tmp_path):
+    found = mixed_batches(tmp_path)
+    for batch in found:
+        assert [d.get("unlabelled", False) for d in batch] == [False] * 2 + [True] * 3
+        assert ["instances" in d for d in batch] == [True] * 2 + [False] * 3
+    alone = mixed_batches(tmp_path, unlabelled=None, unlabelled_batch_size=0)
+    assert shown(alone) == [batch[:2] for batch in shown(found)]
+    # Images without an object are among them.
+    name = coco_json(**write_mixed_coco(tmp_path))
+    everything = {r["image_id"] for r in dataset_dicts(dataset=name, filter_empty=False)}
+    labelled = {r["image_id"] for r in dataset_dicts(dataset=name)}
+    assert labelled < everything
+    many = mixed_batches(tmp_path, steps=12)
+    assert {d["image_id"] for batch in many for d in batch[2:]} == everything
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_mixed_batches_continue_where_they_were(tmp_path, workers):
+    straight = shown(mixed_batches(tmp_path, steps=6))
+    assert shown(mixed_batches(tmp_path, steps=3, skip=3, workers=workers)) == straight[3:]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"unlabelled": None}, "unlabelled=None and unlabelled_batch_size=3: set both"),
+        ({"unlabelled_batch_size": 0}, "and unlabelled_batch_size=0: set both"),
+        ({"unlabelled_batch_size": -1}, "unlabelled_batch_size=-1 must be a positive multiple"),
+        ({"unlabelled": "absent"}, "'absent' is not registered"),
+    ],
+)
+def test_bad_settings_of_unlabelled_images_are_told(tmp_path, more, message):
+    with pytest.raises(UserError, match=message):
+        mixed_batches(tmp_path, **more)
+
+
+def test_a_folder_of_images_is_a_dataset_without_labels(tmp_path):
+    (tmp_path / "photos" / "more").mkdir(parents=True)
+    for name, size in (("b.png", (30, 20)), ("more/a.jpg", (20, 40))):
+        cv2.imwrite(str(tmp_path / "photos" / name), np.zeros((size[1], size[0], 3), np.uint8))
+    (tmp_path / "photos" / "notes.txt").write_text("no image")
+    name = image_folder(images=str(tmp_path / "photos"))
+    assert image_folder(images=str(tmp_path / "photos")) == name
+    records = dataset_dicts(dataset=name, filter_empty=False)
+    assert [(Path(r["file_name"]).name, r["width"], r["height"]) for r in records] == [
+        ("b.png", 30, 20),
+        ("a.jpg", 20, 40),
+    ]
+    batches = mixed_batches(tmp_path, unlabelled=name, steps=2)
+    assert {Path(d["file_name"]).name for b in batches for d in b[2:]} == {"b.png", "a.jpg"}
+    (tmp_path / "photos" / "broken.png").write_bytes(b"no image")
+    (tmp_path / "empty").mkdir()
+    for folder, message in (("photos2", "does not exist"), ("empty", "holds no images")):
+        with pytest.raises(UserError, match=message):
+            image_folder(images=str(tmp_path / folder))
+    (tmp_path / "photos").rename(tmp_path / "other")
+    with pytest.raises(UserError, match="broken.png"):
+        image_folder(images=str(tmp_path / "other"))

@@ -17,6 +17,7 @@ from dfd.engine.checks import (
     check_labels,
     check_optimizer,
     check_output_dir,
+    check_unlabelled,
 )
 from dfd.losses import DFDLoss
 from dfd.modeling import YOLOX
@@ -147,6 +148,15 @@ def test_a_classifier_of_other_classes_is_not_inherited(kind, part, refused):
         check_inherited_classes(report, strange, CLASSES)
     strange.class_names = CLASSES
     check_inherited_classes(report, strange, CLASSES)
+
+
+def test_images_without_labels_need_a_teacher():
+    loaders = OmegaConf.create({"train": {"unlabelled": "some_photographs"}})
+    with pytest.raises(UserError, match="no model.teacher, and nothing else can learn from them"):
+        check_unlabelled(build(), loaders)
+    head = DFDHead(criterion=DFDLoss())
+    check_unlabelled(DistilledDetector(student=build(), teacher=make_teacher(), head=head), loaders)
+    check_unlabelled(build(), OmegaConf.create({"train": {"unlabelled": None}}))
 
 
 def test_images_are_counted_not_batches():

@@ -28,6 +28,9 @@ dataloader.train = L(build_train_loader)(
     total_batch_size=16,
     num_workers=4,
     seed="${train.seed}",
+    # Images that are only distilled: a dataset, and how many are added to each batch.
+    unlabelled=None,
+    unlabelled_batch_size=0,
 )
 
 dataloader.test = L(build_test_loader)(

@@ -3,6 +3,7 @@
 from typing import Any
 
 from .coco import coco_json
+from .folder import image_folder
 from .letterbox import Letterbox
 from .loaders import (
     build_evaluator,
@@ -43,6 +44,7 @@ __all__ = [
     "coco_json",
     "dataset_dicts",
     "dataset_report",
+    "image_folder",
     "in_batches",
     "registered_name",
     "size_ratio",

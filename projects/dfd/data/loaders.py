@@ -30,6 +30,7 @@ from detectron2.data.samplers import TrainingSampler
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from ..distill.contract import UNLABELLED
 from ..errors import UserError
 from .evaluator import Evaluator, write_ground_truth
 from .fit import fit_to_mapper
@@ -50,6 +51,8 @@ def build_train_loader(
     seed: int | None = None,
     aspect_ratio_grouping: bool = True,
     filter_empty: bool = True,
+    unlabelled: str | None = None,
+    unlabelled_batch_size: int = 0,
 ) -> Iterable[list[dict]]:
     """An endless loader of training batches that depend on ``seed`` and on nothing else.
 
@@ -73,21 +76,20 @@ def build_train_loader(
         seed: at least 0; None or a negative number draws one, the same for all processes.
         aspect_ratio_grouping: batch wide images with wide ones and tall ones with tall ones.
         filter_empty: leave out images without objects.
+        unlabelled: a registered name whose images are only distilled; labels, if it has any, are
+            not looked at. They go through the same mapper.
+        unlabelled_batch_size: so many of them are added to each step, over all processes; 0: none.
 
     Returns:
-        An iterable of lists of ``total_batch_size / number of processes`` mapped records.
+        An iterable of lists of ``total_batch_size / number of processes`` mapped records, after
+        them those without labels, which say so (``UNLABELLED``) and have no ``instances``.
 
     Raises:
         UserError: the dataset is unknown or empty, the mapper cannot make its masks or keypoints,
             the batch size cannot be dealt out, the mapper has ``at_batch`` and images are grouped,
             or (when iterating) an image cannot be read.
     """
-    world = comm.get_world_size()
-    if total_batch_size < 1 or total_batch_size % world:
-        raise UserError(
-            f"total_batch_size={total_batch_size} must be a positive multiple of the "
-            f"number of processes, {world}"
-        )
+    _check_batch_size("total_batch_size", total_batch_size)
     if aspect_ratio_grouping and hasattr(mapper, "at_batch"):
         raise UserError(
             f"{type(mapper).__name__} follows the number of the batch, which groups of wide and "
@@ -98,8 +100,45 @@ def build_train_loader(
         logger.info("training loader drew the seed %d", seed)
     records = dataset_dicts(dataset=dataset, filter_empty=filter_empty)
     records = fit_to_mapper(records, mapper, dataset, filter_empty=filter_empty)
+    settings = {"mapper": mapper, "num_workers": num_workers, "grouped": aspect_ratio_grouping}
+    loader = _stream(records, dataset, total_batch_size, seed, **settings)
+    if (unlabelled is None) != (unlabelled_batch_size == 0):
+        raise UserError(
+            f"dataloader.train has unlabelled={unlabelled} and unlabelled_batch_size="
+            f"{unlabelled_batch_size}: set both, or neither"
+        )
+    if unlabelled is None:
+        return loader
+    _check_batch_size("unlabelled_batch_size", unlabelled_batch_size)
+    records = dataset_dicts(dataset=unlabelled, filter_empty=False)
+    records = [{**record, "annotations": []} for record in records]
+    # Another order than that of the labelled ones, which may be among them.
+    seed = int(np.random.SeedSequence((seed, 1)).generate_state(1)[0])
+    more = _stream(records, unlabelled, unlabelled_batch_size, seed, **settings)
+    return WithUnlabelled(loader, more)
+
+
+def _check_batch_size(name: str, value: int) -> None:
+    world = comm.get_world_size()
+    if value < 1 or value % world:
+        raise UserError(
+            f"{name}={value} must be a positive multiple of the number of processes, {world}"
+        )
+
+
+def _stream(
+    records: list[dict],
+    dataset: str,
+    total_batch_size: int,
+    seed: int,
+    *,
+    mapper: Callable[[dict], dict | None],
+    num_workers: int,
+    grouped: bool,
+) -> DataLoader:
+    """The endless loader of some records."""
     kinds = None
-    if aspect_ratio_grouping:
+    if grouped:
         if not all("width" in record and "height" in record for record in records):
             raise UserError(
                 f"dataset {dataset} does not tell the sizes of its images: add width and height to "
@@ -115,7 +154,9 @@ def build_train_loader(
     loader = DataLoader(
         _SeededMap(records, MarkPadding(mapper), seed, total_batch_size),
         batch_sampler=_BatchSampler(
-            TrainingSampler(len(records), seed=seed), total_batch_size // world, kinds
+            TrainingSampler(len(records), seed=seed),
+            total_batch_size // comm.get_world_size(),
+            kinds,
         ),
         num_workers=num_workers,
         collate_fn=trivial_batch_collator,
@@ -131,6 +172,8 @@ def skip_batches(loader: Any, count: int) -> bool:
     Returns:
         False if it is not a loader of ``build_train_loader``, and was left as it is.
     """
+    if isinstance(loader, WithUnlabelled):
+        return all([skip_batches(part, count) for part in (loader.labelled, loader.unlabelled)])
     sampler = getattr(loader, "batch_sampler", None)
     if not isinstance(sampler, _BatchSampler):
         return False
@@ -253,6 +296,21 @@ def _made(folder: str) -> str:
             f"the evaluator's output_dir {folder} cannot be made ({e.strerror}): choose another"
         ) from e
     return folder
+
+
+class WithUnlabelled:
+    """Batches of labelled images, each with a batch of others behind it."""
+
+    def __init__(self, labelled: DataLoader, unlabelled: DataLoader) -> None:
+        self.labelled, self.unlabelled = labelled, unlabelled
+        self.dataset = labelled.dataset  # What an epoch is.
+
+    def __iter__(self) -> Iterator[list[dict]]:
+        for batch, more in zip(self.labelled, self.unlabelled, strict=True):
+            for item in more:
+                item.pop("instances", None)
+                item[UNLABELLED] = True
+            yield batch + more
 
 
 class _BatchSampler(Sampler):

@@ -13,6 +13,8 @@ from ..errors import UserError
 Split = Callable[[Mapping[str, Tensor]], tuple[dict[str, Tensor], dict[str, Tensor]]]
 
 CHANNEL_ORDERS = ("BGR", "RGB")
+# Of an item of a batch that has no labels: it is only distilled.
+UNLABELLED = "unlabelled"
 # ImageNet's mean and standard deviation in RGB order, on [0, 255].
 _IMAGENET_RGB = ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375])
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from .contract import (
+    UNLABELLED,
     channel_order,
     check_fits_square_padding,
     feature_modules,
@@ -129,50 +130,79 @@ class DistilledDetector(nn.Module):
         return self.inherit_report
 
     def forward(self, batched_inputs: Sequence[dict]) -> dict[str, Tensor] | list[dict]:
-        """Losses by name in training, the student's detections in evaluation."""
+        """Losses by name in training, the student's detections in evaluation.
+
+        Items that are ``UNLABELLED`` bring distillation losses alone, ``loss_dfd_unlabelled_*``.
+        """
         check_fits_square_padding(self.student, batched_inputs, "student")
         if not self.training:
             return self.student(batched_inputs)
         iteration = get_event_storage().iter if has_event_storage() else 0
         active = self.head.factor(iteration) > 0
+        labelled = [item for item in batched_inputs if not item.get(UNLABELLED)]
+        unlabelled = [item for item in batched_inputs if item.get(UNLABELLED)] if active else []
         # The teacher goes first: what its pass needs is freed before the student's activations,
         # which stay until the backward pass, are made.
-        teacher_pyramid = objectness = None
-        if active:
-            teacher_pyramid = self.teacher(
-                batched_inputs,
-                input_format=self.input_format,
-                device=self.device,
-                **self.head.features,
-            )
-            if self.head.needs_objectness:
-                objectness = self.teacher.objectness(teacher_pyramid, **self.head.features)
+        batches = [batch for batch in (labelled, unlabelled) if batch] if active else []
+        theirs = [self._teacher_features(batch) for batch in batches]
+        # Of images without labels the student needs no more than its features.
+        ours = {}
+        if unlabelled:
+            images = self.student.preprocess_image(unlabelled).tensor
+            ours = run_features(self.student, images, "student", **self.head.features)
         modules = feature_modules(self.student, "student", **self.head.features)
-        with tap(modules, self.head.split(iteration) if active else None) as student_pyramid:
-            losses = dict(self.student(batched_inputs))
+        with tap(modules, self.head.split(iteration, ours) if active else None) as features:
+            losses = dict(self.student(labelled))
         if not active:
             losses.update(self.head.idle_losses())
             return losses
-        distillation = self.head(
-            student_pyramid,
-            teacher_pyramid,
-            boxes=labelled_boxes(batched_inputs),
-            iteration=iteration,
-            objectness=objectness,
-            **image_area(batched_inputs),
-        )
-        self._record(losses, distillation)
+        distillation: dict[str, Tensor] = {}
+        stats: dict[str, Tensor] = {}
+        # Each image counts as much as any other.
+        for batch, own, (pyramid, objectness) in zip(
+            batches, (features, ours), theirs, strict=False
+        ):
+            prefix = "loss_dfd_" if batch is labelled else "loss_dfd_unlabelled_"
+            found = self.head(
+                own,
+                pyramid,
+                boxes=labelled_boxes(batch),
+                iteration=iteration,
+                objectness=objectness,
+                **image_area(batch),
+            )
+            share = len(batch) / (len(labelled) + len(unlabelled))
+            for name, loss in found.items():
+                distillation[prefix + name.removeprefix("loss_dfd_")] = share * loss
+            stats = stats or self.head.stats
+        self._record(losses, distillation, stats)
         losses.update(distillation)
         return losses
 
-    def _record(self, task: dict[str, Tensor], distillation: dict[str, Tensor]) -> None:
+    def _teacher_features(
+        self, batch: Sequence[dict]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
+        """The teacher's pyramid of a batch and, where the criterion asks for it, objectness."""
+        pyramid = self.teacher(
+            batch, input_format=self.input_format, device=self.device, **self.head.features
+        )
+        if not self.head.needs_objectness:
+            return pyramid, None
+        return pyramid, self.teacher.objectness(pyramid, **self.head.features)
+
+    def _record(
+        self,
+        task: dict[str, Tensor],
+        distillation: dict[str, Tensor],
+        stats: dict[str, Tensor],
+    ) -> None:
         """Log the head's numbers and the ratio of the distillation loss to the task loss.
 
         With ``log_later`` set, once :meth:`log_pending` is called: reading a number from the device
         waits for all that it has to do, and would leave it idle before the backward pass.
         """
         task_loss = sum(loss.detach().float() for loss in task.values())
-        stats = dict(self.head.stats)
+        stats = dict(stats)
         for key, loss in distillation.items():
             level = key.removeprefix("loss_dfd_")
             stats[f"dfd/{level}/ratio"] = loss.detach() / task_loss

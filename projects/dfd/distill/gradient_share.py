@@ -77,20 +77,32 @@ class GradientShare:
         self._measured: list[tuple[list[str], Tensor]] = []
 
     def split(
-        self, features: Mapping[str, Tensor], warmup: float = 1.0
+        self,
+        features: Mapping[str, Tensor],
+        warmup: float = 1.0,
+        unlabelled: dict[str, Tensor] | None = None,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The features of one module, once for the detector and once for the head.
 
         Args:
             warmup: multiplies the share; from 0 to 1.
+            unlabelled: those of images that the labels' losses do not see, of this module and of
+                others. The distillation of both is held to the labels' gradient; what the head is
+                to have of them takes their place.
         """
-        for_detector, for_head = dict(features), dict(features)
-        names = [name for name, feature in features.items() if feature.requires_grad]
+        both = dict(features)
+        for name in features:
+            if unlabelled is not None and name in unlabelled:
+                both[f"unlabelled/{name}"] = unlabelled[name]
+        for_detector, for_head = dict(both), dict(both)
+        names = [name for name, feature in both.items() if feature.requires_grad]
         if names:
-            split = _Split.apply(self, names, warmup, *(features[name] for name in names))
+            split = _Split.apply(self, names, warmup, *(both[name] for name in names))
             for_detector.update(zip(names, split[: len(names)], strict=True))
             for_head.update(zip(names, split[len(names) :], strict=True))
-        return for_detector, for_head
+        if unlabelled is not None:
+            unlabelled.update({n: for_head[f"unlabelled/{n}"] for n in features if n in unlabelled})
+        return tuple({n: x[n] for n in features} for x in (for_detector, for_head))
 
     def take_measured(self) -> list[tuple[list[str], Tensor]]:
         """What the backward passes since the last call measured: names and their values."""

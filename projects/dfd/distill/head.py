@@ -234,11 +234,20 @@ class DFDHead(nn.Module):
     def _warmup(self, iteration: int) -> float:
         return min(1.0, (iteration + 1) / self.warmup_iters) if self.warmup_iters else 1.0
 
-    def split(self, iteration: int) -> Split | None:
-        """What parts the student's features for the head, see ``contract.tap``; None: nothing."""
+    def split(
+        self, iteration: int, unlabelled: dict[str, Tensor] | None = None
+    ) -> Split | None:
+        """What parts the student's features for the head, see ``contract.tap``; None: nothing.
+
+        Args:
+            unlabelled: the student's features of images without labels, which are changed to those
+                that the head is to have.
+        """
         if self.gradient_share is None:
             return None
-        return functools.partial(self.gradient_share.split, warmup=self._warmup(iteration))
+        return functools.partial(
+            self.gradient_share.split, warmup=self._warmup(iteration), unlabelled=unlabelled
+        )
 
     def idle_losses(self) -> dict[str, Tensor]:
         """Zero, but connected to every parameter: DistributedDataParallel waits for each."""

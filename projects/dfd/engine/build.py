@@ -24,6 +24,7 @@ from .checks import (
     check_labels,
     check_mixed_precision,
     check_optimizer,
+    check_unlabelled,
 )
 from .config.make import make
 from .config.resolve import set_length
@@ -69,6 +70,7 @@ def build_model(cfg: DictConfig) -> nn.Module:
     if cfg.train.amp.enabled:
         check_mixed_precision(student_of(model))
     teacher = model.teacher if isinstance(model, DistilledDetector) else None
+    check_unlabelled(model, cfg.dataloader)
     check_image_format(model, cfg.dataloader)
     check_classes(
         student_of(model),
@@ -105,8 +107,16 @@ def micro_batches(cfg: DictConfig) -> DictConfig:
             f"train.accumulation_steps={steps} does not divide dataloader.train.total_batch_size="
             f"{node.total_batch_size}: it must be a whole number that does"
         )
+    more = node.get("unlabelled_batch_size") or 0
+    if more % steps:
+        raise UserError(
+            f"train.accumulation_steps={steps} does not divide dataloader.train."
+            f"unlabelled_batch_size={more}: it must be a whole number that does"
+        )
     node = copy.deepcopy(node)
     node.total_batch_size //= steps
+    if more:
+        node.unlabelled_batch_size //= steps
     return node
 
 

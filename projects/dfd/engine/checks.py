@@ -135,6 +135,18 @@ def check_image_format(model: nn.Module, dataloader: DictConfig) -> None:
             )
 
 
+def check_unlabelled(model: nn.Module, dataloader: DictConfig) -> None:
+    """
+    Raises:
+        UserError: there are images without labels, and no teacher that could use them.
+    """
+    if dataloader.train.get("unlabelled") and not isinstance(model, DistilledDetector):
+        raise UserError(
+            "dataloader.train.unlabelled names images without labels, but the config has no "
+            "model.teacher, and nothing else can learn from them: set it to null"
+        )
+
+
 def check_labels(student: nn.Module, dataloader: DictConfig) -> None:
     """Compare the masks and keypoints that a detector learns with those of mapper and data.
 

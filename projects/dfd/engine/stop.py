@@ -124,6 +124,9 @@ def guard_workers(loader: Any) -> Any:
     Args:
         loader: one of torch's, or one around it; anything else is left as it is.
     """
+    for part in ("labelled", "unlabelled"):  # Of a loader of both.
+        if hasattr(loader, part):
+            guard_workers(getattr(loader, part))
     inner = loader
     while inner is not None and not isinstance(inner, DataLoader):
         inner = getattr(inner, "dataset", None)

@@ -29,7 +29,13 @@ _FREE = (
 )
 # What a checkpoint holds would win over the first, without a word; the others say what is at which
 # place in the data.
-_FIXED = ("optimizer.", "dataloader.train.total_batch_size", _DATA_SEED, _IMAGES)
+_FIXED = (
+    "optimizer.",
+    "dataloader.train.total_batch_size",
+    "dataloader.train.unlabelled",
+    _DATA_SEED,
+    _IMAGES,
+)
 
 
 def run_settings(cfg: DictConfig, loader: Any, num_images: int | None) -> dict[str, str]:
