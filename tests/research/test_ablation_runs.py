@@ -20,7 +20,7 @@ from dfd.research.ablate import UNFINISHED, Ablation, command, make_cells, plan_
 from dfd.research.ablate import cluster as cluster_module
 from dfd.research.ablate import local as launch_module
 from dfd.research.ablate.folders import locked
-from dfd.research.ablate.local import environments, make_jobs
+from dfd.research.ablate.local import describe_places, environments, make_jobs
 
 pytestmark = pytest.mark.slow
 
@@ -442,6 +442,31 @@ def test_processes_share_the_machine(monkeypatch):
     assert [env["CUDA_VISIBLE_DEVICES"] for env in environments(3)] == ["0", "1", "0"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-7")
     assert [env["CUDA_VISIBLE_DEVICES"] for env in environments(3)] == ["3", "GPU-7", "3"]
+
+
+def test_runs_of_several_processes_have_a_device_for_each(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(8)))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3,4")
+    found = environments(3, processes=2)  # The fifth device makes no pair.
+    assert [env["CUDA_VISIBLE_DEVICES"] for env in found] == ["0,1", "2,3", "0,1"]
+    assert {env["OMP_NUM_THREADS"] for env in found} == {"1"}
+    assert describe_places(2, 2) == [
+        "place 1: CUDA device 0,1; 2 processes, threads: 2",
+        "place 2: CUDA device 2,3; 2 processes, threads: 2",
+    ]
+    with pytest.raises(UserError, match="--processes 6: .* there are 5: take fewer"):
+        environments(1, processes=6)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert environments(1, processes=6)[0]["OMP_NUM_THREADS"] == "1"
+
+
+def test_too_few_devices_are_told_before_anything_is_written(ablation, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    given = ablation(processes=2)
+    with pytest.raises(UserError, match="--processes 2"):
+        given.execute()
+    assert not given.out.exists()
 
 
 def test_slurm_is_given_one_array(ablation, tmp_path, monkeypatch):

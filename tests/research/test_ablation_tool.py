@@ -63,6 +63,7 @@ def ablate(monkeypatch):
         (["--seeds", "3:3"], "--seeds 3:3 names no seed"),
         (["--seeds", "1,0:2"], "names seed 1 twice"),
         (["--parallel", "0"], "--parallel 0: it must be 1 or more"),
+        (["--processes", "0"], "--processes 0: it must be 1 or more"),
         (["--bootstrap", "-1"], "--bootstrap -1: it must be 0 or more"),
         (["--metric", "mAP"], "--metric mAP: it must be AP, AP50"),
         (["--slurm", "partition=x"], "--slurm is given without --cluster slurm"),
@@ -94,7 +95,11 @@ def test_a_missing_submitit_is_told_with_the_remedy(ablate, tmp_path, monkeypatc
     assert not any(tmp_path.iterdir())
 
 
-def test_the_list_shows_cells_and_changes_and_starts_nothing(ablate, tmp_path, capsys):
+def test_the_list_shows_cells_changes_and_places_and_starts_nothing(
+    ablate, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     study = tmp_path / "study.txt"
     study.write_text(
         f"# a comment\n\n--config-file {CONFIG}\n--grid={LENIENT}\n"
@@ -115,8 +120,27 @@ def test_the_list_shows_cells_and_changes_and_starts_nothing(ablate, tmp_path, c
         "",
         "small, lenient_on=low (baseline, 0 of 2 done)",
         "    model.head.criterion.lenient_on: not set -> low",
+        "",
+        "1 at a time, each in the first place that is free:",
+        "    place 1: the CPU, unless train.device is another; threads: 3",
     ]
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_run_of_two_processes_is_one_run(ablate, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("PYTHONPATH", "tests", prepend=os.pathsep)
+    splits = {"train": write_coco(tmp_path, "train", 4), "test": write_coco(tmp_path, "val", 2)}
+    data = [f"dataloader.{split}.{o}" for split, given in splits.items() for o in given]
+    more = ["--seeds", "0", "--processes", "2", "train.max_iter=1", "train.device=cpu"]
+    arguments = ["--config-file", "tests/engine/configs/student.py", "--out", tmp_path / "out"]
+    ablate(*arguments, "--cell", "plain=", *more, *data, "dataloader.train.total_batch_size=2")
+    (summary,) = (tmp_path / "out").glob("plain/seed_0/summary.json")
+    assert json.loads(summary.read_text())["processes"] == 2
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert '"processes": 2' in json.dumps(manifest)
 
 
 @pytest.mark.slow

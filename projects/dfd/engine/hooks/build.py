@@ -163,6 +163,7 @@ def run_facts(
         "device": str(cfg.train.device),
         "processor": processor_name(cfg.train.device),
         "threads": torch.get_num_threads(),
+        "processes": comm.get_world_size(),
         "torch": torch.__version__,
         "detectron2": detectron2.__version__,
         "code": code_version(),

@@ -28,7 +28,7 @@ from .estimates import (
     to_csv,
 )
 from .folders import CellRun, check_earlier, locked, write_whole
-from .local import UNFINISHED, Launcher, LocalRuns, make_jobs
+from .local import UNFINISHED, Launcher, LocalRuns, describe_places, environments, make_jobs
 from .manifest import manifest
 from .progress import Progress
 from .tables import (
@@ -53,6 +53,7 @@ class Ablation:
         runs: as ``plan_runs`` gives them.
         program: what trains, to which ``--config-file`` and overrides are given.
         command: how it was called, for the manifest.
+        parallel, processes: runs at a time, and processes of each.
         draws: of the test images, see ``bootstrap.image_intervals``.
         cluster: None: processes of this machine.
         parameters: of the cluster's jobs.
@@ -68,6 +69,7 @@ class Ablation:
     command: Sequence[str] = ()
     program: Sequence[str] = (sys.executable, "-m", "dfd", "train")
     parallel: int = 1
+    processes: int = 1
     cluster: str | None = None
     parameters: dict[str, Any] = field(default_factory=dict)
 
@@ -83,7 +85,16 @@ class Ablation:
             notes += [f"{len(done.intersection(own))} of {len(own)} done"] if own else []
             lines += ["", f"{name} ({', '.join(notes)})" if notes else name]
             lines += [f"    {_change(base, text)}" for text in overrides] or ["    no change"]
-        return "\n".join(lines)
+        return "\n".join([*lines, "", *self._places()])
+
+    def _places(self) -> list[str]:
+        """Where the runs will be."""
+        if self.cluster == "slurm":
+            each = f", {self.processes} processes each" if self.processes > 1 else ""
+            return [f"on Slurm, at most {self.parallel} jobs at a time{each}"]
+        at_once = len(self.runs) if self.cluster else min(self.parallel, len(self.runs))
+        lines = [f"{at_once} at a time, each in the first place that is free:"]
+        return lines + [f"    {line}" for line in describe_places(at_once, self.processes)]
 
     def _changes(self) -> list[tuple[str, list[str]]]:
         """The overrides that all cells share, if any, and then each cell's own."""
@@ -106,6 +117,7 @@ class Ablation:
         """
         if self.cluster:
             check_cluster(cluster=self.cluster, parameters=self.parameters, parallel=self.parallel)
+        environments(1, self.processes)  # Refused before anything is written.
         with locked(self.out):
             check_earlier(self.runs)
             errors: dict[str, str] = {}
@@ -153,14 +165,17 @@ class Ablation:
         return f"{run.name}: done" + ("" if score is None else f", {self.metric} {score:.2f}")
 
     def _launcher(self, runs: Sequence[CellRun]) -> Launcher:
-        jobs = make_jobs(runs, program=self.program, config_file=self.config_file)
+        many = ("--num-gpus", str(self.processes)) if self.processes > 1 else ()
+        program = (*self.program, *many)
+        jobs = make_jobs(runs, program=program, config_file=self.config_file)
         if self.cluster is None:
-            return LocalRuns(jobs, parallel=self.parallel)
+            return LocalRuns(jobs, parallel=self.parallel, processes=self.processes)
         return ClusterRuns(
             jobs,
             cluster=self.cluster,
             parameters=self.parameters,
             parallel=self.parallel,
+            processes=self.processes,
             folder=self.out / "submitit",
         )
 

@@ -153,19 +153,21 @@ class ClusterRuns:
         parameters: Mapping[str, Any],
         parallel: int,
         folder: Path,
+        processes: int = 1,
     ) -> None:
         """
         Args:
             parameters: of submitit, as ``parse_slurm`` gives them.
             parallel: jobs that run at once, on Slurm; here all of them do.
             folder: for what submitit writes.
+            processes: of each run.
         """
         executor = _executor(folder, cluster, parameters, parallel)
         self._active: list[tuple[CellRun, Any]] = []
         self._refused: list[tuple[CellRun, str | None]] = []
         if cluster == "local":
             # One by one, as submitit does it here: one that cannot be started stops no other.
-            for job, env in zip(jobs, environments(len(jobs)), strict=True):
+            for job, env in zip(jobs, environments(len(jobs), processes), strict=True):
                 self._submit([job], lambda env=env, job=job: [executor.submit(run_job, job, env)])
         else:
             self._submit(jobs, lambda: executor.map_array(run_job, jobs, [None] * len(jobs)))

@@ -84,7 +84,14 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="draws of the test images; 0: no interval over images (default: 1000)",
     )
     add("--parallel", type=int, default=1, metavar="K", help="runs at a time (default: 1)")
-    add("--list", action="store_true", help="show the cells and start nothing")
+    add(
+        "--processes",
+        type=int,
+        default=1,
+        metavar="P",
+        help="processes of a run, each with a CUDA device where there are some (default: 1)",
+    )
+    add("--list", action="store_true", help="show cells and places, start nothing")
     add("--cluster", choices=CLUSTERS, help="submit one array of runs through submitit")
     add("--slurm", metavar="'KEY=V ...'", help="submitit's parameters of Slurm")
     add("overrides", nargs="*", metavar="key=value", help="given to every cell")
@@ -104,6 +111,8 @@ def plan(args: argparse.Namespace) -> Ablation:
     """
     if args.parallel < 1:
         raise UserError(f"--parallel {args.parallel}: it must be 1 or more")
+    if args.processes < 1:
+        raise UserError(f"--processes {args.processes}: it must be 1 or more")
     if args.bootstrap < 0:
         raise UserError(f"--bootstrap {args.bootstrap}: it must be 0 or more")
     if args.slurm is not None and args.cluster != "slurm":
@@ -123,6 +132,7 @@ def plan(args: argparse.Namespace) -> Ablation:
         draws=args.bootstrap,
         command=["dfd", "ablate", *args.given],
         parallel=args.parallel,
+        processes=args.processes,
         cluster=args.cluster,
         parameters=parse_slurm(args.slurm or "") if args.cluster == "slurm" else {},
     )

@@ -257,7 +257,7 @@ def different_conditions(outcomes: Sequence[Outcome]) -> list[str]:
     """What is not the same in all runs that are done, though no cell changed it."""
     summaries = [outcome.summary for outcome in outcomes if outcome.status == DONE]
     notes = []
-    for key in ("device", "processor", "threads", "torch", "detectron2"):
+    for key in ("device", "processor", "threads", "processes", "torch", "detectron2"):
         found = list(dict.fromkeys(str(s[key]) for s in summaries if s.get(key) is not None))
         if len(found) > 1:
             notes.append(f"the runs differ in {key}: {', '.join(found)}")

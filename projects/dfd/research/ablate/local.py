@@ -81,19 +81,52 @@ def start_job(job: Job, env: Mapping[str, str]) -> subprocess.Popen:
         return start(job.command(resume=prepare(job.run)), output=log, env=env)
 
 
-def environments(parallel: int) -> list[dict[str, str]]:
-    """The environment of each of so many runs at a time: its threads, and its CUDA device."""
+def environments(parallel: int, processes: int = 1) -> list[dict[str, str]]:
+    """The environment of each of so many runs at a time: its threads, and its CUDA devices.
+
+    Args:
+        processes: of each run, which has a device for each.
+
+    Raises:
+        UserError: there are devices, and fewer than the processes of one run.
+    """
     env = dict(os.environ)
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
-    env.setdefault("OMP_NUM_THREADS", str(max(1, (processors or os.cpu_count()) // parallel)))
-    visible = env.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        devices = [str(i) for i in range(torch.cuda.device_count())]
-    else:
-        devices = [name for name in visible.split(",") if name.strip()]
+    share = (processors or os.cpu_count()) // (parallel * processes)
+    env.setdefault("OMP_NUM_THREADS", str(max(1, share)))
+    devices = _devices(env)
     if not devices:
         return [env] * parallel
-    return [env | {"CUDA_VISIBLE_DEVICES": devices[i % len(devices)]} for i in range(parallel)]
+    if processes > len(devices):
+        raise UserError(
+            f"--processes {processes}: a process has a CUDA device of its own, and there are "
+            f"{len(devices)}: take fewer"
+        )
+    # Groups of devices; more runs than groups share them in turn.
+    groups = [devices[i : i + processes] for i in range(0, len(devices), processes)]
+    groups = [group for group in groups if len(group) == processes]
+    return [
+        env | {"CUDA_VISIBLE_DEVICES": ",".join(groups[i % len(groups)])} for i in range(parallel)
+    ]
+
+
+def _devices(env: Mapping[str, str]) -> list[str]:
+    """The CUDA devices that runs may have, by their names in CUDA_VISIBLE_DEVICES."""
+    visible = env.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return [str(i) for i in range(torch.cuda.device_count())]
+    return [name for name in visible.split(",") if name.strip()]
+
+
+def describe_places(parallel: int, processes: int) -> list[str]:
+    """Where the runs that are made at a time will be, a line for each place."""
+    lines = []
+    for number, env in enumerate(environments(parallel, processes), 1):
+        devices = env.get("CUDA_VISIBLE_DEVICES") if _devices(env) else None
+        where = f"CUDA device {devices}" if devices else "the CPU, unless train.device is another"
+        many = f"{processes} processes, " if processes > 1 else ""
+        lines.append(f"place {number}: {where}; {many}threads: {env['OMP_NUM_THREADS']}")
+    return lines
 
 
 def failure(run: CellRun, code: int | None) -> str | None:
@@ -124,11 +157,11 @@ def not_started(error: Exception) -> str:
 
 
 class LocalRuns:
-    """Runs jobs in their order, ``parallel`` at a time."""
+    """Runs jobs in their order, ``parallel`` at a time, each in the first place that is free."""
 
-    def __init__(self, jobs: Sequence[Job], *, parallel: int) -> None:
+    def __init__(self, jobs: Sequence[Job], *, parallel: int, processes: int = 1) -> None:
         self._waiting = deque(jobs)
-        self._environments = environments(parallel)
+        self._environments = environments(parallel, processes)
         self._slots: list[tuple[Job, subprocess.Popen] | None] = [None] * parallel
 
     def poll(self) -> list[tuple[CellRun, str | None]]:

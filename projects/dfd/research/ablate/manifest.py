@@ -11,7 +11,10 @@ from ...weights.files import file_sha256
 from .cells import Cell
 from .estimates import Outcome
 
-_FACTS = ("results", "seconds_per_iteration", "peak_memory_mib", "processor", "threads", "torch")
+_FACTS = (
+    *("results", "seconds_per_iteration", "peak_memory_mib"),
+    *("processor", "threads", "processes", "torch"),
+)
 
 
 def manifest(
