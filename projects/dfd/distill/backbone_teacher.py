@@ -67,6 +67,8 @@ class FrozenBackbone(FrozenTeacher):
         input_format: str = "RGB",
         allow_random: bool = False,
         precision: str = "auto",
+        store: str | None = None,
+        store_gib: float = 20.0,
     ) -> None:
         """
         Args:
@@ -75,14 +77,19 @@ class FrozenBackbone(FrozenTeacher):
                 "auto", as the timm model wants them.
             input_format: "BGR" or "RGB"; in a config "auto".
             allow_random: take one without weights, for tests and benchmarks.
-            precision: as ``FrozenTeacher``'s.
+            precision, store, store_gib: as ``FrozenTeacher``'s.
 
         Raises:
             UserError: it has no weights, or a setting is outside its range.
         """
         model = _BareBackbone(backbone, pixel_mean, pixel_std, input_format)
         super().__init__(
-            model=model, allow_random=allow_random, precision=precision, check_classes=False
+            model=model,
+            allow_random=allow_random,
+            precision=precision,
+            check_classes=False,
+            store=store,
+            store_gib=store_gib,
         )
 
     def _load(self, checkpoint: str | None, allow_random: bool) -> None:

@@ -19,6 +19,7 @@ from .contract import (
     run_features,
 )
 from .objectness import object_scores, scored_levels
+from .passes import StoredPasses
 from .precision import PRECISIONS, low_precision_copy, resolve_precision
 
 logger = logging.getLogger(__name__)
@@ -45,6 +46,8 @@ class FrozenTeacher:
         scale: float = 1.0,
         class_names: Sequence[str] | None = None,
         check_classes: bool = True,
+        store: str | None = None,
+        store_gib: float = 20.0,
     ) -> None:
         """
         Args:
@@ -63,6 +66,9 @@ class FrozenTeacher:
                 (those of this project do). They are compared with the data's.
             check_classes: whether the teacher's classes must be those of the data. Features can
                 be learnt from a teacher of other classes, but seldom are meant to be.
+            store: a folder in which the features of each image are kept, and from which this and
+                other runs take them. None: the teacher runs on every image.
+            store_gib: the limit of that folder, in GiB; what was used least recently goes first.
 
         Raises:
             UserError: no checkpoint, one that does not fit, or a setting outside its range.
@@ -86,6 +92,7 @@ class FrozenTeacher:
         self.weights: WeightFile | None = None
         self.check_classes = check_classes
         self.class_names = None if class_names is None else list(class_names)
+        self._store = None if store is None else StoredPasses(store, store_gib)
         self._load(checkpoint, allow_random)
         self.input_format = channel_order(model, input_format, "teacher")
         # What a pass runs, on its device.
@@ -176,9 +183,14 @@ class FrozenTeacher:
         Channel order comes first, then the teacher's own mean and standard deviation, then its
         own padding: the last two are the model's own ``preprocess_image``.
         """
-        items = self.own_images(batched_inputs, input_format)
+        return self._image_list(self.own_images(batched_inputs, input_format))
+
+    def _image_list(self, items: Sequence[dict[str, Tensor]]):
         check_fits_square_padding(self.model, items, "teacher")
         return self.model.preprocess_image([{"image": item["image"]} for item in items])
+
+    def _network_input(self, items: Sequence[dict[str, Tensor]]) -> Tensor:
+        return self._image_list(items).tensor
 
     @torch.no_grad()
     def __call__(
@@ -207,12 +219,26 @@ class FrozenTeacher:
         # Nothing here calls train(), but a user's hook may. Looking costs a hundredth of eval().
         if any(module.training for module in self._modules):
             self._part.eval()
-        images = self.preprocess(batched_inputs, input_format).tensor
+        items = self.own_images(batched_inputs, input_format)
+        images = self._network_input(items)
+        if self._store is None:
+            return self._run(images, **what)
+        shown = [item["image"] for item in items]
+        variant = (str(device), self._dtype, *sorted(what.items()))
+        return self._store(shown, images, lambda x: self._run(x, **what), self._probe, variant)
+
+    def _run(self, images: Tensor, **what: bool) -> dict[str, Tensor]:
         low = self._dtype != torch.float32
         if low:
             images = images.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(device.type, dtype=self._dtype, enabled=low):
+        with torch.autocast(images.device.type, dtype=self._dtype, enabled=low):
             return run_features(self._part, images, "teacher", **what)
+
+    def _probe(self) -> Tensor:
+        """The network's input of an image that is the same for every teacher."""
+        generator = torch.Generator().manual_seed(0)
+        image = torch.randint(0, 256, (3, 64, 64), generator=generator, dtype=torch.uint8)
+        return self._network_input([{"image": image}])
 
     @torch.no_grad()
     def detect(
