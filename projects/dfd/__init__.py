@@ -5,13 +5,21 @@ from typing import Any
 
 from .errors import UserError
 
-__all__ = ["DFDHead", "DistilledDetector", "FrozenBackbone", "FrozenTeacher", "UserError"]
+__all__ = [
+    "DFDHead",
+    "DistilledDetector",
+    "FrozenBackbone",
+    "FrozenTeacher",
+    "PredictionHead",
+    "UserError",
+]
 
 _HOMES = {
     "DFDHead": "head",
     "DistilledDetector": "detector",
     "FrozenBackbone": "backbone_teacher",
     "FrozenTeacher": "teacher",
+    "PredictionHead": "predictions",
 }
 
 

@@ -24,6 +24,7 @@ from .contract import (
 )
 from .head import DFDHead
 from .inherit import InheritReport, inherit_weights
+from .predictions import PredictionHead, tap_logits
 from .real_pixels import image_area
 from .teacher import FrozenTeacher
 
@@ -47,6 +48,7 @@ class DistilledDetector(nn.Module):
         student: nn.Module,
         teacher: FrozenTeacher,
         head: DFDHead,
+        predictions: PredictionHead | None = None,
         inherit: Sequence[str] = (),
         input_format: str | None = None,
     ) -> None:
@@ -55,6 +57,7 @@ class DistilledDetector(nn.Module):
             student: any Detectron2 detector with a ``backbone``.
             teacher: gives the pyramid to learn.
             head: pairs the pyramids and computes the losses.
+            predictions: pairs what the two heads predict, beside the pyramids; None: does not.
             inherit: parts of the student that start from the teacher's weights, see
                 ``inherit.inherit_weights``; done by ``inherit_from_teacher()``.
             input_format: "BGR" or "RGB", the channel order of the batches, which is the
@@ -73,6 +76,7 @@ class DistilledDetector(nn.Module):
         self.student = student
         self.teacher = teacher
         self.head = head
+        self.predictions = predictions
         self.inherit = tuple(inherit)
         self.input_format = channel_order(student, input_format, "student")
         if head.features["stems"] and stems_of(student) is None and stems_of(teacher.model) is None:
@@ -87,6 +91,8 @@ class DistilledDetector(nn.Module):
         # The two pyramids, then the two trunks where those are wanted.
         shapes = itertools.chain(*zip(ours, theirs, strict=True))
         head.attach(*shapes, teacher_scale=teacher.scale)
+        if predictions is not None:
+            predictions.attach(student, teacher.model, teacher.scale, teacher.check_classes)
         if head.needs_objectness:
             teacher.check_objectness([pair.teacher_name for pair in head.pairs])
         for pair in head.pairs:
@@ -139,11 +145,13 @@ class DistilledDetector(nn.Module):
             return self.student(batched_inputs)
         iteration = get_event_storage().iter if has_event_storage() else 0
         active = self.head.factor(iteration) > 0
+        predicting = self.predictions is not None and self.predictions.factor(iteration) > 0
         labelled = [item for item in batched_inputs if not item.get(UNLABELLED)]
         unlabelled = [item for item in batched_inputs if item.get(UNLABELLED)] if active else []
         # The teacher goes first: what its pass needs is freed before the student's activations,
         # which stay until the backward pass, are made.
-        batches = [batch for batch in (labelled, unlabelled) if batch] if active else []
+        needed = active or predicting
+        batches = [batch for batch in (labelled, unlabelled) if batch] if needed else []
         theirs = [self._teacher_features(batch) for batch in batches]
         # Of images without labels the student needs no more than its features.
         ours = {}
@@ -151,18 +159,38 @@ class DistilledDetector(nn.Module):
             images = self.student.preprocess_image(unlabelled).tensor
             ours = run_features(self.student, images, "student", **self.head.features)
         modules = feature_modules(self.student, "student", **self.head.features)
-        with tap(modules, self.head.split(iteration, ours) if active else None) as features:
-            losses = dict(self.student(labelled))
-        if not active:
-            losses.update(self.head.idle_losses())
-            return losses
-        distillation: dict[str, Tensor] = {}
-        stats: dict[str, Tensor] = {}
-        # Each image counts as much as any other.
-        for batch, own, (pyramid, objectness) in zip(
-            batches, (features, ours), theirs, strict=False
+        watched = tap_logits(self.student, "student") if predicting else contextlib.nullcontext()
+        with (
+            tap(modules, self.head.split(iteration, ours) if active else None) as features,
+            watched as logits,
         ):
-            prefix = "loss_dfd_" if batch is labelled else "loss_dfd_unlabelled_"
+            losses = dict(self.student(labelled))
+        idle = {} if active else self.head.idle_losses()
+        if not needed:
+            return losses | idle
+        distillation, stats = {}, {}
+        if active:
+            distillation, stats = self._distil(batches, (features, ours), theirs, iteration)
+        if predicting:
+            area = image_area(labelled)
+            area.pop("teacher_masks", None)
+            of_teacher = self.teacher.logits(theirs[0][0])
+            distillation |= self.predictions(logits, of_teacher, iteration=iteration, **area)
+        self._record(losses, distillation, stats)
+        return losses | idle | distillation
+
+    def _distil(
+        self,
+        batches: Sequence[Sequence[dict]],
+        ours: Sequence[dict[str, Tensor]],
+        theirs: Sequence[tuple[dict[str, Tensor], dict[str, Tensor] | None]],
+        iteration: int,
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The head's losses, and what it has to log, of labelled images and of those without."""
+        losses: dict[str, Tensor] = {}
+        stats: dict[str, Tensor] = {}
+        images = sum(len(batch) for batch in batches)
+        for batch, own, (pyramid, objectness) in zip(batches, ours, theirs, strict=False):
             found = self.head(
                 own,
                 pyramid,
@@ -171,13 +199,13 @@ class DistilledDetector(nn.Module):
                 objectness=objectness,
                 **image_area(batch),
             )
-            share = len(batch) / (len(labelled) + len(unlabelled))
+            prefix = "loss_dfd_unlabelled_" if batch[0].get(UNLABELLED) else "loss_dfd_"
             for name, loss in found.items():
-                distillation[prefix + name.removeprefix("loss_dfd_")] = share * loss
+                # Each image counts as much as any other.
+                share = len(batch) / images
+                losses[prefix + name.removeprefix("loss_dfd_")] = share * loss
             stats = stats or self.head.stats
-        self._record(losses, distillation, stats)
-        losses.update(distillation)
-        return losses
+        return losses, stats
 
     def _teacher_features(
         self, batch: Sequence[dict]

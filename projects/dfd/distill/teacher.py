@@ -21,6 +21,7 @@ from .contract import (
 from .objectness import object_scores, scored_levels
 from .passes import StoredPasses
 from .precision import PRECISIONS, low_precision_copy, resolve_precision
+from .predictions import head_of
 
 logger = logging.getLogger(__name__)
 
@@ -286,6 +287,19 @@ class FrozenTeacher:
             Level name to (N,H,W) fp32, see ``objectness.object_scores``.
         """
         return object_scores(self.model, pyramid, stems=what.get("stems", False))
+
+    @torch.no_grad()
+    def logits(self, pyramid: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What its head predicts of the pyramid that a pass gave, in fp32.
+
+        Returns:
+            Level name to (N,L,H,W), see ``predictions.head_of``.
+        """
+        head, names = head_of(self.model, "teacher")
+        features = [pyramid[name].float() for name in names]
+        device = features[0].device
+        with torch.autocast(device.type, enabled=False):
+            return dict(zip(names, head.to(device)(features)[0], strict=True))
 
     def _make_part(self, device: torch.device) -> None:
         """What passes on this device run, and everything else where it costs no memory there."""

@@ -1,4 +1,4 @@
-"""Criteria: one a file, each a loss between one level of two pyramids."""
+"""Criteria: one a file, each a loss between one level of two pyramids; and those of heads."""
 
 from .base import FeatureCriterion, LevelFeatures
 from .cwd import CWDLoss
@@ -8,6 +8,7 @@ from .g2sd import G2SDLoss
 from .mgd import MGDLoss
 from .mimic import MimicLoss
 from .pkd import PKDLoss
+from .predictions import ObjectnessLoss, PredictionLoss, PredictionMimicLoss
 
 __all__ = [
     "CWDLoss",
@@ -18,5 +19,8 @@ __all__ = [
     "LevelFeatures",
     "MGDLoss",
     "MimicLoss",
+    "ObjectnessLoss",
     "PKDLoss",
+    "PredictionLoss",
+    "PredictionMimicLoss",
 ]

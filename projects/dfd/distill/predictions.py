@@ -1,0 +1,209 @@
+"""What the heads of student and teacher predict at each cell, side by side.
+
+Shape shorthand: N images, L logits a cell (anchors times classes), H x W cells of one level.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ..losses.predictions import PredictionLoss
+from ..ranges import check_count, check_number
+from .pairing import LevelPair, crop_to_images, pair_levels
+from .real_pixels import Masks, RealPixels
+
+
+def head_of(model: nn.Module, who: str) -> tuple[nn.Module, list[str]]:
+    """The module that predicts at the cells of a pyramid, and the names of its levels.
+
+    A proposal generator's ``rpn_head``, or the head of Detectron2's dense detectors (RetinaNet,
+    FCOS, RepPoints): its first output is the logits of each level.
+
+    Raises:
+        UserError: the detector is of another kind.
+    """
+    generator = getattr(model, "proposal_generator", None)
+    if hasattr(generator, "rpn_head"):
+        return generator.rpn_head, list(generator.in_features)
+    if isinstance(model, DenseDetector):
+        return model.head, list(model.head_in_features)
+    raise UserError(
+        f"model.predictions: the {who}, a {type(model).__name__}, has no head that is known to "
+        "predict logits at the cells of its pyramid: set it to null"
+    )
+
+
+@contextlib.contextmanager
+def tap_logits(model: nn.Module, who: str) -> Iterator[dict[str, Tensor]]:
+    """Within the context, the logits (N,L,H,W) of a detector's head are left here by level."""
+    head, names = head_of(model, who)
+    logits: dict[str, Tensor] = {}
+
+    def keep(module: nn.Module, args: tuple, output: Sequence[Any]) -> None:
+        logits.update(zip(names, output[0], strict=True))
+
+    handle = head.register_forward_hook(keep)
+    try:
+        yield logits
+    finally:
+        handle.remove()
+
+
+def _same_anchors(student: nn.Module, teacher: nn.Module) -> bool:
+    """Whether two detectors have the same anchors on the strides that both have."""
+    found = []
+    for model in (student, teacher):
+        owner = getattr(model, "proposal_generator", None) or model
+        generator = getattr(owner, "anchor_generator", None)
+        cells = [a.flatten().tolist() for a in getattr(generator, "cell_anchors", ())]
+        found.append(dict(zip(getattr(generator, "strides", ()), cells, strict=False)))
+    ours, theirs = found
+    return all(theirs[stride] == anchors for stride, anchors in ours.items() if stride in theirs)
+
+
+class PredictionHead(nn.Module):
+    """Pairs the levels of two heads and applies one loss to their logits, beside the features'.
+
+    Student and teacher must predict the same at a cell: heads of one kind, with as many anchors
+    and the same classes in the same order.
+    """
+
+    def __init__(
+        self,
+        *,
+        loss: PredictionLoss,
+        weight: float = 1.0,
+        warmup_iters: int = 0,
+        end_iter: int | None = None,
+    ) -> None:
+        """
+        Args:
+            loss: between the logits.
+            weight: multiplies it; >= 0; 0 switches it off.
+            warmup_iters: the weight rises linearly over so many iterations.
+            end_iter: it stops at this iteration; None: never.
+        """
+        super().__init__()
+        if not isinstance(loss, PredictionLoss):
+            raise UserError(
+                f"model.predictions.loss is a {type(loss).__name__}: derive it from "
+                "dfd.losses.PredictionLoss"
+            )
+        if any(True for _ in loss.parameters()):
+            raise UserError(
+                f"model.predictions.loss, a {type(loss).__name__}, has parameters, which no "
+                "checkpoint would hold: it must have none"
+            )
+        check_number("model.predictions.weight", weight)
+        check_count("model.predictions.warmup_iters", warmup_iters, 0)
+        if end_iter is not None:
+            check_count("model.predictions.end_iter", end_iter, 0)
+        self.loss, self.weight = loss, weight
+        self.warmup_iters, self.end_iter = warmup_iters, end_iter
+        self.pairs: list[LevelPair] = []
+
+    def attach(
+        self,
+        student: nn.Module,
+        teacher: nn.Module,
+        teacher_scale: float = 1.0,
+        same_classes: bool = True,
+    ) -> None:
+        """Pair the levels of the two heads by stride.
+
+        Args:
+            teacher_scale: sides of the teacher's images over those of the student's.
+            same_classes: whether those of the two are known to be the same.
+
+        Raises:
+            UserError: one of them has no such head, they are of different kinds, share no stride,
+                or see images of different sizes.
+        """
+        (ours, our_names), (theirs, their_names) = (
+            head_of(student, "student"),
+            head_of(teacher, "teacher"),
+        )
+        if type(ours) is not type(theirs):
+            raise UserError(
+                f"model.predictions: the student's head is a {type(ours).__name__}, the teacher's "
+                f"a {type(theirs).__name__}: they predict different things; set it to null"
+            )
+        if not _same_anchors(student, teacher):
+            raise UserError(
+                "model.predictions: the teacher's logits are of other anchors than the student's "
+                "(sizes or aspect ratios): set it to null"
+            )
+        if not same_classes and isinstance(student, DenseDetector):
+            raise UserError(
+                "model.predictions: with model.teacher.check_classes=False the teacher's logits "
+                "may be of other classes than the student's: set one of the two to its default"
+            )
+        if teacher_scale != 1:
+            raise UserError(
+                f"model.predictions: the teacher sees images {teacher_scale:g} times as large, "
+                "whose cells are others: set it to null"
+            )
+
+        def shapes(model: nn.Module, names: Sequence[str]) -> dict[str, ShapeSpec]:
+            return {name: model.backbone.output_shape()[name] for name in names}
+
+        self.pairs = pair_levels(shapes(student, our_names), shapes(teacher, their_names))
+
+    def factor(self, iteration: int) -> float:
+        """What the loss is multiplied by at this iteration; 0 if inactive."""
+        if self.end_iter is not None and iteration >= self.end_iter:
+            return 0.0
+        warm = min(1.0, (iteration + 1) / self.warmup_iters) if self.warmup_iters else 1.0
+        return self.weight * warm
+
+    def forward(
+        self,
+        student: Mapping[str, Tensor],
+        teacher: Mapping[str, Tensor],
+        image_sizes: Sequence[tuple[int, int]],
+        masks: Masks | None = None,
+        iteration: int = 0,
+    ) -> dict[str, Tensor]:
+        """
+        Args:
+            student, teacher: level name to (N,L,H,W) logits.
+            image_sizes: (height, width) in pixels of each image before the batch is padded.
+            masks: see ``DFDHead.forward``.
+            iteration: counts from 0.
+
+        Returns:
+            ``{"loss_dfd_head_<level>": scalar}``.
+
+        Raises:
+            UserError: the two predict different numbers of logits.
+        """
+        device = next(iter(student.values())).device
+        pixels = RealPixels(image_sizes, masks, device)
+        rows = []
+        for pair in self.pairs:
+            s, t = student[pair.name], teacher[pair.teacher_name].detach()
+            if s.shape[1] != t.shape[1]:
+                raise UserError(
+                    f"model.predictions: the student has {s.shape[1]} logits a cell on {pair.name}"
+                    f", the teacher {t.shape[1]}: anchors and classes of the two must be the same"
+                )
+            s, t = crop_to_images(s, t, pixels.sizes, pair.stride)
+            valid = pixels.cells(pair.stride, *s.shape[-2:])
+            if valid is None:
+                valid = torch.ones_like(s[:, 0], dtype=torch.bool)
+            rows.append((s.float(), t.float(), valid))
+        with torch.autocast(device.type, enabled=False):
+            losses = self.loss(*zip(*rows, strict=True))
+        factor = self.factor(iteration)
+        return {
+            f"loss_dfd_head_{pair.name}": factor * loss
+            for pair, loss in zip(self.pairs, losses, strict=True)
+        }
