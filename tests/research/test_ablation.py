@@ -331,6 +331,20 @@ def test_time_left_is_by_the_pace_so_far(tmp_path, monkeypatch):
     assert share_done(run) == 0.75
 
 
+def test_what_an_earlier_attempt_did_is_no_pace(tmp_path, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    run = CellRun(CELLS[0], 0, tmp_path, {})
+    run.folder.mkdir(parents=True)
+    (run.folder / "config.yaml").write_text("train: {max_iter: 8}")
+    (run.folder / "metrics.json").write_text('{"iteration": 5}\n')
+    progress = Progress(total=2, done=0)
+    assert progress.text([run]).endswith("time left not known yet")
+    now[0] += 60  # For an eighth of a run; an eighth of this one and all of another are left.
+    (run.folder / "metrics.json").write_text('{"iteration": 6}\n')
+    assert progress.text([run]).endswith("about 9 min 00 s left")
+
+
 def test_the_baseline_is_the_first_cell_unless_named():
     assert find_cell(CELLS, None) is CELLS[0]
     assert find_cell(CELLS, "d") is CELLS[2]

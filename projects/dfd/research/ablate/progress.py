@@ -23,6 +23,8 @@ class Progress:
         self._done = 0
         self._failed = 0
         self._left = 0
+        # How much was done of a run when it went on from an earlier attempt, by its name.
+        self._begun: dict[str, float] = {}
         self._start = time.monotonic()
 
     def add(self, *, failed: bool) -> None:
@@ -39,20 +41,25 @@ class Progress:
         done = self._skipped + self._done
         parts = [f"{done} of {self._total} runs done", f"{len(running)} running"]
         parts += [f"{self._failed} failed"] if self._failed else []
-        left = self.seconds_left(sum(map(share_done, running)))
+        shares = {run.name: share_done(run) for run in running}
+        for name, share in shares.items():
+            self._begun.setdefault(name, share)
+        left = self.seconds_left(sum(shares.values()), sum(self._begun.values()))
         parts.append("time left not known yet" if left is None else f"about {duration(left)} left")
         return ", ".join(parts)
 
-    def seconds_left(self, running: float) -> float | None:
+    def seconds_left(self, running: float, before: float = 0.0) -> float | None:
         """An estimate at the pace so far; None: there is no pace yet.
 
         Args:
             running: how much is done of the runs that run, in runs.
+            before: how much of all that had been done when they were started, which took no time.
         """
         # A run that failed took no usual time: it is neither pace nor work that is left.
-        made = self._done + running
-        left = self._total - self._skipped - self._failed - self._left - made
-        return (time.monotonic() - self._start) * left / made if made else None
+        done = self._done + running
+        made = done - before
+        left = self._total - self._skipped - self._failed - self._left - done
+        return (time.monotonic() - self._start) * left / made if made > 1e-6 else None
 
 
 def share_done(run: CellRun) -> float:
