@@ -19,6 +19,7 @@ from vit_toys import detectron2_vit_config, timm_vit_config
 from dfd.deploy import benchmark, export, predict
 from dfd.deploy.agreement import compare
 from dfd.deploy.onnx_model import OnnxModel
+from dfd.deploy.program_model import ProgramModel
 from dfd.deploy.student import Student, load_student
 from dfd.engine.run_folder import load_runs
 from dfd.errors import UserError
@@ -103,18 +104,72 @@ def test_every_kind_of_detector_finds_the_same_at_every_size(kind, tmp_path, cap
     assert [entry.version for entry in onnx.load(out).opset_import if not entry.domain] == [19]
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *QUICK,
+        *(
+            pytest.param(kind, marks=pytest.mark.slow)
+            for kind in DETECTORS
+            if kind not in (*QUICK, "cascade_rcnn")
+        ),
+    ],
+)
+def test_a_program_finds_the_same_at_its_size(kind, tmp_path):
+    student = student_of(confident(kind))
+    out = tmp_path / "student.pt2"
+    images = pictures((64, 96), (50, 90), (90, 70))
+    agreement = export.export(student, images, out, size=(60, 88))
+    assert agreement.detections > 20 and agreement.unmatched == 0
+    model = ProgramModel(str(out))
+    assert model.metadata == {
+        "classes": ["a", "b", "c"],
+        "image_format": "BGR",
+        "height": 60,
+        "width": 88,
+    }
+    fixed = student.of_size(60, 88)
+    again = compare(fixed, fixed.with_model(model), pictures((70, 80), seed=1))
+    assert again.detections > 5 and again.unmatched == 0
+
+
+def test_kinds_that_are_no_program_are_refused(tmp_path):
+    with pytest.raises(UserError, match="GeneralizedRCNN with CascadeROIHeads is not exported to"):
+        export.export(student_of(confident("cascade_rcnn")), pictures((64, 96)), tmp_path / "x.pt2")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_program_of_no_detection_is_one(tmp_path):
+    """Where nothing is above the threshold, nothing is suppressed and nothing fails."""
+    for kind, setting in (("faster_rcnn", "test_score_thresh"), ("yolox", "score_thresh")):
+        model = confident(kind)
+        setattr(model.roi_heads.box_predictor if kind == "faster_rcnn" else model, setting, 0.9999)
+        student = student_of(model)
+        agreement = export.export(student, pictures((64, 96)), tmp_path / f"{kind}.pt2")
+        assert agreement.detections == 0 and agreement.unmatched == 0
+
+
 def test_a_graph_that_finds_otherwise_is_not_written(tmp_path, monkeypatch):
     student = student_of(confident("yolox"))
 
     class Moved(OnnxModel):
-        def __call__(self, batch):
-            results = super().__call__(batch)
+        @staticmethod
+        def moved(results):
             results[0]["instances"].pred_boxes.tensor[0] += 3
             return results
 
+        def __call__(self, batch):
+            return self.moved(super().__call__(batch))
+
+    class MovedProgram(ProgramModel):
+        def __call__(self, batch):
+            return Moved.moved(super().__call__(batch))
+
     monkeypatch.setattr(export, "OnnxModel", Moved)
-    with pytest.raises(UserError, match="gives other detections: 2 of .* is not written"):
-        export.export(student, pictures((64, 96)), tmp_path / "x.onnx")
+    monkeypatch.setattr(export, "ProgramModel", MovedProgram)
+    for name in ("x.onnx", "x.pt2"):
+        with pytest.raises(UserError, match="gives other detections: 2 of .* is not written"):
+            export.export(student, pictures((64, 96)), tmp_path / name)
     assert not list(tmp_path.iterdir())
 
 
@@ -198,6 +253,10 @@ def test_three_commands_from_a_run_to_detections_in_onnxruntime(finished, call, 
     np.testing.assert_allclose(
         sorted(a["bbox"] for a in ours), sorted(a["bbox"] for a in theirs), atol=0.05
     )
+    call(export, "--out", "new/student.pt2", "--num-images", 1)
+    program = ["--exported", "new/student.pt2"]
+    call(predict, finished[1], "--score", 0, "--no-images", "--out", "program", *program)
+    assert json.loads(Path("program", "detections.json").read_text())["annotations"]
     call(benchmark, *exported, "--no-teacher", "--repeats", 1, "--num-images", 2, "--out", "b.json")
     assert "exported" in capsys.readouterr().out
     student, file = json.loads(Path("b.json").read_text())["models"]
@@ -237,7 +296,11 @@ def test_a_file_of_another_run_is_told(finished, call, tmp_path):
 @pytest.mark.parametrize(
     ("module", "arguments", "message"),
     [
-        (export, ["--out", "student.pt"], "--out student.pt: its name must end with .onnx"),
+        (export, ["--out", "student.pt"], "--out student.pt: its name must end with .onnx or .pt2"),
+        (export, ["--out", "x.onnx", "--size", "9", "9"], "--size 9 9: it must be two sides"),
+        (export, ["--out", "x.pt2", "--size", "0", "9"], "--size 0 9: it must be two sides"),
+        (benchmark, ["--exported", "there.pt2", "--no-teacher"], "there.pt2: it is no program of"),
+        (benchmark, ["--exported", "nowhere.pt2"], "nowhere.pt2: no such file"),
         (export, ["--out", "there.onnx"], "--out there.onnx: it exists"),
         (export, ["--out", "x.onnx", "--num-images", "0"], "--num-images 0: it must be 1 or more"),
         (export, ["--out", "x.onnx", "--images", "nowhere"], "nowhere: no such file or folder"),
@@ -251,6 +314,7 @@ def test_a_file_of_another_run_is_told(finished, call, tmp_path):
 )
 def test_bad_arguments_are_told_in_one_line(call, tmp_path, module, arguments, message):
     Path("there.onnx").write_text("kept")
+    Path("there.pt2").write_text("no program")
     Path("text.jpg").write_text("no image")
     Image.new("RGB", (8, 8)).save("a.png")
     with pytest.raises(SystemExit) as stop:

@@ -1,10 +1,12 @@
-"""Export the student of a finished run to an ONNX file that gives the same detections.
+"""Export the student of a finished run to a file that gives the same detections.
 
     dfd export --run output/bccd/dfd --out student.onnx
+    dfd export --run output/bccd/dfd --out student.pt2 --size 160 213
 
-The network with everything after it (decoding, suppression) for one image of any size. The file is
-checked before it is written: onnxruntime must find on photographs what the student finds. Those are
-the first of the run's test data, or --images. docs/deploy.md tells how to use the file.
+The network with everything after it (decoding, suppression), for one image: as ONNX of any size, as
+a program of torch.export of one size. The file is checked before it is written: it must find on
+photographs what the student finds. Those are of the run's test data, or --images. docs/deploy.md
+tells how to use it.
 """
 
 from __future__ import annotations
@@ -31,8 +33,10 @@ from ..engine.run_folder import load_runs
 from ..engine.state.files import whole_file
 from ..errors import UserError, first_line
 from .agreement import Agreement, compare
+from .fixed_size import fixed_size
 from .inputs import photographs
 from .onnx_model import OnnxModel, onnx_or_error
+from .program_model import ProgramModel, save_program
 from .student import FINAL, Student, load_student
 
 # The first with deformable convolutions.
@@ -162,22 +166,60 @@ def _deform_conv(g, x, weight, offset, mask, bias, *settings):  # type: ignore[n
     )
 
 
-def export(student: Student, images: Sequence[np.ndarray], out: Path) -> Agreement:
-    """Write the student to an ONNX file once it gives the same detections there.
+def export_program(student: Student, height: int, width: int) -> bytes:
+    """The student's network as a program of ``torch.export``, for images of one size.
+
+    Args:
+        height, width: of the images as the network sees them.
+
+    Raises:
+        UserError: it is a detector that is not exported so, or does not take this size.
+    """
+    model = fixed_size(_boxes_alone(student.model), height, width)
+    told = {
+        "classes": list(student.classes),
+        "image_format": student.image_format,
+        "height": height,
+        "width": width,
+    }
+    try:
+        with _quiet():
+            return save_program(model, torch.zeros(3, height, width, dtype=torch.uint8), told)
+    except Exception as error:  # torch.export raises whatever it meets.
+        raise UserError(
+            f"{type(student.model).__name__} cannot be exported: {first_line(error)}"
+        ) from error
+
+
+def export(
+    student: Student,
+    images: Sequence[np.ndarray],
+    out: Path,
+    size: tuple[int, int] | None = None,
+) -> Agreement:
+    """Write the student to a file, ``.onnx`` or ``.pt2``, once it gives the same detections there.
 
     Args:
         images: (height, width, 3) uint8 in the student's order, to check with; every second one is
             turned by 90 degrees, so that both orientations are.
+        size: height and width of a ``.pt2`` program's images; None: that of the first image.
 
     Raises:
         UserError: it cannot be exported, or its detections differ; nothing is written then.
     """
-    graph = export_onnx(student, images[0])
+    if out.suffix == ".pt2":
+        height, width = size or tuple(student.pixels(images[0]).shape[-2:])
+        student = student.of_size(height, width)
+        graph = export_program(student, height, width)
+        exported: OnnxModel | ProgramModel = ProgramModel(graph)
+    else:
+        graph = export_onnx(student, images[0])
+        exported = OnnxModel(graph)
     turned = [np.rot90(x).copy() if i % 2 else x for i, x in enumerate(images)]
-    agreement = compare(student, student.with_model(OnnxModel(graph)), turned)
+    agreement = compare(student, student.with_model(exported), turned)
     if agreement.unmatched:
         raise UserError(
-            f"the exported graph gives other detections: {agreement.unmatched} of "
+            f"what was exported gives other detections: {agreement.unmatched} of "
             f"{agreement.detections} on {len(images)} images have no equal, so {out} is not "
             "written"
         )
@@ -197,7 +239,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     path = {"type": os.path.expanduser}
     add("--run", **path, required=True, metavar="FOLDER", help="a finished run")
-    add("--out", **path, required=True, metavar="FILE", help="a new file, NAME.onnx")
+    add("--out", **path, required=True, metavar="FILE", help="a new file, NAME.onnx or NAME.pt2")
+    size = {"nargs": 2, "type": int, "metavar": ("HEIGHT", "WIDTH")}
+    add("--size", **size, help="of a .pt2 program's images (default: the first image's)")
     add("--weights", default=FINAL, help=f"a file of the run (default: {FINAL})")
     add("--images", **path, nargs="+", default=[], metavar="FILE", help="images or folders of them")
     add("--num-images", type=int, default=16, help="so many are checked (default: 16)")
@@ -210,19 +254,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     stop_on_signals()
     try:
         out = Path(args.out)
-        if out.suffix != ".onnx":
-            raise UserError(f"--out {out}: its name must end with .onnx")
+        if out.suffix not in (".onnx", ".pt2"):
+            raise UserError(f"--out {out}: its name must end with .onnx or .pt2")
+        if args.size and (out.suffix != ".pt2" or min(args.size) < 1):
+            raise UserError(
+                f"--size {args.size[0]} {args.size[1]}: it must be two sides in pixels, of a .pt2 "
+                "program; an .onnx file takes any"
+            )
         if out.exists():
             raise UserError(f"--out {out}: it exists: choose another")
         if args.num_images < 1:
             raise UserError(f"--num-images {args.num_images}: it must be 1 or more")
-        for package in ("onnx", "onnxruntime"):
+        for package in ("onnx", "onnxruntime") if out.suffix == ".onnx" else ():
             onnx_or_error(package)
         (run,) = load_runs({"run": args.run}, trusted=args.trust_code)
         student = load_student(run, weights=args.weights, device="cpu")
         images = photographs(run, student.image_format, args.images, args.num_images)
         out.parent.mkdir(parents=True, exist_ok=True)
-        agreement = export(student, images, out)
+        agreement = export(student, images, out, tuple(args.size) if args.size else None)
     except UserError as error:
         sys.exit(f"error: {error}")
     except Interrupted as error:

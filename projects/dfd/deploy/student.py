@@ -22,6 +22,7 @@ from ..engine.run_folder import RunFolder
 from ..errors import UserError
 from ..weights.strict import WeightFile, load_strict, read_weights
 from .onnx_model import OnnxModel
+from .program_model import ProgramModel
 
 FINAL = "model_final.pth"
 
@@ -47,6 +48,11 @@ class Student:
     def with_model(self, model: Callable[..., Any]) -> Student:
         """The same with another form of the network, which is given the same pixels."""
         return dataclasses.replace(self, model=model)
+
+    def of_size(self, height: int, width: int) -> Student:
+        """The same with images that are resized to just this, whatever their ratio."""
+        resize = T.AugmentationList([T.Resize((height, width))])
+        return dataclasses.replace(self, augmentations=resize)
 
     def pixels(self, image: np.ndarray) -> Tensor:
         """(3,height,width) uint8 of an image (height, width, 3) as the network sees it."""
@@ -116,6 +122,14 @@ def load_student(
         classes = read.class_names
         if classes is None:
             raise UserError(f"{read.path} names no classes: take a checkpoint of this project")
+    elif exported.endswith(".pt2"):
+        model = ProgramModel(exported)
+        classes = model.metadata["classes"]
+        if model.metadata["image_format"] != image_format:
+            raise UserError(
+                f"{exported} wants {model.metadata['image_format']} images, --run {run.name} "
+                f"{image_format}: it is of another run"
+            )
     else:
         model = OnnxModel(exported)
         classes = json.loads(model.metadata["classes"])
@@ -125,5 +139,9 @@ def load_student(
                 f"{exported} wants its images otherwise than --run {run.name} makes them: it is of "
                 "another run"
             )
-    augmentations = T.AugmentationList([instantiate(a) for a in mapper.augmentations])
+    if isinstance(model, ProgramModel):
+        augmentations = [T.Resize((model.metadata["height"], model.metadata["width"]))]
+    else:
+        augmentations = [instantiate(a) for a in mapper.augmentations]
+    augmentations = T.AugmentationList(augmentations)
     return Student(model, classes, augmentations, image_format, described)
