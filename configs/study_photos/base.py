@@ -22,8 +22,8 @@ dataloader.train.total_batch_size = 8
 
 optimizer.lr = 3e-4
 
-train.max_iter = 300
+train.max_iter = 3000
 train.eval_period = 0  # At the end only.
-train.checkpointer.period = 300
+train.checkpointer.period = 500
 train.disparity_images.period = 0
 train.amp.enabled = "auto"

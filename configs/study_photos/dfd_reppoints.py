@@ -7,7 +7,7 @@ python train_net.py --config-file configs/study_photos/dfd_reppoints.py \
 Needs the teacher's published weights, model.teacher.checkpoint=yolox_nano.pth, or another teacher:
 model.teacher='${teachers.faster_rcnn}'. Without a network, name a file of the student's weights:
 model.student.backbone.bottom_up.pretrained=PATH.
-Hardware: one CPU core, minutes. Result: docs/results.md.
+Hardware: one CPU core, an hour. Status: docs/results.md.
 """
 
 from detectron2.config import LazyCall as L

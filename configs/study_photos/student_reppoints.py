@@ -5,7 +5,7 @@ python train_net.py --config-file configs/study_photos/student_reppoints.py \
     dataloader.test.dataset.json=val.json dataloader.test.dataset.images=images
 
 Without a network, name a file of the weights: model.backbone.bottom_up.pretrained=PATH.
-Hardware: one CPU core, minutes. Result: docs/results.md.
+Hardware: one CPU core, an hour. Status: docs/results.md.
 """
 
 from ..common.models.small_reppoints import small_reppoints

@@ -5,7 +5,7 @@ python train_net.py --config-file configs/study_photos/teacher.py \
     dataloader.test.dataset.json=val.json dataloader.test.dataset.images=images
 
 Without a network, name a file of the weights: model.backbone.bottom_up.pretrained=PATH.
-Hardware: one CPU core. Result: docs/results.md.
+Hardware: one CPU core, hours. Status: docs/results.md.
 """
 
 from ..common.models.small_faster_rcnn import small_faster_rcnn
@@ -15,6 +15,6 @@ from .base import dataloader, lr_multiplier, optimizer, train
 model = small_faster_rcnn(num_blocks=(1, 1, 1, 1), width=16, fpn_channels=64, head_channels=512)
 use_timm_trunk(model, "tf_efficientnet_lite2.in1k")
 model.roi_heads.batch_size_per_image = 64
-train.max_iter = 2000
+train.max_iter = 8000
 train.checkpointer.period = 1000
 train.output_dir = "output/study_photos/teacher"
