@@ -11,6 +11,7 @@ import pytest
 import torch
 from commands import ENV, command, run
 from detectron2.config import LazyCall as L
+from detectron2.config import instantiate
 from forked import forked
 from omegaconf import OmegaConf
 from own_hooks import CountsSteps, SeesEvaluation
@@ -346,6 +347,32 @@ def test_inheritance_comes_after_the_initial_weights(runs, data, configs, tmp_pa
     assert torch.equal(weights[key], teacher[key])
     key = "roi_heads.box_head.fc1.weight"
     assert torch.equal(weights[key], student[key])
+
+
+def test_teacher_of_more_classes_teaches_features_and_what_has_none(
+    runs, data, configs, tmp_path, caplog, capsys
+):
+    """By the recipe of docs/detectors.md: as a detector of 80 classes would."""
+    names = ["a", "b", "c", "d", "e"]
+    model = OmegaConf.create(load_config(configs["teacher"]).model)
+    model.roi_heads.num_classes = len(names)
+    checkpoint = tmp_path / "more.pth"
+    torch.save({"model": instantiate(model).state_dict(), "class_names": names}, checkpoint)
+    more = [
+        f"model.teacher.checkpoint={checkpoint}",
+        f"model.teacher.model.roi_heads.num_classes={len(names)}",
+    ]
+    allowed = "model.teacher.check_classes=False"
+    with pytest.raises(SystemExit):
+        run(configs["dfd"], *data, *more, f"train.output_dir={tmp_path / 'refused'}")
+    assert "the teacher has 5 classes, the data 3" in capsys.readouterr().err
+    inherit = "model.inherit=[proposal_generator,heads]"
+    out = tmp_path / "out"
+    settings = [allowed, inherit, "train.max_iter=1", f"train.output_dir={out}"]
+    run(configs["dfd"], *data, *more, *settings)
+    assert "roi_heads.box_predictor.cls_score.weight: shape (4, " in caplog.text  # Not inherited.
+    assert any(key.startswith("loss_dfd_p") for line in read_metrics(out) for key in line)
+    assert json.loads((out / "summary.json").read_text())["teacher"]["sha256"]
 
 
 def test_eval_only_gives_the_trained_ap_and_keeps_the_run(runs, data, configs, caplog):
