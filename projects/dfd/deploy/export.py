@@ -126,15 +126,21 @@ def _to_bytes(model: nn.Module, pixels: Tensor) -> bytes:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what tracing says of Detectron2's code, which the check of the file stands for."""
+    """Without what tracing says of Detectron2's code, which the check of the file stands for.
+
+    Nor the graph of a model that cannot be exported, half a megabyte of it, before the error.
+    """
+    set_log = getattr(torch._C, "_jit_set_onnx_log_enabled", lambda enabled: None)
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        logger = logging.getLogger("torch.onnx")
-        level = logger.level
         logger.setLevel(logging.ERROR)
+        set_log(False)
         try:
             yield
         finally:
+            set_log(True)
             logger.setLevel(level)
 
 
