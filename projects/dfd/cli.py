@@ -15,7 +15,7 @@ COMMANDS = {
     "eval": ("dfd.engine.command:evaluate", "evaluate a checkpoint of a config"),
     "ablate": ("dfd.research.ablate.command:main", "compare settings over several seeds"),
     "predict": ("dfd.deploy.predict:main", "detect objects on images, folders and videos"),
-    "export": ("dfd.deploy.export:main", "write the student of a run to an ONNX or torch.export file"),
+    "export": ("dfd.deploy.export:main", "write the student as ONNX or for torch.export"),
     "benchmark": ("dfd.deploy.benchmark:main", "time student, teacher and the exported student"),
     "report": ("dfd.research.command:main", "put finished runs side by side on one page"),
     "analyse": ("dfd.research.analyse.command:main", "show where a student and its teacher differ"),

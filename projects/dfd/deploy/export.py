@@ -21,6 +21,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -128,19 +129,18 @@ def _to_bytes(model: nn.Module, pixels: Tensor) -> bytes:
 def _quiet() -> Iterator[None]:
     """Without what tracing says of Detectron2's code, which the check of the file stands for.
 
-    Nor the graph of a model that cannot be exported, half a megabyte of it, before the error.
+    Nor the graph of a model that cannot be exported, half a megabyte of it, before the error: torch
+    means to print it on request alone, and asks a function's name where it should call it.
     """
-    set_log = getattr(torch._C, "_jit_set_onnx_log_enabled", lambda enabled: None)
     logger = logging.getLogger("torch.onnx")
     level = logger.level
-    with warnings.catch_warnings():
+    silent = mock.patch.object(torch._C, "_jit_onnx_log", lambda *args: None, create=True)
+    with warnings.catch_warnings(), silent:
         warnings.simplefilter("ignore")
         logger.setLevel(logging.ERROR)
-        set_log(False)
         try:
             yield
         finally:
-            set_log(True)
             logger.setLevel(level)
 
 
