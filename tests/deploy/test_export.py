@@ -104,17 +104,8 @@ def test_every_kind_of_detector_finds_the_same_at_every_size(kind, tmp_path, cap
     assert [entry.version for entry in onnx.load(out).opset_import if not entry.domain] == [19]
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        *QUICK,
-        *(
-            pytest.param(kind, marks=pytest.mark.slow)
-            for kind in DETECTORS
-            if kind not in (*QUICK, "cascade_rcnn")
-        ),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [kind for kind in DETECTORS if kind != "cascade_rcnn"])
 def test_a_program_finds_the_same_at_its_size(kind, tmp_path):
     student = student_of(confident(kind))
     out = tmp_path / "student.pt2"
@@ -139,6 +130,7 @@ def test_kinds_that_are_no_program_are_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_program_of_no_detection_is_one(tmp_path):
     """Where nothing is above the threshold, nothing is suppressed and nothing fails."""
     for kind, setting in (("faster_rcnn", "test_score_thresh"), ("yolox", "score_thresh")):
@@ -240,6 +232,7 @@ def call(finished, tmp_path, monkeypatch):
     return lambda module, *arguments: module.main(["--run", str(finished[0]), *map(str, arguments)])
 
 
+@pytest.mark.slow
 def test_three_commands_from_a_run_to_detections_in_onnxruntime(finished, call, capsys):
     call(export, "--out", "new/student.onnx", "--num-images", 2)
     assert "the same" in capsys.readouterr().out

@@ -29,13 +29,14 @@ from detectron2.utils.analysis import FlopCountAnalysis
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from ..engine.console import Interrupted, say, stop_on_signals
+from ..engine.console import say, stop_on_signals
 from ..engine.machine import peak_memory_mib, processor_name
 from ..engine.run_folder import RunFolder, load_runs
 from ..engine.state.files import whole_file
 from ..errors import UserError
+from .command import add_images, ending_in_one_line, run_parser
 from .inputs import photographs
-from .student import FINAL, Student, load_student
+from .student import Student, load_student
 
 _WARM_UP = 2
 Batch = list[dict[str, Tensor]]
@@ -222,25 +223,17 @@ def table(rows: Sequence[Measured], batch: int) -> str:
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="dfd benchmark",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = run_parser("benchmark", __doc__)
     add = parser.add_argument
     path = {"type": os.path.expanduser}
-    add("--run", **path, required=True, metavar="FOLDER", help="a finished run")
     add("--exported", **path, metavar="FILE", help="what dfd export wrote of it")
     add("--no-teacher", action="store_true", help="leave the teacher out")
-    add("--weights", default=FINAL, help=f"a file of the run (default: {FINAL})")
-    add("--images", **path, nargs="+", default=[], metavar="FILE", help="images or folders of them")
-    add("--num-images", type=int, default=8, help="so many are used (default: 8)")
+    add_images(parser, 8)
     add("--repeats", type=int, default=5, help="turns over the images (default: 5)")
     add("--batch", type=int, default=8, help="images of a batch (default: 8)")
     add("--threads", type=int, help="of torch and onnxruntime (default: torch's own number)")
     add("--device", default="auto", help="cpu, cuda (default: cuda where there is one)")
     add("--out", **path, metavar="FILE", help="also write the numbers as json")
-    add("--trust-code", action="store_true", help="let the run's config name any module")
     add("--memory-of", help=argparse.SUPPRESS)  # In a process of its own.
     args = parser.parse_args(arguments)
     if args.device == "auto":
@@ -253,7 +246,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parse_arguments(arguments)
     stop_on_signals()
     logging.getLogger("fvcore").setLevel(logging.ERROR)
-    try:
+    with ending_in_one_line():
         for name in ("num_images", "repeats", "batch", "threads"):
             value = getattr(args, name)
             if value is not None and value < 1:
@@ -265,10 +258,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(_memory(run, args))
             return
         rows = benchmark(run, args, arguments)
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except Interrupted as error:
-        sys.exit(f"stopped by {error}")
     say(table(rows, args.batch))
     where = processor_name(args.device)
     say(

@@ -17,7 +17,6 @@ import io
 import json
 import logging
 import os
-import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -29,16 +28,17 @@ from detectron2.export.torchscript_patch import patch_builtin_len
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
-from ..engine.console import Interrupted, say, stop_on_signals
+from ..engine.console import say, stop_on_signals
 from ..engine.run_folder import load_runs
 from ..engine.state.files import whole_file
 from ..errors import UserError, first_line
 from .agreement import Agreement, compare
+from .command import add_images, ending_in_one_line, run_parser
 from .fixed_size import fixed_size
 from .inputs import photographs
 from .onnx_model import OnnxModel, onnx_or_error
 from .program_model import ProgramModel, save_program
-from .student import FINAL, Student, load_student
+from .student import Student, load_student
 
 # The first with deformable convolutions.
 OPSET = 19
@@ -237,28 +237,20 @@ def export(
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="dfd export",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = run_parser("export", __doc__)
     add = parser.add_argument
     path = {"type": os.path.expanduser}
-    add("--run", **path, required=True, metavar="FOLDER", help="a finished run")
     add("--out", **path, required=True, metavar="FILE", help="a new file, NAME.onnx or NAME.pt2")
     size = {"nargs": 2, "type": int, "metavar": ("HEIGHT", "WIDTH")}
     add("--size", **size, help="of a .pt2 program's images (default: the first image's)")
-    add("--weights", default=FINAL, help=f"a file of the run (default: {FINAL})")
-    add("--images", **path, nargs="+", default=[], metavar="FILE", help="images or folders of them")
-    add("--num-images", type=int, default=16, help="so many are checked (default: 16)")
-    add("--trust-code", action="store_true", help="let the run's config name any module")
+    add_images(parser, 16)
     return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parse_arguments(arguments)
     stop_on_signals()
-    try:
+    with ending_in_one_line():
         out = Path(args.out)
         if out.suffix not in (".onnx", ".pt2"):
             raise UserError(f"--out {out}: its name must end with .onnx or .pt2")
@@ -278,10 +270,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         images = photographs(run, student.image_format, args.images, args.num_images)
         out.parent.mkdir(parents=True, exist_ok=True)
         agreement = export(student, images, out, tuple(args.size) if args.size else None)
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except Interrupted as error:
-        sys.exit(f"stopped by {error}")
     say(
         f"{out}: {out.stat().st_size / 2**20:.1f} MiB; the same {agreement.detections} detections "
         f"on {len(images)} images (boxes within {agreement.boxes:.2g} pixels, scores within "

@@ -20,13 +20,14 @@ from typing import Any
 import numpy as np
 from detectron2.structures import Instances
 
-from ..engine.console import Interrupted, LiveLine, say, stop_on_signals
+from ..engine.console import LiveLine, say, stop_on_signals
 from ..engine.run_folder import load_runs
 from ..engine.state.files import whole_file
 from ..errors import UserError
+from .command import ending_in_one_line, run_parser
 from .draw import Boxes, draw_boxes
 from .inputs import Source, UnreadableError, find_sources, read_frames
-from .student import FINAL, Student, load_student
+from .student import Student, load_student
 
 DETECTIONS, PICTURES = "detections.json", "images"
 _LINE_EVERY = 15.0
@@ -123,30 +124,23 @@ def _write_picture(path: Path, image: np.ndarray, boxes: Boxes, classes: Sequenc
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="dfd predict",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = run_parser("predict", __doc__)
     add = parser.add_argument
     path = {"type": os.path.expanduser}
     add("inputs", nargs="+", metavar="FILE", help="an image, a video, or a folder of them")
-    add("--run", **path, required=True, metavar="FOLDER", help="a finished run")
     add("--out", **path, required=True, metavar="DIR", help="a new folder for the results")
     add("--exported", **path, metavar="FILE", help="its file of dfd export, in onnxruntime")
-    add("--weights", default=FINAL, help=f"a file of the run (default: {FINAL})")
     add("--score", type=float, default=0.3, help="lowest score of a detection (default: 0.3)")
     add("--every", type=int, default=1, metavar="N", help="of videos every N-th frame (default: 1)")
     add("--no-images", action="store_true", help="write detections.json alone")
     add("--device", default="auto", help="cpu, cuda (default: cuda where there is one)")
-    add("--trust-code", action="store_true", help="let the run's config name any module")
     return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parse_arguments(arguments)
     stop_on_signals()
-    try:
+    with ending_in_one_line():
         if not 0 <= args.score <= 1:
             raise UserError(f"--score {args.score}: it must be from 0 to 1")
         if args.every < 1:
@@ -168,10 +162,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             every=args.every,
             pictures=not args.no_images,
         )
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except Interrupted as error:
-        sys.exit(f"stopped by {error}")
     for path, reason in unreadable.items():
         print(f"passed over: {path}: {reason}", file=sys.stderr)
     if unreadable:

@@ -1,0 +1,53 @@
+"""What the commands share that do something with the student of a finished run."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+
+from ..engine.console import Interrupted
+from ..errors import UserError
+from .student import FINAL
+
+
+def run_parser(name: str, description: str | None) -> argparse.ArgumentParser:
+    """A parser of ``dfd <name>`` that takes a run, its weights and whether its code is trusted."""
+    parser = argparse.ArgumentParser(
+        prog=f"dfd {name}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    path = {"type": os.path.expanduser}
+    parser.add_argument("--run", **path, required=True, metavar="FOLDER", help="a finished run")
+    parser.add_argument(
+        "--weights", default=FINAL, help=f"a file of the run (default: {FINAL})"
+    )
+    parser.add_argument(
+        "--trust-code", action="store_true", help="let the run's config name any module"
+    )
+    return parser
+
+
+def add_images(parser: argparse.ArgumentParser, count: int) -> None:
+    """Photographs to work with, in place of the run's test data, and how many."""
+    path = {"type": os.path.expanduser, "metavar": "FILE"}
+    parser.add_argument(
+        "--images", **path, nargs="+", default=[], help="images or folders of them"
+    )
+    parser.add_argument(
+        "--num-images", type=int, default=count, help=f"so many are used (default: {count})"
+    )
+
+
+@contextlib.contextmanager
+def ending_in_one_line() -> Iterator[None]:
+    """Within the context, a user's error and a signal end the process with a line that says so."""
+    try:
+        yield
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except Interrupted as error:
+        sys.exit(f"stopped by {error}")
