@@ -266,7 +266,7 @@ def test_distillation_loss_that_is_always_zero_is_noticed():
     model.training = True
     student.training = student.roi_heads.training = student.proposal_generator.training = True
     batch = make_batch()
-    with EventStorage(0), pytest.raises(UserError, match="exactly 0 for 11 iterations"):
+    with EventStorage(0), pytest.raises(UserError, match="was 0 for 11 iterations"):
         for _ in range(11):
             model(batch)
 

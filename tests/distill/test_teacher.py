@@ -8,7 +8,8 @@ from torch import nn
 from toys import build, make_batch, save_checkpoint
 
 from dfd import FrozenTeacher, UserError
-from dfd.distill.precision import low_precision_copy, resolve_precision
+from dfd.distill.precision import faster_copy, resolve_precision
+from dfd.modeling import YOLOX, TimmPyramid
 
 
 def teacher_of(model=None, **kwargs):
@@ -203,7 +204,7 @@ def test_low_precision_pass_is_the_fp32_pass(kind):
 
 def test_folded_norms_compute_the_same():
     backbone = statistics(build()).backbone.eval()
-    folded = low_precision_copy(backbone, torch.float32)
+    folded = faster_copy(backbone, torch.float32)
     assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
     x = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
@@ -211,11 +212,47 @@ def test_folded_norms_compute_the_same():
             torch.testing.assert_close(folded(x)[name], expected, rtol=1e-4, atol=1e-4)
 
 
+def test_folded_norms_of_a_yolox_compute_the_same():
+    torch.manual_seed(0)
+    backbone = YOLOX(depth=0.33, width=0.125, num_classes=3).backbone.eval()
+    for module in backbone.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -1, 1)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+            nn.init.uniform_(module.weight, 0.5, 2)
+    folded = faster_copy(backbone, torch.float32)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
+    x = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        for name, expected in backbone(x).items():
+            torch.testing.assert_close(folded(x)[name], expected, rtol=1e-3, atol=1e-4)
+
+
+def test_norms_with_an_activation_within_are_no_plain_ones():
+    """timm's, which would lose it."""
+    trunk = TimmPyramid(model_name="test_efficientnet").eval()
+    x = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        for name, expected in trunk(x).items():
+            found = faster_copy(trunk, torch.float32)(x)[name]
+            torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_a_pass_in_fp32_is_the_detector_s_own_but_for_rounding():
+    teacher = teacher_of(statistics(build()), precision="fp32")
+    batch = make_batch()
+    images = teacher.preprocess(batch, "BGR").tensor
+    found = teacher(batch, input_format="BGR")
+    with torch.no_grad():
+        for name, expected in teacher.model.backbone(images).items():
+            torch.testing.assert_close(found[name], expected, rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("norm", ["GN", "SyncBN"])
-def test_low_precision_copy_rounds_no_norm(norm):
+def test_faster_copy_rounds_no_norm(norm):
     conv = Conv2d(3, 32, 3, norm=get_norm(norm, 32))
     conv.norm.weight.data += 1e-3  # Which bf16 cannot hold.
-    copy = low_precision_copy(nn.Sequential(conv), torch.bfloat16)[0]
+    copy = faster_copy(nn.Sequential(conv), torch.bfloat16)[0]
     assert copy.weight.dtype == torch.bfloat16
     if norm == "GN":
         torch.testing.assert_close(copy.norm.weight, conv.norm.weight, rtol=0, atol=0)
@@ -227,8 +264,8 @@ def test_trunk_is_made_once_for_a_device(monkeypatch):
     teacher = teacher_of(precision="bf16")
     made = []
     monkeypatch.setattr(
-        "dfd.distill.teacher.low_precision_copy",
-        lambda *a: made.append(a) or low_precision_copy(*a),
+        "dfd.distill.teacher.faster_copy",
+        lambda *a: made.append(a) or faster_copy(*a),
     )
     for _ in range(2):
         teacher(make_batch(), input_format="BGR", device="cpu")
@@ -285,7 +322,7 @@ def test_modes_are_not_set_in_every_pass(monkeypatch):
     monkeypatch.setattr(nn.Module, "train", lambda self, mode=True: set_modes.append(mode) or self)
     teacher(batch, input_format="BGR")
     assert not set_modes
-    teacher.model.backbone.bottom_up.res3[0].conv1.norm.training = True
+    teacher._part.backbone.bottom_up.training = True
     teacher(batch, input_format="BGR")
     assert set_modes == [False]
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from detectron2.modeling.backbone import BasicStem, ResNet
 from detectron2.modeling.backbone.resnet import BottleneckBlock
 
-from dfd.distill.precision import low_precision_copy
+from dfd.distill.precision import faster_copy
 from dfd.modeling import DeformConvBlock
 from dfd.modeling.reppoints import DeformConv
 
@@ -85,7 +85,7 @@ def test_a_resnet_of_such_blocks_under_autocast():
     half.float().sum().backward()
     assert all(parameter.grad.isfinite().all() for parameter in trunk.parameters())
     # As a frozen teacher's pyramid runs.
-    frozen = low_precision_copy(trunk, torch.bfloat16)
+    frozen = faster_copy(trunk, torch.bfloat16)
     with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
         low = frozen(images)["res3"]
     with torch.no_grad():

@@ -30,8 +30,9 @@ from .teacher import FrozenTeacher
 
 logger = logging.getLogger(__name__)
 
-# So many iterations in a row may have a distillation loss of exactly zero before it is an error.
-_MAX_ZERO_STEPS = 10
+# So many iterations in a row may have a distillation loss of zero before it is an error; below this
+# it is rounding, for the teacher's pass rounds otherwise than the student's.
+_MAX_ZERO_STEPS, _ZERO = 10, 1e-9
 
 
 class DistilledDetector(nn.Module):
@@ -256,10 +257,10 @@ class DistilledDetector(nn.Module):
         for names, _ in pending:
             # In this order: the total is the last of its forward.
             scalars = {name: next(numbers) for name in names}
-            self._zero_steps = self._zero_steps + 1 if next(numbers) == 0 else 0
+            self._zero_steps = self._zero_steps + 1 if next(numbers) < _ZERO else 0
             if self._zero_steps > _MAX_ZERO_STEPS:
                 raise UserError(
-                    f"the distillation loss was exactly 0 for {self._zero_steps} iterations: the "
+                    f"the distillation loss was 0 for {self._zero_steps} iterations: the "
                     "student's pyramid equals the teacher's, or the weights of all levels or "
                     "regions are 0"
                 )

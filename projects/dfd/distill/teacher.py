@@ -20,7 +20,7 @@ from .contract import (
 )
 from .objectness import object_scores, scored_levels
 from .passes import StoredPasses
-from .precision import PRECISIONS, low_precision_copy, resolve_precision
+from .precision import PRECISIONS, faster_copy, resolve_precision
 from .predictions import head_of
 
 logger = logging.getLogger(__name__)
@@ -101,6 +101,7 @@ class FrozenTeacher:
         self._modules: list[nn.Module] = []
         self._device: torch.device | None = None
         self._dtype = torch.float32
+        self._faster = False
         # Whether the whole detector, of which a pass needs the backbone alone, is on the device.
         self._whole = False
 
@@ -230,7 +231,7 @@ class FrozenTeacher:
 
     def _run(self, images: Tensor, **what: bool) -> dict[str, Tensor]:
         low = self._dtype != torch.float32
-        if low:
+        if self._faster:
             images = images.contiguous(memory_format=torch.channels_last)
         with torch.autocast(images.device.type, dtype=self._dtype, enabled=low):
             return run_features(self._part, images, "teacher", **what)
@@ -307,8 +308,10 @@ class FrozenTeacher:
         self._device, self._dtype = device, dtype
         logger.info("Teacher's pass: %s on %s", str(dtype).removeprefix("torch."), device)
         self._part = feature_part(self.model)
-        if dtype != torch.float32:
-            self._part = low_precision_copy(self._part, dtype).to(device)
+        # On CUDA fp32 gains nothing that is known, and a copy costs memory there.
+        self._faster = dtype != torch.float32 or device.type == "cpu"
+        if self._faster:
+            self._part = faster_copy(self._part, dtype).to(device)
         self._settle()
         self._modules = list(self._part.modules())
 
