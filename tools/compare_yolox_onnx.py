@@ -5,7 +5,7 @@
 
 The export's weights are loaded into the YOLOX of its size, norms folded into convolutions included,
 and both run on the same images. Printed are the largest differences of their outputs and how far
-their detections agree. Needs onnx and onnxruntime, which nothing else here does.
+their detections agree. Needs onnx and onnxruntime (the extra "export").
 """
 
 from __future__ import annotations
