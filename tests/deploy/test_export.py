@@ -1,6 +1,7 @@
 """dfd export: what onnxruntime finds is what the student finds."""
 
 import json
+import sys
 from pathlib import Path
 
 import detectron2.data.transforms as T
@@ -90,7 +91,13 @@ def pictures(*sizes, seed=0):
 def test_every_kind_of_detector_finds_the_same_at_every_size(kind, tmp_path, capsys):
     student = student_of(confident(kind))
     out = tmp_path / "student.onnx"
-    agreement = export.export(student, pictures((64, 96), (50, 90), (90, 70), (40, 40)), out)
+    images = pictures((64, 96), (50, 90), (90, 70), (40, 40))
+    if kind == "reppoints" and sys.version_info < (3, 11):
+        # The last onnxruntime for that Python has no deformable convolutions.
+        with pytest.raises(UserError, match="onnxruntime cannot load it: .*DeformConv"):
+            export.export(student, images, out)
+        return
+    agreement = export.export(student, images, out)
     assert agreement.detections > 20 and agreement.unmatched == 0
     assert agreement.boxes < 0.05 and agreement.scores < 1e-4
     # Read back, on sizes that it was not checked with.
@@ -319,6 +326,6 @@ def test_bad_arguments_are_told_in_one_line(call, tmp_path, module, arguments, m
 
 
 def test_packages_that_are_missing_are_named(call, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(SystemExit, match="onnxruntime is not installed: pip install onnx onnx"):
         call(export, "--out", "x.onnx")
