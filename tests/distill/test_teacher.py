@@ -228,6 +228,26 @@ def test_folded_norms_of_a_yolox_compute_the_same():
             torch.testing.assert_close(folded(x)[name], expected, rtol=1e-3, atol=1e-4)
 
 
+class NormFirst(nn.Module):
+    """A user's, with the names of YOLOX's and another order."""
+
+    def __init__(self):
+        super().__init__()
+        self.bn, self.conv = nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1)
+        nn.init.uniform_(self.bn.running_mean, 1, 2)
+        nn.init.uniform_(self.bn.running_var, 2, 3)
+
+    def forward(self, x):
+        return self.conv(self.bn(x).relu())
+
+
+def test_a_norm_before_its_convolution_is_not_folded():
+    torch.manual_seed(0)
+    network, x = NormFirst().eval(), torch.randn(1, 3, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(faster_copy(network, torch.float32)(x), network(x))
+
+
 def test_norms_with_an_activation_within_are_no_plain_ones():
     """timm's, which would lose it."""
     trunk = TimmPyramid(model_name="test_efficientnet").eval()

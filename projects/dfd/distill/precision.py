@@ -61,10 +61,9 @@ def faster_copy(network: nn.Module, dtype: torch.dtype) -> nn.Module:
         ):
             _fold(module, module.norm)
             module.norm = None
-        # Of YOLOX. Not of a subclass, which may have an activation within.
-        conv, norm = getattr(module, "conv", None), getattr(module, "bn", None)
-        if type(conv) is nn.Conv2d and type(norm) is nn.BatchNorm2d:
-            _fold(conv, norm)
+        # Of a module that says so (YOLOX's) alone: names do not tell which of the two comes first.
+        if getattr(module, "norm_follows_conv", False):
+            _fold(module.conv, module.bn)
             module.bn = nn.Identity()
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
             # Not module.to(), which would reach a norm within the convolution.

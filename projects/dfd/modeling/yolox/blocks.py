@@ -25,6 +25,9 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 class BaseConv(nn.Module):
     """Convolution without bias, batch norm, activation."""
 
+    # For the teacher's pass, which folds the one into the other.
+    norm_follows_conv = True
+
     def __init__(
         self,
         c_in: int,
