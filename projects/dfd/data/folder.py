@@ -11,7 +11,8 @@ from ..errors import UserError
 from .images import image_size
 from .reader import Tally, checked_path, dataset_name, register
 
-_IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
+# The files of a folder that are taken for images, by the end of their names.
+IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 
 
 def image_folder(*, images: str) -> str:
@@ -31,7 +32,7 @@ def image_folder(*, images: str) -> str:
         return name
     if not os.path.isdir(root):
         raise UserError(f"image folder {root} does not exist: correct `images`")
-    files = [p for p in sorted(Path(root).rglob("*")) if p.suffix.lower() in _IMAGES]
+    files = [p for p in sorted(Path(root).rglob("*")) if p.suffix.lower() in IMAGES]
     records = []
     for number, path in enumerate(files, 1):
         width, height = image_size(str(path))

@@ -13,11 +13,11 @@ import numpy as np
 from detectron2.data import DatasetCatalog
 from detectron2.data.detection_utils import read_image
 
+from ..data.folder import IMAGES
 from ..data.images import read_header, upright_name
 from ..engine.run_folder import RunFolder
 from ..errors import UserError, first_line
 
-IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"}
 
 
