@@ -4,6 +4,7 @@ from detectron2.config import LazyCall as L
 
 from dfd import FrozenTeacher
 
+from ..bccd.teacher import model as _bccd
 from .teacher_faster_rcnn import model as _faster_rcnn
 from .teacher_reppoints import model as _reppoints
 from .teacher_retinanet import model as _retinanet
@@ -21,4 +22,6 @@ teachers = dict(
     retinanet=_teacher("retinanet", _retinanet),
     reppoints=_teacher("reppoints", _reppoints),
     yolox=_teacher("yolox", _yolox),
+    # The larger Faster R-CNN of configs/bccd, one teacher for every kind of student.
+    bccd=L(FrozenTeacher)(model=_bccd, checkpoint="output/bccd/teacher/model_final.pth"),
 )
