@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import logging
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from detectron2.layers.batch_norm import NaiveSyncBatchNorm
@@ -23,8 +24,9 @@ from .contract import (
     tap,
 )
 from .head import DFDHead
+from .head_outputs import read_head, tap_head
 from .inherit import InheritReport, inherit_weights
-from .predictions import PredictionHead, tap_logits
+from .predictions import PredictionHead
 from .real_pixels import image_area
 from .teacher import FrozenTeacher
 
@@ -160,10 +162,10 @@ class DistilledDetector(nn.Module):
             images = self.student.preprocess_image(unlabelled).tensor
             ours = run_features(self.student, images, "student", **self.head.features)
         modules = feature_modules(self.student, "student", **self.head.features)
-        watched = tap_logits(self.student, "student") if predicting else contextlib.nullcontext()
+        watched = tap_head(self.student, "student") if predicting else contextlib.nullcontext()
         with (
             tap(modules, self.head.split(iteration, ours) if active else None) as features,
-            watched as logits,
+            watched as outputs,
         ):
             losses = dict(self.student(labelled))
         idle = {} if active else self.head.idle_losses()
@@ -173,10 +175,9 @@ class DistilledDetector(nn.Module):
         if active:
             distillation, stats = self._distil(batches, (features, ours), theirs, iteration)
         if predicting:
-            area = image_area(labelled)
-            area.pop("teacher_masks", None)
-            of_teacher = self.teacher.logits(theirs[0][0])
-            distillation |= self.predictions(logits, of_teacher, iteration=iteration, **area)
+            distillation |= self._distil_predictions(
+                labelled, outputs[-1], theirs[0][0], iteration
+            )
         self._record(losses, distillation, stats)
         return losses | idle | distillation
 
@@ -207,6 +208,18 @@ class DistilledDetector(nn.Module):
                 losses[prefix + name.removeprefix("loss_dfd_")] = share * loss
             stats = stats or self.head.stats
         return losses, stats
+
+    def _distil_predictions(
+        self, batch: Sequence[dict], output: Any, pyramid: dict[str, Tensor], iteration: int
+    ) -> dict[str, Tensor]:
+        """The losses between what the student's head put out and what the teacher's would."""
+        boxes = self.predictions.needs_boxes
+        with torch.autocast(self.device.type, enabled=False):
+            ours = read_head(self.student, output, boxes=boxes)
+        theirs = self.teacher.predictions(pyramid, boxes=boxes, **self.head.features)
+        area = image_area(batch)
+        area.pop("teacher_masks", None)
+        return self.predictions(ours, theirs, iteration=iteration, **area)
 
     def _teacher_features(
         self, batch: Sequence[dict]

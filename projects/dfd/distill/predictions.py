@@ -1,13 +1,8 @@
-"""What the heads of student and teacher predict at each cell, side by side.
-
-Shape shorthand: N images, L logits a cell (anchors times classes), H x W cells of one level.
-"""
+"""What the heads of student and teacher predict at each cell, side by side."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
 from detectron2.layers import ShapeSpec
@@ -15,46 +10,12 @@ from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..losses.predictions import PredictionLoss
+from ..losses.predictions import PredictionLoss, Predictions
+from ..modeling import YOLOX
 from ..ranges import check_count, check_number
+from .head_outputs import head_of
 from .pairing import LevelPair, crop_to_images, pair_levels
 from .real_pixels import Masks, RealPixels
-
-
-def head_of(model: nn.Module, who: str) -> tuple[nn.Module, list[str]]:
-    """The module that predicts at the cells of a pyramid, and the names of its levels.
-
-    A proposal generator's ``rpn_head``, or the head of Detectron2's dense detectors (RetinaNet,
-    FCOS, RepPoints): its first output is the logits of each level.
-
-    Raises:
-        UserError: the detector is of another kind.
-    """
-    generator = getattr(model, "proposal_generator", None)
-    if hasattr(generator, "rpn_head"):
-        return generator.rpn_head, list(generator.in_features)
-    if isinstance(model, DenseDetector):
-        return model.head, list(model.head_in_features)
-    raise UserError(
-        f"model.predictions: the {who}, a {type(model).__name__}, has no head that is known to "
-        "predict logits at the cells of its pyramid: set it to null"
-    )
-
-
-@contextlib.contextmanager
-def tap_logits(model: nn.Module, who: str) -> Iterator[dict[str, Tensor]]:
-    """Within the context, the logits (N,L,H,W) of a detector's head are left here by level."""
-    head, names = head_of(model, who)
-    logits: dict[str, Tensor] = {}
-
-    def keep(module: nn.Module, args: tuple, output: Sequence[Any]) -> None:
-        logits.update(zip(names, output[0], strict=True))
-
-    handle = head.register_forward_hook(keep)
-    try:
-        yield logits
-    finally:
-        handle.remove()
 
 
 def _same_anchors(student: nn.Module, teacher: nn.Module) -> bool:
@@ -69,8 +30,21 @@ def _same_anchors(student: nn.Module, teacher: nn.Module) -> bool:
     return all(theirs[stride] == anchors for stride, anchors in ours.items() if stride in theirs)
 
 
+def _check_loss(loss: object) -> None:
+    if not isinstance(loss, PredictionLoss):
+        raise UserError(
+            f"model.predictions.loss is a {type(loss).__name__}: derive it from "
+            "dfd.losses.PredictionLoss"
+        )
+    if any(True for _ in loss.parameters()):
+        raise UserError(
+            f"model.predictions.loss, a {type(loss).__name__}, has parameters, which no "
+            "checkpoint would hold: it must have none"
+        )
+
+
 class PredictionHead(nn.Module):
-    """Pairs the levels of two heads and applies one loss to their logits, beside the features'.
+    """Pairs the levels of two heads and applies losses to what they predict, beside the features'.
 
     Student and teacher must predict the same at a cell: heads of one kind, with as many anchors
     and the same classes in the same order.
@@ -79,34 +53,29 @@ class PredictionHead(nn.Module):
     def __init__(
         self,
         *,
-        loss: PredictionLoss,
+        loss: PredictionLoss | Sequence[PredictionLoss],
         weight: float = 1.0,
         warmup_iters: int = 0,
         end_iter: int | None = None,
     ) -> None:
         """
         Args:
-            loss: between the logits.
+            loss: between the predictions; of several the sum.
             weight: multiplies it; >= 0; 0 switches it off.
             warmup_iters: the weight rises linearly over so many iterations.
             end_iter: it stops at this iteration; None: never.
         """
         super().__init__()
-        if not isinstance(loss, PredictionLoss):
-            raise UserError(
-                f"model.predictions.loss is a {type(loss).__name__}: derive it from "
-                "dfd.losses.PredictionLoss"
-            )
-        if any(True for _ in loss.parameters()):
-            raise UserError(
-                f"model.predictions.loss, a {type(loss).__name__}, has parameters, which no "
-                "checkpoint would hold: it must have none"
-            )
+        losses = [loss] if isinstance(loss, nn.Module) else list(loss)
+        for one in losses:
+            _check_loss(one)
+        if not losses:
+            raise UserError("model.predictions.loss is empty: name a loss, or set it to null")
         check_number("model.predictions.weight", weight)
         check_count("model.predictions.warmup_iters", warmup_iters, 0)
         if end_iter is not None:
             check_count("model.predictions.end_iter", end_iter, 0)
-        self.loss, self.weight = loss, weight
+        self.losses, self.weight = nn.ModuleList(losses), weight
         self.warmup_iters, self.end_iter = warmup_iters, end_iter
         self.pairs: list[LevelPair] = []
 
@@ -141,7 +110,7 @@ class PredictionHead(nn.Module):
                 "model.predictions: the teacher's logits are of other anchors than the student's "
                 "(sizes or aspect ratios): set it to null"
             )
-        if not same_classes and isinstance(student, DenseDetector):
+        if not same_classes and isinstance(student, DenseDetector | YOLOX):
             raise UserError(
                 "model.predictions: with model.teacher.check_classes=False the teacher's logits "
                 "may be of other classes than the student's: set one of the two to its default"
@@ -157,6 +126,11 @@ class PredictionHead(nn.Module):
 
         self.pairs = pair_levels(shapes(student, our_names), shapes(teacher, their_names))
 
+    @property
+    def needs_boxes(self) -> bool:
+        """Whether a loss compares boxes, which are decoded only then."""
+        return any(loss.needs_boxes for loss in self.losses)
+
     def factor(self, iteration: int) -> float:
         """What the loss is multiplied by at this iteration; 0 if inactive."""
         if self.end_iter is not None and iteration >= self.end_iter:
@@ -166,15 +140,15 @@ class PredictionHead(nn.Module):
 
     def forward(
         self,
-        student: Mapping[str, Tensor],
-        teacher: Mapping[str, Tensor],
+        student: Mapping[str, Predictions],
+        teacher: Mapping[str, Predictions],
         image_sizes: Sequence[tuple[int, int]],
         masks: Masks | None = None,
         iteration: int = 0,
     ) -> dict[str, Tensor]:
         """
         Args:
-            student, teacher: level name to (N,L,H,W) logits.
+            student, teacher: level name to predictions, with boxes where ``needs_boxes``.
             image_sizes: (height, width) in pixels of each image before the batch is padded.
             masks: see ``DFDHead.forward``.
             iteration: counts from 0.
@@ -185,25 +159,39 @@ class PredictionHead(nn.Module):
         Raises:
             UserError: the two predict different numbers of logits.
         """
-        device = next(iter(student.values())).device
+        device = next(iter(student.values())).logits.device
         pixels = RealPixels(image_sizes, masks, device)
         rows = []
         for pair in self.pairs:
-            s, t = student[pair.name], teacher[pair.teacher_name].detach()
+            ours, theirs = student[pair.name], teacher[pair.teacher_name]
+            s, t = ours.logits, theirs.logits
             if s.shape[1] != t.shape[1]:
                 raise UserError(
                     f"model.predictions: the student has {s.shape[1]} logits a cell on {pair.name}"
                     f", the teacher {t.shape[1]}: anchors and classes of the two must be the same"
                 )
-            s, t = crop_to_images(s, t, pixels.sizes, pair.stride)
-            valid = pixels.cells(pair.stride, *s.shape[-2:])
+            ours, theirs = _crop(ours, theirs, pixels.sizes, pair.stride)
+            valid = pixels.cells(pair.stride, *ours.logits.shape[-2:])
             if valid is None:
-                valid = torch.ones_like(s[:, 0], dtype=torch.bool)
-            rows.append((s.float(), t.float(), valid))
+                valid = torch.ones_like(ours.logits[:, 0], dtype=torch.bool)
+            rows.append((ours, theirs, valid))
+        student_levels, teacher_levels, valid_levels = zip(*rows, strict=True)
         with torch.autocast(device.type, enabled=False):
-            losses = self.loss(*zip(*rows, strict=True))
+            of_losses = [loss(student_levels, teacher_levels, valid_levels) for loss in self.losses]
         factor = self.factor(iteration)
         return {
-            f"loss_dfd_head_{pair.name}": factor * loss
-            for pair, loss in zip(self.pairs, losses, strict=True)
+            f"loss_dfd_head_{pair.name}": factor * sum(of_level)
+            for pair, *of_level in zip(self.pairs, *of_losses, strict=True)
         }
+
+
+def _crop(
+    student: Predictions, teacher: Predictions, sizes: Sequence[tuple[int, int]], stride: int
+) -> tuple[Predictions, Predictions]:
+    """Both on the cells that both have; the teacher's without a gradient."""
+    pairs = [
+        (None, None) if s is None or t is None else crop_to_images(s, t.detach(), sizes, stride)
+        for s, t in zip(student, teacher, strict=True)
+    ]
+    ours, theirs = zip(*pairs, strict=True)
+    return Predictions(*ours), Predictions(*theirs)

@@ -10,6 +10,7 @@ from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..losses.predictions import Predictions
 from ..weights.strict import WeightFile, load_strict, read_weights
 from .contract import (
     channel_order,
@@ -18,10 +19,10 @@ from .contract import (
     feature_part,
     run_features,
 )
+from .head_outputs import read_head, run_head
 from .objectness import object_scores, scored_levels
 from .passes import StoredPasses
 from .precision import PRECISIONS, faster_copy, resolve_precision
-from .predictions import head_of
 
 logger = logging.getLogger(__name__)
 
@@ -290,17 +291,20 @@ class FrozenTeacher:
         return object_scores(self.model, pyramid, stems=what.get("stems", False))
 
     @torch.no_grad()
-    def logits(self, pyramid: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What its head predicts of the pyramid that a pass gave, in fp32.
+    def predictions(
+        self, pyramid: dict[str, Tensor], *, boxes: bool = False, **what: bool
+    ) -> dict[str, Predictions]:
+        """What its head predicts, in fp32.
+
+        Args:
+            pyramid: what a pass gave with the same ``what``.
+            boxes: whether to decode boxes too.
 
         Returns:
-            Level name to (N,L,H,W), see ``predictions.head_of``.
+            By level, see ``head_outputs.read_head``.
         """
-        head, names = head_of(self.model, "teacher")
-        features = [pyramid[name].float() for name in names]
-        device = features[0].device
-        with torch.autocast(device.type, enabled=False):
-            return dict(zip(names, head.to(device)(features)[0], strict=True))
+        output = run_head(self.model, pyramid, stems=what.get("stems", False))
+        return read_head(self.model, output, boxes=boxes)
 
     def _make_part(self, device: torch.device) -> None:
         """What passes on this device run, and everything else where it costs no memory there."""

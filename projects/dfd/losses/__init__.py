@@ -8,9 +8,10 @@ from .g2sd import G2SDLoss
 from .mgd import MGDLoss
 from .mimic import MimicLoss
 from .pkd import PKDLoss
-from .predictions import ObjectnessLoss, PredictionLoss, PredictionMimicLoss
+from .predictions import BoxMimicLoss, ObjectnessLoss, PredictionLoss, PredictionMimicLoss
 
 __all__ = [
+    "BoxMimicLoss",
     "CWDLoss",
     "DFDLoss",
     "FGDLoss",

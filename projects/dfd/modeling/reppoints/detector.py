@@ -200,6 +200,15 @@ class RepPoints(DenseDetector):
         boxes = _flat([self.head.boxes(level) for level in points])
         return boxes * cells[:, 2:] + cells[:, [0, 1, 0, 1]]
 
+    def boxes_of_levels(self, points: Sequence[Tensor]) -> list[Tensor]:
+        """(N,4,H,W) XYXY in pixels of each level's points (N,2P,H,W)."""
+        boxes = []
+        for level, stride in zip(points, self._strides, strict=True):
+            size = level.shape[-2:]
+            found = self._boxes([level], cell_points([size], [stride], level.device))
+            boxes.append(found.transpose(1, 2).unflatten(2, size))
+        return boxes
+
     def _assign_first(self, cells: Tensor, gt_boxes: Tensor, valid: Tensor) -> Tensor:
         if self.init_assigner == "point":
             return assign_points(cells, gt_boxes, self.point_base_scale, self.init_num_pos, valid)

@@ -25,6 +25,7 @@ class Grid(NamedTuple):
 
     cells: Tensor  # (A,2): column and row of the cell on its level, from 0
     strides: Tensor  # (A,): pixels
+    sizes: Sequence[tuple[int, int]]  # rows and columns of each level
 
     @property
     def centres(self) -> Tensor:
@@ -55,7 +56,7 @@ def make_grid(
         rows, columns = torch.meshgrid(row, column, indexing="ij")
         cells.append(torch.stack([columns, rows], dim=-1).flatten(0, 1))
         cell_strides.append(torch.full((height * width,), float(stride), device=device))
-    return Grid(torch.cat(cells), torch.cat(cell_strides))
+    return Grid(torch.cat(cells), torch.cat(cell_strides), tuple(sizes))
 
 
 def decode(regression: Tensor, grid: Grid) -> Tensor:
@@ -126,8 +127,12 @@ class YOLOXHead(nn.Module):
         Args:
             features: level name to the backbone's (N,channels,H,W).
         """
+        return self.predict(self.stems(features))
+
+    def predict(self, stems: Mapping[str, Tensor]) -> tuple[Predictions, Grid]:
+        """Of the stems' output of each level."""
         classes, regression, objectness, sizes = [], [], [], []
-        for i, x in enumerate(self.stems(features).values()):
+        for i, x in enumerate(stems[name] for name in LEVELS):
             kinds, boxes = self._classes(i, x), self.reg_convs[i](x)
             classes.append(kinds.flatten(2))
             regression.append(self.reg_preds[i](boxes).flatten(2))

@@ -1,0 +1,128 @@
+"""What the head of a detector predicts at the cells of its pyramid, read alike for every kind.
+
+Shape shorthand: N images, A anchors a cell, K classes (1 of proposals), H x W cells of one level.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
+from torch import Tensor, nn
+from torchvision.ops import box_convert
+
+from ..errors import UserError
+from ..losses.predictions import Predictions
+from ..modeling import YOLOX, RepPoints
+from ..modeling.yolox.head import decode
+
+
+def head_of(model: nn.Module, who: str) -> tuple[nn.Module, list[str]]:
+    """The module that predicts at the cells of a pyramid, and the names of its levels.
+
+    A proposal generator's ``rpn_head``, or the head of a dense detector (Detectron2's RetinaNet and
+    FCOS, RepPoints, YOLOX).
+
+    Raises:
+        UserError: the detector is of another kind.
+    """
+    generator = getattr(model, "proposal_generator", None)
+    if hasattr(generator, "rpn_head"):
+        return generator.rpn_head, list(generator.in_features)
+    if isinstance(model, DenseDetector | YOLOX):
+        return model.head, list(model.head_in_features)
+    raise UserError(
+        f"model.predictions: the {who}, a {type(model).__name__}, has no head that is known to "
+        "predict at the cells of its pyramid: set it to null"
+    )
+
+
+@contextlib.contextmanager
+def tap_head(model: nn.Module, who: str) -> Iterator[list[Any]]:
+    """Within the context, what the head puts out is left here, for :func:`read_head`."""
+    head, _ = head_of(model, who)
+    outputs: list[Any] = []
+    handle = head.register_forward_hook(lambda module, args, output: outputs.append(output))
+    try:
+        yield outputs
+    finally:
+        handle.remove()
+
+
+def run_head(model: nn.Module, pyramid: Mapping[str, Tensor], *, stems: bool = False) -> Any:
+    """What the head puts out for a pyramid, in fp32 and on the pyramid's device.
+
+    Args:
+        stems: whether these are what the stems of the head have put out.
+    """
+    head, names = head_of(model, "teacher")
+    features = {name: pyramid[name].float() for name in names}
+    device = features[names[0]].device
+    head.to(device)
+    with torch.autocast(device.type, enabled=False):
+        if isinstance(model, YOLOX):
+            return head.predict(features) if stems else head(features)
+        return head(list(features.values()))
+
+
+def read_head(model: nn.Module, output: Any, *, boxes: bool) -> dict[str, Predictions]:
+    """The predictions of each level in fp32, from what the head has put out.
+
+    Args:
+        boxes: whether to decode boxes too.
+    """
+    _, names = head_of(model, "detector")
+    if isinstance(model, YOLOX):
+        levels = _of_yolox(output, boxes)
+    else:
+        logits = [level.float() for level in output[0]]
+        found = _boxes(model, logits, output) if boxes else [None] * len(logits)
+        levels = list(map(Predictions, logits, found))
+    return dict(zip(names, levels, strict=True))
+
+
+def _boxes(model: nn.Module, logits: Sequence[Tensor], output: Sequence[Any]) -> list[Tensor]:
+    if isinstance(model, RepPoints):
+        return model.boxes_of_levels([level.float() for level in output[2]])
+    owner = getattr(model, "proposal_generator", None) or model
+    anchors = owner.anchor_generator.to(logits[0].device)(logits)
+    return [
+        _apply_deltas(owner.box2box_transform, deltas.float(), of_level.tensor)
+        for deltas, of_level in zip(output[1], anchors, strict=True)
+    ]
+
+
+def _apply_deltas(transform: Any, deltas: Tensor, anchors: Tensor) -> Tensor:
+    """(N,4A,H,W) boxes of deltas of that shape; the anchors (HWA,4) in Detectron2's order."""
+    images, channels, height, width = deltas.shape
+    rows = deltas.view(images, channels // 4, 4, height, width).permute(0, 3, 4, 1, 2)
+    boxes = transform.apply_deltas(rows.reshape(-1, 4), anchors.repeat(images, 1))
+    return boxes.view(images, height, width, channels).permute(0, 3, 1, 2)
+
+
+def _of_yolox(output: Any, boxes: bool) -> list[Predictions]:
+    """Of each level; the logit of a class is that of the score that ranks detections."""
+    (regression, objectness, classes), grid = output
+    logits = logit_of_product(classes.float(), objectness.float()[..., None])
+    parts = [logits]
+    if boxes:
+        parts.append(box_convert(decode(regression.float(), grid), "cxcywh", "xyxy"))
+    levels, first = [], 0
+    for size in grid.sizes:
+        last = first + math.prod(size)
+        maps = [x[:, first:last].transpose(1, 2).unflatten(2, size) for x in parts]
+        levels.append(Predictions(*maps))
+        first = last
+    return levels
+
+
+def logit_of_product(a: Tensor, b: Tensor) -> Tensor:
+    """The logit of sigmoid(a) sigmoid(b), exact for scores next to 0 or 1 too."""
+    # 1 - p of p = exp(log_score); at 1 itself its logarithm would be infinite.
+    log_score = (F.logsigmoid(a) + F.logsigmoid(b)).clamp(max=-torch.finfo(a.dtype).eps)
+    return log_score - (-torch.expm1(log_score)).log()
