@@ -8,7 +8,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "projects" / "dfd"
 # What the rooms of the method may import besides Python's own library.
-METHOD = {"torch", "detectron2", "fvcore"} | {
+METHOD = {"torch", "torchvision", "detectron2", "fvcore"} | {
     f"dfd.{room}" for room in ("distill", "losses", "weights", "errors", "ranges")
 }
 

@@ -10,7 +10,7 @@ from detectron2.utils.events import EventStorage
 from reppoints_toys import small_detector
 
 from dfd import DFDHead, DistilledDetector, FrozenTeacher, PredictionHead, UserError
-from dfd.distill.head_outputs import logit_of_product, read_head, run_head
+from dfd.distill.head_outputs import read_head, run_head
 from dfd.losses import (
     BoxMimicLoss,
     DFDLoss,
@@ -20,6 +20,7 @@ from dfd.losses import (
 )
 from dfd.losses.predictions import Predictions
 from dfd.modeling import YOLOX
+from dfd.modeling.yolox.head import logit_of_product
 
 
 def sigmoid(x):

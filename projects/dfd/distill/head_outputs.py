@@ -6,27 +6,23 @@ Shape shorthand: N images, A anchors a cell, K classes (1 of proposals), H x W c
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from torch import Tensor, nn
-from torchvision.ops import box_convert
 
 from ..errors import UserError
 from ..losses.predictions import Predictions
-from ..modeling import YOLOX, RepPoints
-from ..modeling.yolox.head import decode
 
 
 def head_of(model: nn.Module, who: str) -> tuple[nn.Module, list[str]]:
     """The module that predicts at the cells of a pyramid, and the names of its levels.
 
-    A proposal generator's ``rpn_head``, or the head of a dense detector (Detectron2's RetinaNet and
-    FCOS, RepPoints, YOLOX).
+    A proposal generator's ``rpn_head``, or the ``head`` of Detectron2's dense detectors (RetinaNet,
+    FCOS) and of any other that has a ``read_head(output, boxes)``, which gives the logits of each
+    level and, if asked, boxes, as in ``Predictions``.
 
     Raises:
         UserError: the detector is of another kind.
@@ -34,7 +30,7 @@ def head_of(model: nn.Module, who: str) -> tuple[nn.Module, list[str]]:
     generator = getattr(model, "proposal_generator", None)
     if hasattr(generator, "rpn_head"):
         return generator.rpn_head, list(generator.in_features)
-    if isinstance(model, DenseDetector | YOLOX):
+    if isinstance(model, DenseDetector) or hasattr(model, "read_head"):
         return model.head, list(model.head_in_features)
     raise UserError(
         f"model.predictions: the {who}, a {type(model).__name__}, has no head that is known to "
@@ -65,8 +61,8 @@ def run_head(model: nn.Module, pyramid: Mapping[str, Tensor], *, stems: bool = F
     device = features[names[0]].device
     head.to(device)
     with torch.autocast(device.type, enabled=False):
-        if isinstance(model, YOLOX):
-            return head.predict(features) if stems else head(features)
+        if hasattr(model, "run_head"):
+            return model.run_head(features, stems=stems)
         return head(list(features.values()))
 
 
@@ -77,23 +73,22 @@ def read_head(model: nn.Module, output: Any, *, boxes: bool) -> dict[str, Predic
         boxes: whether to decode boxes too.
     """
     _, names = head_of(model, "detector")
-    if isinstance(model, YOLOX):
-        levels = _of_yolox(output, boxes)
+    if hasattr(model, "read_head"):
+        levels = model.read_head(output, boxes=boxes)
     else:
         logits = [level.float() for level in output[0]]
-        found = _boxes(model, logits, output) if boxes else [None] * len(logits)
-        levels = list(map(Predictions, logits, found))
-    return dict(zip(names, levels, strict=True))
+        found = _boxes(model, logits, output[1]) if boxes else [None] * len(logits)
+        levels = zip(logits, found, strict=True)
+    return {name: Predictions(*level) for name, level in zip(names, levels, strict=True)}
 
 
-def _boxes(model: nn.Module, logits: Sequence[Tensor], output: Sequence[Any]) -> list[Tensor]:
-    if isinstance(model, RepPoints):
-        return model.boxes_of_levels([level.float() for level in output[2]])
+def _boxes(model: nn.Module, logits: Sequence[Tensor], deltas: Sequence[Tensor]) -> list[Tensor]:
+    """Of each level (N,4A,H,W), from the anchors of the owner of the head."""
     owner = getattr(model, "proposal_generator", None) or model
     anchors = owner.anchor_generator.to(logits[0].device)(logits)
     return [
-        _apply_deltas(owner.box2box_transform, deltas.float(), of_level.tensor)
-        for deltas, of_level in zip(output[1], anchors, strict=True)
+        _apply_deltas(owner.box2box_transform, of_level.float(), anchor.tensor)
+        for of_level, anchor in zip(deltas, anchors, strict=True)
     ]
 
 
@@ -103,26 +98,3 @@ def _apply_deltas(transform: Any, deltas: Tensor, anchors: Tensor) -> Tensor:
     rows = deltas.view(images, channels // 4, 4, height, width).permute(0, 3, 4, 1, 2)
     boxes = transform.apply_deltas(rows.reshape(-1, 4), anchors.repeat(images, 1))
     return boxes.view(images, height, width, channels).permute(0, 3, 1, 2)
-
-
-def _of_yolox(output: Any, boxes: bool) -> list[Predictions]:
-    """Of each level; the logit of a class is that of the score that ranks detections."""
-    (regression, objectness, classes), grid = output
-    logits = logit_of_product(classes.float(), objectness.float()[..., None])
-    parts = [logits]
-    if boxes:
-        parts.append(box_convert(decode(regression.float(), grid), "cxcywh", "xyxy"))
-    levels, first = [], 0
-    for size in grid.sizes:
-        last = first + math.prod(size)
-        maps = [x[:, first:last].transpose(1, 2).unflatten(2, size) for x in parts]
-        levels.append(Predictions(*maps))
-        first = last
-    return levels
-
-
-def logit_of_product(a: Tensor, b: Tensor) -> Tensor:
-    """The logit of sigmoid(a) sigmoid(b), exact for scores next to 0 or 1 too."""
-    # 1 - p of p = exp(log_score); at 1 itself its logarithm would be infinite.
-    log_score = (F.logsigmoid(a) + F.logsigmoid(b)).clamp(max=-torch.finfo(a.dtype).eps)
-    return log_score - (-torch.expm1(log_score)).log()

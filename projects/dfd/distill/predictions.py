@@ -6,12 +6,10 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from detectron2.layers import ShapeSpec
-from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from torch import Tensor, nn
 
 from ..errors import UserError
 from ..losses.predictions import PredictionLoss, Predictions
-from ..modeling import YOLOX
 from ..ranges import check_count, check_number
 from .head_outputs import head_of
 from .pairing import LevelPair, crop_to_images, pair_levels
@@ -110,7 +108,7 @@ class PredictionHead(nn.Module):
                 "model.predictions: the teacher's logits are of other anchors than the student's "
                 "(sizes or aspect ratios): set it to null"
             )
-        if not same_classes and isinstance(student, DenseDetector | YOLOX):
+        if not same_classes and not hasattr(student, "proposal_generator"):
             raise UserError(
                 "model.predictions: with model.teacher.check_classes=False the teacher's logits "
                 "may be of other classes than the student's: set one of the two to its default"

@@ -200,14 +200,20 @@ class RepPoints(DenseDetector):
         boxes = _flat([self.head.boxes(level) for level in points])
         return boxes * cells[:, 2:] + cells[:, [0, 1, 0, 1]]
 
-    def boxes_of_levels(self, points: Sequence[Tensor]) -> list[Tensor]:
-        """(N,4,H,W) XYXY in pixels of each level's points (N,2P,H,W)."""
-        boxes = []
-        for level, stride in zip(points, self._strides, strict=True):
-            size = level.shape[-2:]
-            found = self._boxes([level], cell_points([size], [stride], level.device))
-            boxes.append(found.transpose(1, 2).unflatten(2, size))
-        return boxes
+    def read_head(
+        self, output: tuple[list[Tensor], list[Tensor], list[Tensor]], boxes: bool
+    ) -> list[tuple[Tensor, Tensor | None]]:
+        """What the head put out, in fp32: of each level logits (N,C,H,W) of the classes, and the
+        boxes (N,4,H,W) of the second points, XYXY in pixels, if asked."""
+        logits, _, second = output
+        levels = []
+        for scores, points, stride in zip(logits, second, self._strides, strict=True):
+            found, size = None, points.shape[-2:]
+            if boxes:
+                found = self._boxes([points.float()], cell_points([size], [stride], points.device))
+                found = found.transpose(1, 2).unflatten(2, size)
+            levels.append((scores.float(), found))
+        return levels
 
     def _assign_first(self, cells: Tensor, gt_boxes: Tensor, valid: Tensor) -> Tensor:
         if self.init_assigner == "point":

@@ -20,7 +20,7 @@ from ...ranges import is_integer, is_number
 from .assign import check_form
 from .blocks import ACTIVATIONS
 from .detections import detect
-from .head import Grid, Predictions, YOLOXHead, decode
+from .head import Grid, Predictions, YOLOXHead, by_level, decode
 from .losses import Objects, yolox_losses
 from .network import LEVELS, PAFPN
 from .weights import from_mmdet, is_mmdet
@@ -125,6 +125,18 @@ class YOLOX(nn.Module):
             Level name to (N,C,H,W).
         """
         return self.head.object_scores(pyramid if stems else self.head.stems(pyramid))
+
+    def run_head(
+        self, pyramid: Mapping[str, Tensor], *, stems: bool = False
+    ) -> tuple[Predictions, Grid]:
+        """What the head puts out for the backbone's features, or for those of the head's stems."""
+        return self.head.predict(pyramid if stems else self.head.stems(pyramid))
+
+    def read_head(
+        self, output: tuple[Predictions, Grid], boxes: bool
+    ) -> list[tuple[Tensor, Tensor | None]]:
+        """What the head put out by level, see ``head.by_level``."""
+        return by_level(*output, boxes)
 
     def preprocess_image(self, batched_inputs: Sequence[Mapping[str, Any]]) -> ImageList:
         """Pad, then normalise, so that the padding is grey like a pixel that is."""

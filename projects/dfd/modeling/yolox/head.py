@@ -10,8 +10,10 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
+from torchvision.ops import box_convert
 
 from .blocks import BaseConv, conv3x3
 from .network import LEVELS, level_channels
@@ -70,6 +72,31 @@ def decode(regression: Tensor, grid: Grid) -> Tensor:
     strides = grid.strides[:, None]
     centres = (regression[..., :2] + grid.cells) * strides
     return torch.cat([centres, regression[..., 2:].exp() * strides], dim=-1)
+
+
+def by_level(
+    predictions: Predictions, grid: Grid, boxes: bool
+) -> list[tuple[Tensor, Tensor | None]]:
+    """Of each level, in fp32: the logits (N,C,H,W) of the scores that rank detections, which are
+    class times objectness; and boxes (N,4,H,W), XYXY in pixels, if asked."""
+    regression, objectness, classes = (part.float() for part in predictions)
+    parts = [logit_of_product(classes, objectness[..., None])]
+    if boxes:
+        parts.append(box_convert(decode(regression, grid), "cxcywh", "xyxy"))
+    levels, first = [], 0
+    for size in grid.sizes:
+        last = first + math.prod(size)
+        maps = [x[:, first:last].transpose(1, 2).unflatten(2, size) for x in parts]
+        levels.append((maps[0], maps[1] if boxes else None))
+        first = last
+    return levels
+
+
+def logit_of_product(a: Tensor, b: Tensor) -> Tensor:
+    """The logit of sigmoid(a) sigmoid(b), exact for scores next to 0 or 1 too."""
+    # 1 - p of p = exp(log_score); at 1 itself its logarithm would be infinite.
+    log_score = (F.logsigmoid(a) + F.logsigmoid(b)).clamp(max=-torch.finfo(a.dtype).eps)
+    return log_score - (-torch.expm1(log_score)).log()
 
 
 class Stems(nn.ModuleList):
