@@ -9,8 +9,14 @@ from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from torch import nn
 
 from ..errors import UserError
+from .int8 import check_int8, use_int8
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "int8": torch.int8,
+}
 
 
 def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
@@ -24,6 +30,8 @@ def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
             f"model.teacher.precision is fp16, which needs CUDA, but the device is {device}: use "
             "auto, bf16 or fp32"
         )
+    if precision == "int8":
+        check_int8(device)
     if precision != "auto":
         return PRECISIONS[precision]
     return torch.bfloat16 if has_bf16_units(device) else torch.float32
@@ -53,8 +61,12 @@ def faster_copy(network: nn.Module, dtype: torch.dtype) -> nn.Module:
     weights of matrix products are converted once, not once a pass: autocast keeps no copy of
     weights without gradients. Norms of other kinds stay in fp32. In the memory format
     channels-last, which its input is to have too: a CPU's kernels need no copies then.
+
+    Args:
+        dtype: of weights; int8: of convolutions alone, see ``int8``, all else in fp32.
     """
     network = copy.deepcopy(network).eval()
+    of_weights = torch.float32 if dtype == torch.int8 else dtype
     for module in list(network.modules()):
         if isinstance(module, Conv2d) and isinstance(
             module.norm, nn.modules.batchnorm._BatchNorm | FrozenBatchNorm2d
@@ -67,10 +79,16 @@ def faster_copy(network: nn.Module, dtype: torch.dtype) -> nn.Module:
             module.bn = nn.Identity()
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
             # Not module.to(), which would reach a norm within the convolution.
-            module.weight.data = module.weight.to(dtype)
+            module.weight.data = module.weight.to(of_weights)
             if module.bias is not None:
-                module.bias.data = module.bias.to(dtype)
-    return network.to(memory_format=torch.channels_last)
+                module.bias.data = module.bias.to(of_weights)
+    network = network.to(memory_format=torch.channels_last)
+    if dtype == torch.int8 and not use_int8(network):
+        raise UserError(
+            "model.teacher.precision is int8, but the teacher has no convolution that it would "
+            "make faster: use auto"
+        )
+    return network
 
 
 def _fold(conv: nn.Conv2d, norm: nn.Module) -> None:

@@ -57,9 +57,10 @@ class FrozenTeacher:
             checkpoint: path or URL of its weights: a Detectron2 zoo ``.pkl``, a ``.pth``, or a
                 checkpoint that this project wrote. Every key must fit.
             allow_random: take a teacher without weights, for tests and benchmarks.
-            precision: of the teacher's pass: "fp32", "bf16", "fp16" (CUDA only), or "auto": bf16
-                where the device has units for it, else fp32. Never fp16, in which a feature above
-                65504, as ViTs have some, is inf.
+            precision: of the teacher's pass: "fp32", "bf16", "fp16" (CUDA only), "int8" (of its
+                convolutions, on an x86 CPU; see ``int8``), or "auto": bf16 where the device has
+                units for it, else fp32. Never fp16, in which a feature above 65504, as ViTs have
+                some, is inf.
             input_format: "BGR" or "RGB", the channel order that the teacher was trained with; None
                 to take the model's own ``input_format`` (BGR where it has none).
             scale: sides of its images over those of the student's. Other than 1, it is given
@@ -231,7 +232,7 @@ class FrozenTeacher:
         return self._store(shown, images, lambda x: self._run(x, **what), self._probe, variant)
 
     def _run(self, images: Tensor, **what: bool) -> dict[str, Tensor]:
-        low = self._dtype != torch.float32
+        low = self._dtype in (torch.bfloat16, torch.float16)
         if self._faster:
             images = images.contiguous(memory_format=torch.channels_last)
         with torch.autocast(images.device.type, dtype=self._dtype, enabled=low):
