@@ -139,6 +139,43 @@ def test_unknown_categories_are_fatal_unless_dropped(write):
     assert report(name).annotations == 3
 
 
+def test_some_of_the_classes(write):
+    files = write(content())
+    everything = coco_json(**files)
+    name = coco_json(**files, classes=["dog"])
+    assert name != everything and class_names(name) == ["dog"]
+    assert MetadataCatalog.get(name).thing_dataset_id_to_contiguous_id == {90: 0}
+    # Only the test data keep images without objects.
+    assert [r["image_id"] for r in dataset_dicts(dataset=name)] == [3]
+    records = dataset_dicts(dataset=name, filter_empty=False)
+    assert [[a["category_id"] for a in r["annotations"]] for r in records] == [[0], [], [], []]
+    assert report(name).instances == {"dog": 1}
+    assert report(name).dropped == {"annotations left out, of other classes": 2}
+    # pycocotools is not to read the json, which has the others.
+    assert report(everything).ground_truth == files["json"]
+    assert report(name).ground_truth is None
+
+
+def test_the_order_of_classes_is_that_of_their_ids(write):
+    name = coco_json(**write(content()), classes=["dog", "cat"])
+    assert class_names(name) == ["cat", "dog"]
+    assert [r["annotations"][0]["category_id"] for r in dataset_dicts(dataset=name)] == [1, 0, 0]
+
+
+def test_classes_that_the_json_does_not_have_are_refused(write):
+    files = write(content())
+    with pytest.raises(UserError, match="has no category 'bird': name some of cat, dog"):
+        coco_json(**files, classes=["dog", "bird"])
+    with pytest.raises(UserError, match="is to have no class: name some of cat, dog"):
+        coco_json(**files, classes=[])
+    with pytest.raises(UserError, match="give a list of them"):
+        coco_json(**files, classes="dog")
+    data = content()
+    data["annotations"].append(annotation(4, 3, 77, [1, 2, 3, 4]))
+    with pytest.raises(UserError, match="1 annotations have a category_id that is not in"):
+        coco_json(**write(data, "unknown.json"), classes=["dog"])
+
+
 def test_subsets_of_one_seed_are_nested_and_have_objects(write):
     data = content()
     data["images"] = [

@@ -18,6 +18,7 @@ for _split in ("train", "test"):
     dataloader[_split].dataset = L(coco_json)(
         json="",
         images="",
+        classes=None,
         num_images=None,
         subset_seed=0,
         missing_images="error",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from detectron2.data import DatasetCatalog
@@ -40,6 +40,7 @@ from .validation import (
 
 UNLISTED = "annotations dropped, of an image that is not listed"
 UNKNOWN = "annotations dropped, unknown category_id"
+OTHER = "annotations left out, of other classes"
 
 # The official small, medium and large APs go by the area of the json, not by that of the box.
 _KEPT = ("area", "segmentation", "keypoints")
@@ -49,6 +50,7 @@ def coco_json(
     *,
     json: str,
     images: str,
+    classes: Sequence[str] | None = None,
     num_images: int | None = None,
     subset_seed: int = 0,
     missing_images: str = "error",
@@ -65,6 +67,8 @@ def coco_json(
     Args:
         json: path of the json file, with ``images``, ``annotations`` and ``categories``.
         images: folder that the ``file_name`` entries of the json are relative to.
+        classes: names of the categories to take, in the order of their ids whatever the order here;
+            None takes all. Images without any of them stay, as images without objects.
         num_images: take only this many of the images that have objects; None takes all images.
         subset_seed: which images those are; subsets of one seed are nested.
         missing_images: "error", or "drop" to leave out images whose file does not exist.
@@ -75,13 +79,14 @@ def coco_json(
 
     Raises:
         UserError: a path is empty or missing, the file is no valid COCO json, an image id occurs
-            twice, or one of the cases above is not set to "drop".
+            twice, a class is no category of its, or one of the cases above is not set to "drop".
     """
     path = checked_path("coco_json", "json", json, "a COCO json file")
     root = checked_path("coco_json", "images", images, "the folder of the images")
     check_choice("coco_json", "missing_images", missing_images, ("error", "drop"))
     check_choice("coco_json", "unknown_classes", unknown_classes, ("error", "drop"))
     num_images, subset_seed = checked_subset("coco_json", num_images, subset_seed)
+    wanted = None if classes is None else class_labels(classes, f"coco_json: classes={classes!r}")
     parent, file = os.path.split(path)
     name = dataset_name(
         f"{os.path.basename(parent)}_{os.path.splitext(file)[0]}",
@@ -91,6 +96,7 @@ def coco_json(
         subset_seed=subset_seed,
         missing_images=missing_images,
         unknown_classes=unknown_classes,
+        **({} if wanted is None else {"classes": sorted(wanted)}),
     )
     if name in DatasetCatalog:
         return name
@@ -98,7 +104,9 @@ def coco_json(
         raise UserError(f"image folder {root} does not exist: correct `images` of {path}")
     tally = Tally()
     data = _load(path, tally)
-    category_ids, classes = _categories(data, path, tally)
+    category_ids, names = _categories(data, path, tally)
+    if wanted is not None:
+        data, category_ids, names = _take_classes(data, category_ids, names, wanted, path, tally)
     everything = _images(data, path, root, tally)
     if missing_images == "error":
         unsized = [record for record in everything if "width" not in record]
@@ -110,20 +118,20 @@ def coco_json(
     )
     complete_sizes(records, tally)
     _refuse_unsized([record for record in records if "width" not in record], path)
-    evaluable = _annotate(data, everything, records, path, Classes(category_ids, classes), tally)
+    evaluable = _annotate(data, everything, records, path, Classes(category_ids, names), tally)
     if unknown_classes == "error":
         _refuse_unknown(path, tally, "add it, or set unknown_classes=drop")
     records = subset(records, num_images=num_images, subset_seed=subset_seed, where=path)
-    unchanged = evaluable and not tally.counts and len(records) == len(everything)
+    whole = wanted is None and len(records) == len(everything)
     return register(
         name,
         records,
-        classes=classes,
+        classes=names,
         category_ids=category_ids,
         source=path,
         images_in_source=len(everything),
         tally=tally,
-        ground_truth=path if unchanged else None,
+        ground_truth=path if evaluable and whole and not tally.counts else None,
     )
 
 
@@ -203,6 +211,33 @@ def _categories(data: dict[str, Any], path: str, tally: Tally) -> tuple[list[int
     names = class_labels([c["name"] for c in data["categories"]], path, tally)
     order = sorted(range(len(ids)), key=ids.__getitem__)
     return [ids[i] for i in order], [names[i] for i in order]
+
+
+def _take_classes(
+    data: dict[str, Any],
+    ids: list[int],
+    names: list[str],
+    wanted: Sequence[str],
+    path: str,
+    tally: Tally,
+) -> tuple[dict[str, Any], list[int], list[str]]:
+    """The json without the annotations of other categories, and what is left of those."""
+    missing = [name for name in wanted if name not in names]
+    if missing or not wanted:
+        what = f"has no category {missing[0]!r}" if missing else "is to have no class"
+        raise UserError(f"{path} {what}: name some of {', '.join(names)} in `classes`")
+    everything = Classes(ids, names)
+    left = []
+    for annotation in data["annotations"]:
+        # One that cannot be read is told where annotations are.
+        value = annotation.get("category_id") if isinstance(annotation, dict) else None
+        found = everything.find(value, Tally(), lambda: "")
+        if found is None or names[found] in wanted:
+            left.append(annotation)
+        else:
+            tally.add(OTHER, lambda name=names[found]: repr(name))
+    kept = [i for i, name in enumerate(names) if name in wanted]
+    return data | {"annotations": left}, [ids[i] for i in kept], [names[i] for i in kept]
 
 
 def _images(data: dict[str, Any], path: str, root: str, tally: Tally) -> list[dict]:
