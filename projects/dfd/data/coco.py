@@ -107,17 +107,7 @@ def coco_json(
     category_ids, names = _categories(data, path, tally)
     if wanted is not None:
         data, category_ids, names = _take_classes(data, category_ids, names, wanted, path, tally)
-    everything = _images(data, path, root, tally)
-    if missing_images == "error":
-        unsized = [record for record in everything if "width" not in record]
-        found = drop_missing_images(unsized, policy="drop", tally=Tally(), where=path, root=root)
-        found_ids = {record["image_id"] for record in found}
-        _refuse_unsized([r for r in unsized if r["image_id"] not in found_ids], path)
-    records = drop_missing_images(
-        everything, policy=missing_images, tally=tally, where=path, root=root
-    )
-    complete_sizes(records, tally)
-    _refuse_unsized([record for record in records if "width" not in record], path)
+    everything, records = _images_found(data, path, root, missing_images, tally)
     evaluable = _annotate(data, everything, records, path, Classes(category_ids, names), tally)
     if unknown_classes == "error":
         _refuse_unknown(path, tally, "add it, or set unknown_classes=drop")
@@ -255,6 +245,24 @@ def _images(data: dict[str, Any], path: str, root: str, tally: Tally) -> list[di
             record["width"], record["height"] = size
         records.append(record)
     return sorted(records, key=lambda record: record["image_id"])
+
+
+def _images_found(
+    data: dict[str, Any], path: str, root: str, missing_images: str, tally: Tally
+) -> tuple[list[dict], list[dict]]:
+    """The dataset dicts of all images, and those with a file, each of which has a size."""
+    everything = _images(data, path, root, tally)
+    if missing_images == "error":
+        unsized = [record for record in everything if "width" not in record]
+        found = drop_missing_images(unsized, policy="drop", tally=Tally(), where=path, root=root)
+        found_ids = {record["image_id"] for record in found}
+        _refuse_unsized([r for r in unsized if r["image_id"] not in found_ids], path)
+    records = drop_missing_images(
+        everything, policy=missing_images, tally=tally, where=path, root=root
+    )
+    complete_sizes(records, tally)
+    _refuse_unsized([record for record in records if "width" not in record], path)
+    return everything, records
 
 
 def _annotate(
