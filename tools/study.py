@@ -1,11 +1,10 @@
 #!/usr/bin/env python
-"""Repeat the study of docs/results.md: teachers, every method over several seeds, the final table.
+"""Repeat the studies of docs/results.md: teachers, every cell over several seeds, the tables.
 
     python tools/study.py --bccd path/to/BCCD [--out output/study] [--parallel 2]
 
-In each setting the teacher is trained unless it is there, then dfd ablate runs the methods of
-configs/study_<setting>/methods.txt; the same command continues what was stopped. The runs of all
-settings go into <out>/study.csv.
+In each setting the teacher is trained unless it is there, then dfd ablate runs the cells under it;
+the same command continues what was stopped. The runs of all settings go into <out>/study.csv.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ import os
 import shlex
 import sys
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
 # torch's own, on import; nothing that a user of the study can act on.
@@ -27,8 +27,64 @@ from dfd.errors import UserError  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 DFD = (sys.executable, "-m", "dfd")
-SETTINGS = ("bccd", "shapes")
 COLUMNS = ("setting", "method", "seed", "AP", "AP50", "AP75")
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """Cells over one config. Files are below configs/."""
+
+    cells: str
+    config: str
+    checkpoint: str = "model.teacher.checkpoint"  # the key of the teacher's
+    overrides: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A teacher, by its config below configs/, and what is run under it."""
+
+    teacher: str
+    seeds: str
+    ablations: dict[str, Ablation]  # by the name of its folder
+    overrides: tuple[str, ...]  # of teacher and ablations
+
+
+_FORMS = "study_share/leniency.txt"
+SETTINGS = {
+    # Of the final tables they are the test split, and images that were not tuned on.
+    "bccd": Setting(
+        "study_bccd/teacher.py",
+        "1:6",
+        {"methods": Ablation("study_bccd/methods.txt", "study_bccd/dfd.py")},
+        ("dataloader.test.dataset.split=test",),
+    ),
+    "shapes": Setting(
+        "study_shapes/teacher.py",
+        "1:6",
+        {"methods": Ablation("study_shapes/methods.txt", "study_shapes/dfd.py")},
+        ("dataloader.test.dataset.seed=0",),
+    ),
+    "leniency": Setting(
+        "bccd/teacher.py",
+        "0:3",
+        {
+            family: Ablation(
+                _FORMS,
+                f"study_families/dfd_{family}.py",
+                "teachers.bccd.checkpoint",
+                ("model.teacher=${teachers.bccd}", "model.head.gradient_share=1"),
+            )
+            for family in ("faster_rcnn", "retinanet", "reppoints", "yolox")
+        }
+        | {"vit": Ablation(_FORMS, "study_share/dfd_cnn_vit.py")},
+        (
+            "dataloader.train.dataset.split=train",
+            "dataloader.test.dataset.split=val",
+            "train.amp.enabled=auto",
+        ),
+    ),
+}
 
 
 class StepFailed(Exception):
@@ -53,35 +109,39 @@ def call(command: list[str]) -> None:
 
 
 def data_overrides(setting: str, args: argparse.Namespace) -> list[str]:
-    """Where a setting's data are; of the final table they are the test split, not the tuning's."""
-    if setting == "bccd":
-        return [
-            override("dataloader.train.dataset.root", Path(args.bccd)),
-            "dataloader.test.dataset.split=test",
-        ]
-    return [
-        override("dataloader.train.dataset.root", Path(args.shapes)),
-        override("dataloader.test.dataset.root", Path(args.shapes)),
-        "dataloader.test.dataset.seed=0",
-    ]
+    """Where a setting's data are."""
+    if setting == "shapes":
+        keys = ("dataloader.train.dataset.root", "dataloader.test.dataset.root")
+        return [override(key, Path(args.shapes)) for key in keys]
+    return [override("dataloader.train.dataset.root", Path(args.bccd))]
 
 
 def run_setting(setting: str, args: argparse.Namespace) -> list[dict[str, str]]:
-    """Teacher and methods of one setting; the rows of its runs."""
-    out, data = Path(args.out) / setting, data_overrides(setting, args)
-    configs = Path(os.path.relpath(ROOT / "configs" / f"study_{setting}"))
+    """Teacher and ablations of one setting; the rows of their runs."""
+    what, out = SETTINGS[setting], Path(args.out) / setting
+    data = [*data_overrides(setting, args), *what.overrides]
+    configs = Path(os.path.relpath(ROOT / "configs"))
     teacher = out / "teacher"
     if not (teacher / "summary.json").is_file():
-        command = [*DFD, "train", "--config-file", str(configs / "teacher.py")]
+        command = [*DFD, "train", "--config-file", str(configs / what.teacher)]
         command += ["--resume"] if (teacher / "last_checkpoint").is_file() else []
         call([*command, override("train.output_dir", teacher), *data])
-    checkpoint = override("model.teacher.checkpoint", teacher / "model_final.pth")
-    methods = out / "methods"
-    command = [*DFD, "ablate", f"@{configs / 'methods.txt'}"]
-    command += ["--config-file", str(configs / "dfd.py"), "--out", str(methods)]
-    command += ["--seeds", args.seeds, "--parallel", str(args.parallel)]
-    call([*command, *data, checkpoint])
-    with open(methods / "results.csv", newline="", encoding="utf-8") as f:
+    rows = []
+    for name, ablation in what.ablations.items():
+        command = [*DFD, "ablate", f"@{configs / ablation.cells}"]
+        command += ["--config-file", str(configs / ablation.config), "--out", str(out / name)]
+        command += ["--seeds", args.seeds or what.seeds, "--parallel", str(args.parallel)]
+        # Where the teacher is chosen goes before what is set in it.
+        checkpoint = override(ablation.checkpoint, teacher / "model_final.pth")
+        call([*command, *data, *ablation.overrides, checkpoint])
+        label = setting if len(what.ablations) == 1 else f"{setting}_{name}"
+        rows += rows_of(out / name / "results.csv", label)
+    return rows
+
+
+def rows_of(results: Path, setting: str) -> list[dict[str, str]]:
+    """The finished runs of an ablation."""
+    with open(results, newline="", encoding="utf-8") as f:
         rows = [row for row in csv.DictReader(f) if row["status"] == "done"]
     return [
         {
@@ -96,7 +156,7 @@ def run_setting(setting: str, args: argparse.Namespace) -> list[dict[str, str]]:
 
 def run(args: argparse.Namespace) -> None:
     settings = args.setting or list(SETTINGS)
-    if "bccd" in settings and not os.path.isdir(args.bccd):
+    if {"bccd", "leniency"} & set(settings) and not os.path.isdir(args.bccd):
         raise UserError(
             f"--bccd {args.bccd or 'is missing'}: no such folder: name that of BCCD in Pascal VOC "
             "form, or take --setting shapes"
@@ -119,7 +179,7 @@ def main() -> None:
     add("--shapes", **path, default="datasets/shapes", help="of the generated data")
     add("--out", **path, default="output/study", help="folder of the runs")
     add("--setting", action="append", choices=SETTINGS, help="one of them; repeatable")
-    add("--seeds", default="1:6", help="as dfd ablate's (default: 1:6)")
+    add("--seeds", help="as dfd ablate's (default: 1:6; of leniency 0:3)")
     add("--parallel", type=int, default=2, metavar="K", help="runs at a time (default: 2)")
     args = parser.parse_args()
     stop_on_signals()

@@ -1,6 +1,7 @@
 """The study's command and lists of methods; the runs themselves are those of dfd ablate."""
 
 import runpy
+from pathlib import Path
 
 import pytest
 
@@ -38,6 +39,47 @@ def test_every_family_has_its_teachers(tool, family, tmp_path, capsys):
     said = capsys.readouterr().out
     assert said.startswith("15 runs: 3 cells")
     assert "\nplain (" in said and "\nown (" in said and "\nother (" in said
+
+
+PAIRS = ["faster_rcnn", "retinanet", "reppoints", "yolox", "vit"]
+
+
+def test_what_would_be_run(tool, tmp_path, monkeypatch, capsys):
+    """Every command of every setting can be parsed, and its keys are there."""
+    commands = []
+
+    def call(command):
+        commands.append(command)
+        out = Path(command[command.index("--out") + 1]) if "--out" in command else None
+        if out:
+            name = "ablate"
+            tool(name, *command[command.index("ablate") + 1 :], "--list")
+            out.mkdir(parents=True)
+            row = "plain,0,done,30.123,50,20\nplain,1,not run,,,\n"
+            (out / "results.csv").write_text("cell,seed,status,AP,AP50,AP75\n" + row)
+
+    class Process:
+        def __init__(self, command, **settings):
+            call(command)
+
+        def wait(self):
+            return 0
+
+    monkeypatch.setattr("dfd.engine.console.start", Process)
+    monkeypatch.setattr("dfd.engine.console.end", lambda process: None)
+    tool("study", "--bccd", tmp_path, "--out", tmp_path / "out")
+    said = capsys.readouterr().out
+    trained = [c for c in commands if "train" in c]
+    assert len(trained) == 3 and len(commands) == 3 + 2 + len(PAIRS)
+    assert said.count("\n40 runs: 8 cells") == 2
+    assert said.count("\n12 runs: 4 cells") == len(PAIRS)
+    for command in commands:
+        if "study_families" in " ".join(command):
+            assert "teachers.bccd.checkpoint" in command[-1]
+            assert command[-1].endswith("leniency/teacher/model_final.pth")
+    rows = (tmp_path / "out" / "study.csv").read_text().splitlines()
+    settings = ["bccd", "shapes", *(f"leniency_{pair}" for pair in PAIRS)]
+    assert rows[1:] == [f"{setting},plain,0,30.12,50.00,20.00" for setting in settings]
 
 
 def test_missing_data_are_told_before_anything_is_trained(tool, tmp_path):
