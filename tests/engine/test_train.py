@@ -375,6 +375,20 @@ def test_teacher_of_more_classes_teaches_features_and_what_has_none(
     assert json.loads((out / "summary.json").read_text())["teacher"]["sha256"]
 
 
+def test_what_is_annealed_over_the_run_knows_its_length(
+    runs, data, configs, tmp_path, monkeypatch
+):
+    seen, leniency = [], DFDLoss._leniency
+    monkeypatch.setattr(
+        DFDLoss, "_leniency", lambda self, level: seen.append(leniency(self, level)) or seen[-1]
+    )
+    shared = [*data, f"model.teacher.checkpoint={runs['teacher']}/model_final.pth"]
+    shared += ["model.head.criterion.leniency=0", "model.head.criterion.leniency_end=1"]
+    run(configs["dfd"], *shared, "train.max_iter=4", f"train.output_dir={tmp_path}")
+    levels = len(seen) // 4
+    assert levels >= 4 and seen == [i / 4 for i in range(4) for _ in range(levels)]
+
+
 def test_eval_only_gives_the_trained_ap_and_keeps_the_run(runs, data, configs, caplog):
     before = (runs["dfd"] / "config.yaml").read_bytes()
     run(

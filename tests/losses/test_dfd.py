@@ -80,10 +80,22 @@ def test_leniency_is_annealed():
     teacher = torch.tensor(TEACHER).view(1, 2, 1, 2)
     settings = dict(weight=1.0, scale="none", lenient="tail", leniency=1.0)
     loss = DFDLoss(**settings, leniency_end=0.2, anneal_iters=4)
+    of_run = DFDLoss(**settings, leniency_end=0.2)
     for iteration, leniency in ((0, 1.0), (1, 0.8), (4, 0.2), (9, 0.2)):
-        value = loss(student, teacher, iteration=iteration)
         expected = (0.5 + (1 - leniency) * 8 + leniency * 3.5) / 2
+        value = loss(student, teacher, iteration=iteration, max_iter=100)
         torch.testing.assert_close(value, torch.tensor(expected))
+        value = of_run(student, teacher, iteration=iteration, max_iter=4)
+        torch.testing.assert_close(value, torch.tensor(expected))
+
+
+def test_leniency_over_a_training_of_unknown_length_is_that_of_its_end(caplog):
+    student, teacher = pair()
+    loss = DFDLoss(leniency=0.0, leniency_end=0.7)
+    with caplog.at_level("WARNING", logger="dfd.losses.dfd"):
+        value = loss(student, teacher, iteration=3)
+    torch.testing.assert_close(value, DFDLoss(leniency=0.7)(student, teacher))
+    assert "whose length is not known here" in caplog.text
 
 
 def test_smooth_asks_nothing_of_what_changes_from_cell_to_cell():
@@ -247,7 +259,6 @@ def test_stats_tell_what_the_regions_are():
         (dict(weight=-1), "weight=-1"),
         *((dict([(key, "much")]), f"{key}='much'") for key in ("weight", "delta", "tolerance")),
         (dict(leniency="much"), "leniency='much'"),
-        (dict(leniency_end=0.5), "anneal_iters=None"),
         (dict(anneal_iters=5), "leniency_end=None"),
         (dict(leniency_end=2, anneal_iters=5), "leniency_end=2"),
         (dict(leniency_end=0, anneal_iters=0), "anneal_iters=0"),

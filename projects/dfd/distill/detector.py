@@ -117,6 +117,8 @@ class DistilledDetector(nn.Module):
                 "Not distilled, for the teacher has no level of that stride: %s",
                 ", ".join(sorted(unpaired)),
             )
+        # Iterations of the training, where it is known: what is annealed over it goes by that.
+        self.max_iter: int | None = None
         self._zero_steps = 0
         self._told_limit = False
         # Whether to wait for log_pending() with what is worth logging, and what waits.
@@ -198,6 +200,7 @@ class DistilledDetector(nn.Module):
                 pyramid,
                 boxes=labelled_boxes(batch),
                 iteration=iteration,
+                max_iter=self.max_iter,
                 objectness=objectness,
                 **image_area(batch),
             )

@@ -292,9 +292,12 @@ class DFDHead(nn.Module):
         pixels: _Pixels,
         boxes: Sequence[Tensor] | None = None,
         objectness: Mapping[str, Tensor] | None = None,
-        iteration: int = 0,
+        **when: int | None,
     ) -> LevelFeatures:
-        """Student (adapted) and teacher of one level in fp32, on the same cells."""
+        """Student (adapted) and teacher of one level in fp32, on the same cells.
+
+        ``when``: ``iteration`` and ``max_iter`` of the training.
+        """
         student = student_pyramid[pair.name]
         teacher, cover = self._resampled(teacher_pyramid[pair.teacher_name].detach(), pair, pixels)
         student, teacher = crop_to_images(student, teacher, pixels.own.sizes, pair.stride)
@@ -327,7 +330,7 @@ class DFDHead(nn.Module):
             boxes=boxes,
             stride=pair.stride,
             objectness=objectness,
-            iteration=iteration,
+            **when,
         )
 
     def _pool(self, level: LevelFeatures) -> LevelFeatures:
@@ -359,6 +362,7 @@ class DFDHead(nn.Module):
         image_sizes: Sequence[tuple[int, int]],
         boxes: Sequence[Tensor] | None = None,
         iteration: int = 0,
+        max_iter: int | None = None,
         objectness: Mapping[str, Tensor] | None = None,
         masks: Masks | None = None,
         teacher_masks: Masks | None = None,
@@ -370,6 +374,7 @@ class DFDHead(nn.Module):
             boxes: N tensors (M,4), labelled boxes as XYXY in pixels of the input; or None. On any
                 device: they are copied only if the criterion wants them.
             iteration: counts from 0; decides warm-up and end, and what the criterion anneals.
+            max_iter: of the training; None where it is not known.
             objectness: the teacher's level name to (N,H,W), from 0 to 1, where
                 ``needs_objectness``.
             masks: of each image (height, width) bool, False where an augmentation filled it up;
@@ -386,9 +391,10 @@ class DFDHead(nn.Module):
         pixels = self._pixels(image_sizes, masks, teacher_masks, device)
         boxes = self._wanted_boxes(boxes, device)
         objectness = objectness if self.needs_objectness else None
+        when = {"iteration": iteration, "max_iter": max_iter}
         for pair in self.pairs:
             level = self._level(
-                pair, student_pyramid, teacher_pyramid, pixels, boxes, objectness, iteration
+                pair, student_pyramid, teacher_pyramid, pixels, boxes, objectness, **when
             )
             criterion = self.criteria[pair.name]
             # Squares and their sums overflow fp16 and lose digits in bf16.

@@ -163,6 +163,8 @@ def build_trainer(
     cfg: DictConfig, model: nn.Module, loader: Any, optimizer: torch.optim.Optimizer
 ) -> Trainer:
     """The training loop around the model, in DistributedDataParallel if there are processes."""
+    if isinstance(model, DistilledDetector):
+        model.max_iter = cfg.train.max_iter
     on_cuda = torch.device(cfg.train.device).type == "cuda"
     share_divisors(student_of(model))
     ddp = {"device_ids": [torch.cuda.current_device()] if on_cuda else None}

@@ -29,6 +29,7 @@ class LevelFeatures:
             if there are none.
         stride: pixels per cell.
         iteration: of the training, from 0.
+        max_iter: how many iterations the training has; None where that is not known.
         objectness: (N,H,W), how sure the teacher is of an object at a cell, from 0 to 1, see
             ``distill.objectness``; None unless the criterion sets ``needs_objectness``.
 
@@ -43,6 +44,7 @@ class LevelFeatures:
     stride: int = 1
     objectness: Tensor | None = None
     iteration: int = 0
+    max_iter: int | None = None
 
     def __post_init__(self) -> None:
         if self.student.dim() != 4 or self.student.shape != self.teacher.shape:

@@ -11,10 +11,12 @@ Shape shorthand: N images, C channels, H x W cells of one level, K regions.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from detectron2.utils.logger import log_first_n
 from torch import Tensor
 
 from ..distill.disparity import (
@@ -133,8 +135,9 @@ class DFDLoss(FeatureCriterion):
             lenient: "tail", "direction", "tolerance", "context" or "smooth".
             leniency: the cost of lenient cells is (1 - leniency) strict + leniency lenient; in
                 [0, 1].
-            leniency_end, anneal_iters: the leniency goes linearly from ``leniency`` to
-                ``leniency_end`` over the first ``anneal_iters`` iterations; both or neither.
+            leniency_end: the leniency goes linearly from ``leniency`` to this; None: it stays.
+            anneal_iters: over so many iterations; None: over the whole training. Where its length
+                is not known (``LevelFeatures.max_iter``) the leniency is ``leniency_end``.
             delta: where the tail begins, in units of the scaled features; > 0.
             tolerance: what is forgiven, in the same units; >= 0.
             window: side of the square of cells that "smooth" averages over; odd, >= 3.
@@ -209,9 +212,10 @@ class DFDLoss(FeatureCriterion):
 
     def _check_leniency(self) -> None:
         end, iters = self.leniency_end, self.anneal_iters
-        if (end is None) != (iters is None):
+        if end is None and iters is not None:
             raise UserError(
-                f"DFDLoss(leniency_end={end!r}, anneal_iters={iters!r}): set both or neither"
+                f"DFDLoss(leniency_end=None, anneal_iters={iters!r}): set leniency_end to what "
+                "the leniency is to be by then"
             )
         if iters is not None and (not is_integer(iters) or iters < 1):
             raise UserError(f"DFDLoss(anneal_iters={iters!r}): it must be a whole number from 1")
@@ -220,10 +224,20 @@ class DFDLoss(FeatureCriterion):
             if value is not None and (not is_number(value) or not 0 <= value <= 1):
                 raise UserError(f"DFDLoss({key}={value!r}): it must be a number from 0 to 1")
 
-    def _leniency(self, iteration: int) -> float:
-        if self.anneal_iters is None:
+    def _leniency(self, level: LevelFeatures) -> float:
+        if self.leniency_end is None:
             return self.leniency
-        done = min(1.0, iteration / self.anneal_iters)
+        over = level.max_iter if self.anneal_iters is None else self.anneal_iters
+        if over is None:
+            log_first_n(
+                logging.WARNING,
+                "DFDLoss(leniency_end=...) goes over the whole training, whose length is not known "
+                "here: the leniency stays at leniency_end. Set max_iter of the DistilledDetector, "
+                "or anneal_iters",
+                name=__name__,
+            )
+            return self.leniency_end
+        done = min(1.0, level.iteration / over)
         return (1 - done) * self.leniency + done * self.leniency_end
 
     def _check_thresholds(self, thresholds: Sequence[float] | None) -> list[float]:
@@ -306,7 +320,7 @@ class DFDLoss(FeatureCriterion):
         self, s: Tensor, t: Tensor, strict: Tensor, regions: Tensor, level: LevelFeatures
     ) -> Tensor:
         """What each cell costs under its region's constraint, (N,H,W)."""
-        leniency: float | Tensor = self._leniency(level.iteration)
+        leniency: float | Tensor = self._leniency(level)
         if not self.lenient_regions or leniency == 0:
             return strict
         lenient = sum(regions == k for k in self.lenient_regions).bool()
