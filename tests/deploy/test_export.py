@@ -28,6 +28,7 @@ from dfd.modeling import YOLOX
 
 DETECTORS = {
     **{kind: lambda kind=kind: toys.build(kind) for kind in toys.CONFIGS},
+    "keypoint_rcnn": lambda: instantiate(toys.keypoint_rcnn_config()),
     "yolox": lambda: YOLOX(depth=0.33, width=0.125, num_classes=3, max_detections=50),
     "reppoints": small_detector,
     "vit": lambda: instantiate(timm_vit_config(img_size=96, square_pad=96)),
@@ -104,7 +105,9 @@ def test_every_kind_of_detector_finds_the_same_at_every_size(kind, tmp_path, cap
     model = OnnxModel(str(out))
     again = compare(student, student.with_model(model), pictures((70, 80), (33, 95), seed=1))
     assert again.detections > 5 and again.unmatched == 0
-    assert ("masks are left out" in capsys.readouterr().out) == (kind == "mask_rcnn")
+    said, left_out = capsys.readouterr().out, {"mask_rcnn": "masks", "keypoint_rcnn": "keypoints"}
+    told = [what for what in left_out.values() if f"{what} are left out" in said]
+    assert told == [what for of, what in left_out.items() if of == kind]
     assert json.loads(model.metadata["classes"]) == ["a", "b", "c"]
     assert json.loads(model.metadata["augmentations"]) == [{"size": 64}]
     assert model.metadata["image_format"] == "BGR"
