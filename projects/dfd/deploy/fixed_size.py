@@ -44,8 +44,9 @@ def fixed_size(model: nn.Module, height: int, width: int) -> nn.Module:
         return _FixedRepPoints(model, height, width)
     if isinstance(model, RetinaNet | FCOS):
         return _FixedAnchors(model, height, width)
-    if two_stage and isinstance(heads, StandardROIHeads) and not isinstance(heads, CascadeROIHeads):
-        return _FixedTwoStage(model, height, width)
+    if two_stage and isinstance(heads, StandardROIHeads):
+        kind = _FixedCascade if isinstance(heads, CascadeROIHeads) else _FixedTwoStage
+        return kind(model, height, width)
     what = f" with {type(heads).__name__}" if two_stage else ""
     raise UserError(
         f"a {type(model).__name__}{what} is not exported to torch.export's form: write an .onnx"
@@ -146,13 +147,8 @@ class _FixedTwoStage(_Fixed):
     def forward(self, image: Tensor) -> Found:
         pyramid = self.features(image)
         proposals = self._proposals(pyramid)
-        heads: StandardROIHeads = self.model.roi_heads
-        pooled = self._pool([pyramid[name] for name in heads.box_in_features], proposals)
-        predictor = heads.box_predictor
-        logits, deltas = predictor(heads.box_head(pooled))
-        sigmoid = getattr(predictor, "use_sigmoid_ce", False)
-        scores = (logits.sigmoid() if sigmoid else logits.softmax(dim=1))[:, :-1]
-        boxes = predictor.box2box_transform.apply_deltas(deltas, proposals)
+        features = [pyramid[name] for name in self.model.roi_heads.box_in_features]
+        scores, boxes, predictor = self._classified(features, proposals)
         boxes = self.clip(boxes.view(-1, boxes.shape[1] // 4, 4)).expand(-1, scores.shape[1], 4)
         above = (scores > predictor.test_score_thresh).nonzero()
         which, classes = above[:, 0], above[:, 1]
@@ -161,6 +157,22 @@ class _FixedTwoStage(_Fixed):
         if predictor.test_topk_per_image >= 0:
             kept = kept[: predictor.test_topk_per_image]
         return _within(boxes[kept], scores[kept], classes[kept])
+
+    def _classified(
+        self, features: Sequence[Tensor], boxes: Tensor
+    ) -> tuple[Tensor, Tensor, nn.Module]:
+        """Scores (N,C) and boxes (N,4) or (N,4C) of the proposals; what decides over them."""
+        heads: StandardROIHeads = self.model.roi_heads
+        scores, boxes = self._stage(heads.box_head, heads.box_predictor, features, boxes)
+        return scores, boxes, heads.box_predictor
+
+    def _stage(
+        self, head: nn.Module, predictor: nn.Module, features: Sequence[Tensor], boxes: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        logits, deltas = predictor(head(self._pool(features, boxes)))
+        sigmoid = getattr(predictor, "use_sigmoid_ce", False)
+        scores = (logits.sigmoid() if sigmoid else logits.softmax(dim=1))[:, :-1]
+        return scores, predictor.box2box_transform.apply_deltas(deltas, boxes)
 
     def _proposals(self, pyramid: dict[str, Tensor]) -> Tensor:
         generator = self.model.proposal_generator
@@ -193,6 +205,21 @@ class _FixedTwoStage(_Fixed):
         for i, (pool, feature) in enumerate(zip(pooler.level_poolers, features, strict=True)):
             pooled = pooled + pool(feature, rois) * (levels == i).to(rois)[:, None, None, None]
         return pooled
+
+
+class _FixedCascade(_FixedTwoStage):
+    """Cascade R-CNN: each stage takes the boxes of the one before; the scores are their mean."""
+
+    def _classified(
+        self, features: Sequence[Tensor], boxes: Tensor
+    ) -> tuple[Tensor, Tensor, nn.Module]:
+        heads: CascadeROIHeads = self.model.roi_heads
+        total: Tensor | float = 0.0
+        for stage, predictor in enumerate(heads.box_predictor):
+            boxes = self.clip(boxes) if stage else boxes
+            scores, boxes = self._stage(heads.box_head[stage], predictor, features, boxes)
+            total = total + scores
+        return total * (1.0 / heads.num_cascade_stages), boxes, predictor
 
 
 def _best(scores: Tensor, boxes: Tensor, count: int) -> Found:
