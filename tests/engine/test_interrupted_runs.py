@@ -46,7 +46,7 @@ LONG = [
     "model.head.warmup_iters=6",
     "model.head.adapter=conv1x1",
     "model.head.criterion.lenient=context",
-    "model.head.criterion.leniency_end=0.2",
+    "model.head.criterion.leniency=[1,0.2]",
 ]
 
 

@@ -383,7 +383,7 @@ def test_what_is_annealed_over_the_run_knows_its_length(
         DFDLoss, "_leniency", lambda self, level: seen.append(leniency(self, level)) or seen[-1]
     )
     shared = [*data, f"model.teacher.checkpoint={runs['teacher']}/model_final.pth"]
-    shared += ["model.head.criterion.leniency=0", "model.head.criterion.leniency_end=1"]
+    shared += ["model.head.criterion.leniency=[0,1]"]
     run(configs["dfd"], *shared, "train.max_iter=4", f"train.output_dir={tmp_path}")
     levels = len(seen) // 4
     assert levels >= 4 and seen == [i / 4 for i in range(4) for _ in range(levels)]

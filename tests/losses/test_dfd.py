@@ -78,9 +78,9 @@ def test_leniency_ends_where_the_teacher_is_sure():
 def test_leniency_is_annealed():
     student = torch.tensor(STUDENT).view(1, 2, 1, 2)
     teacher = torch.tensor(TEACHER).view(1, 2, 1, 2)
-    settings = dict(weight=1.0, scale="none", lenient="tail", leniency=1.0)
-    loss = DFDLoss(**settings, leniency_end=0.2, anneal_iters=4)
-    of_run = DFDLoss(**settings, leniency_end=0.2)
+    settings = dict(weight=1.0, scale="none", lenient="tail", leniency=[1.0, 0.2])
+    loss = DFDLoss(**settings, anneal_iters=4)
+    of_run = DFDLoss(**settings)
     for iteration, leniency in ((0, 1.0), (1, 0.8), (4, 0.2), (9, 0.2)):
         expected = (0.5 + (1 - leniency) * 8 + leniency * 3.5) / 2
         value = loss(student, teacher, iteration=iteration, max_iter=100)
@@ -91,7 +91,7 @@ def test_leniency_is_annealed():
 
 def test_leniency_over_a_training_of_unknown_length_is_that_of_its_end(caplog):
     student, teacher = pair()
-    loss = DFDLoss(leniency=0.0, leniency_end=0.7)
+    loss = DFDLoss(leniency=[0.0, 0.7])
     with caplog.at_level("WARNING", logger="dfd.losses.dfd"):
         value = loss(student, teacher, iteration=3)
     torch.testing.assert_close(value, DFDLoss(leniency=0.7)(student, teacher))
@@ -259,9 +259,12 @@ def test_stats_tell_what_the_regions_are():
         (dict(weight=-1), "weight=-1"),
         *((dict([(key, "much")]), f"{key}='much'") for key in ("weight", "delta", "tolerance")),
         (dict(leniency="much"), "leniency='much'"),
-        (dict(anneal_iters=5), "leniency_end=None"),
-        (dict(leniency_end=2, anneal_iters=5), "leniency_end=2"),
-        (dict(leniency_end=0, anneal_iters=0), "anneal_iters=0"),
+        (dict(leniency=2), "leniency=2"),
+        (dict(leniency=[0, 2]), "leniency=[0, 2]"),
+        (dict(leniency=[0, 0.5, 1]), "leniency=[0, 0.5, 1]"),
+        (dict(leniency=True), "leniency=True"),
+        (dict(leniency=0.5, anneal_iters=5), "anneal_iters=5"),
+        (dict(leniency=[0, 1], anneal_iters=0), "anneal_iters=0"),
         (dict(window=4), "window=4"),
         (dict(window="wide"), "window='wide'"),
         (dict(num_regions=2.5), "num_regions=2.5"),

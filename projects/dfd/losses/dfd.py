@@ -80,6 +80,29 @@ def smooth_cost(student: Tensor, teacher: Tensor, valid: Tensor | None, window: 
     return mean.square().mean(dim=1)
 
 
+def _checked_leniency(
+    leniency: float | Sequence[float], anneal_iters: int | None
+) -> tuple[tuple[float, float], int | None]:
+    """The leniency at the start and at the end, and over how many iterations it goes there."""
+    pair = isinstance(leniency, Sequence) and not isinstance(leniency, str)
+    ends = tuple(leniency) if pair else (leniency, leniency)
+    if len(ends) != 2 or not all(is_number(value) and 0 <= value <= 1 for value in ends):
+        shown = list(leniency) if pair else leniency
+        raise UserError(
+            f"DFDLoss(leniency={shown!r}): it must be a number from 0 to 1, or two of them"
+        )
+    if anneal_iters is None:
+        return ends, None
+    if not is_integer(anneal_iters) or anneal_iters < 1:
+        raise UserError(f"DFDLoss(anneal_iters={anneal_iters!r}): it must be a whole number from 1")
+    if not pair:
+        raise UserError(
+            f"DFDLoss(anneal_iters={anneal_iters!r}, leniency={leniency!r}): there is nothing to "
+            "anneal: give the leniency at the start and at the end, such as [0, 1]"
+        )
+    return ends, anneal_iters
+
+
 class DFDLoss(FeatureCriterion):
     """The disparity-weighted loss of one level; see docs/method.md.
 
@@ -108,8 +131,7 @@ class DFDLoss(FeatureCriterion):
         thresholds: Sequence[float] | None = None,
         lenient_on: str | Sequence[int] = "high",
         lenient: str = "direction",
-        leniency: float = 1.0,
-        leniency_end: float | None = None,
+        leniency: float | Sequence[float] = 1.0,
         anneal_iters: int | None = None,
         delta: float = 1.0,
         tolerance: float = 0.5,
@@ -134,10 +156,9 @@ class DFDLoss(FeatureCriterion):
                 "all", "none", or a list of region numbers, 0 the lowest.
             lenient: "tail", "direction", "tolerance", "context" or "smooth".
             leniency: the cost of lenient cells is (1 - leniency) strict + leniency lenient; in
-                [0, 1].
-            leniency_end: the leniency goes linearly from ``leniency`` to this; None: it stays.
+                [0, 1]. Two numbers: it goes linearly from the first to the second.
             anneal_iters: over so many iterations; None: over the whole training. Where its length
-                is not known (``LevelFeatures.max_iter``) the leniency is ``leniency_end``.
+                is not known (``LevelFeatures.max_iter``) the leniency is the second.
             delta: where the tail begins, in units of the scaled features; > 0.
             tolerance: what is forgiven, in the same units; >= 0.
             window: side of the square of cells that "smooth" averages over; odd, >= 3.
@@ -165,9 +186,6 @@ class DFDLoss(FeatureCriterion):
         self.num_regions = num_regions
         self.split = split
         self.lenient = lenient
-        self.leniency = leniency
-        self.leniency_end = leniency_end
-        self.anneal_iters = anneal_iters
         self.window = window
         self.delta = delta
         self.tolerance = tolerance
@@ -197,7 +215,7 @@ class DFDLoss(FeatureCriterion):
                 f"tolerance={tolerance}): needs num_regions >= 1, weight >= 0, delta > 0, "
                 "tolerance >= 0"
             )
-        self._check_leniency()
+        self.leniency, self.anneal_iters = _checked_leniency(leniency, anneal_iters)
         if not is_integer(window) or window < 3 or window % 2 == 0:
             raise UserError(f"DFDLoss(window={window!r}): it must be an odd number from 3")
         self.thresholds = self._check_thresholds(thresholds)
@@ -210,35 +228,22 @@ class DFDLoss(FeatureCriterion):
         if channels is not None:
             self.set_channels(channels)
 
-    def _check_leniency(self) -> None:
-        end, iters = self.leniency_end, self.anneal_iters
-        if end is None and iters is not None:
-            raise UserError(
-                f"DFDLoss(leniency_end=None, anneal_iters={iters!r}): set leniency_end to what "
-                "the leniency is to be by then"
-            )
-        if iters is not None and (not is_integer(iters) or iters < 1):
-            raise UserError(f"DFDLoss(anneal_iters={iters!r}): it must be a whole number from 1")
-        for key in ("leniency", "leniency_end"):
-            value = getattr(self, key)
-            if value is not None and (not is_number(value) or not 0 <= value <= 1):
-                raise UserError(f"DFDLoss({key}={value!r}): it must be a number from 0 to 1")
-
     def _leniency(self, level: LevelFeatures) -> float:
-        if self.leniency_end is None:
-            return self.leniency
+        first, last = self.leniency
+        if first == last:
+            return first
         over = level.max_iter if self.anneal_iters is None else self.anneal_iters
         if over is None:
             log_first_n(
                 logging.WARNING,
-                "DFDLoss(leniency_end=...) goes over the whole training, whose length is not known "
-                "here: the leniency stays at leniency_end. Set max_iter of the DistilledDetector, "
-                "or anneal_iters",
+                f"DFDLoss(leniency={list(self.leniency)}) goes over the whole training, whose "
+                f"length is not known here: it stays at {last:g}. Set max_iter of the "
+                "DistilledDetector, or anneal_iters",
                 name=__name__,
             )
-            return self.leniency_end
+            return last
         done = min(1.0, level.iteration / over)
-        return (1 - done) * self.leniency + done * self.leniency_end
+        return (1 - done) * first + done * last
 
     def _check_thresholds(self, thresholds: Sequence[float] | None) -> list[float]:
         regions = self.num_regions
