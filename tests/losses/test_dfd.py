@@ -1,3 +1,5 @@
+from collections import Counter
+
 import pytest
 import torch
 
@@ -89,7 +91,8 @@ def test_leniency_is_annealed():
         torch.testing.assert_close(value, torch.tensor(expected))
 
 
-def test_leniency_over_a_training_of_unknown_length_is_that_of_its_end(caplog):
+def test_leniency_over_a_training_of_unknown_length_is_that_of_its_end(caplog, monkeypatch):
+    monkeypatch.setattr("detectron2.utils.logger._LOG_COUNTER", Counter())  # Told once a process.
     student, teacher = pair()
     loss = DFDLoss(leniency=[0.0, 0.7])
     with caplog.at_level("WARNING", logger="dfd.losses.dfd"):
