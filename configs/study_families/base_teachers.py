@@ -22,6 +22,7 @@ teachers = dict(
     retinanet=_teacher("retinanet", _retinanet),
     reppoints=_teacher("reppoints", _reppoints),
     yolox=_teacher("yolox", _yolox),
-    # The larger Faster R-CNN of configs/bccd, one teacher for every kind of student.
-    bccd=L(FrozenTeacher)(model=_bccd, checkpoint="output/bccd/teacher/model_final.pth"),
+    # The larger Faster R-CNN of configs/bccd, one teacher for every kind of student; trained on the
+    # split train alone, as study_share's is, and not on trainval, which has these test images.
+    bccd=L(FrozenTeacher)(model=_bccd, checkpoint="output/study_share/teacher_cnn/model_final.pth"),
 )

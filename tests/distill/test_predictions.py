@@ -248,6 +248,16 @@ def test_the_logit_of_a_product_is_exact_at_both_ends():
     assert grad.isfinite().all() and (grad[:4] > 0).all()
 
 
+def test_a_side_of_yolox_that_nothing_holds_stays_finite():
+    model = _yolox(0)
+    predictions, grid = model.head(model.backbone(torch.zeros(1, 3, 64, 64)))
+    raw = torch.full_like(predictions.regression, 200.0).requires_grad_()
+    levels = model.read_head((predictions._replace(regression=raw), grid), boxes=True)
+    assert all(boxes.isfinite().all() for _, boxes in levels)
+    (grad,) = torch.autograd.grad(sum(boxes.sum() for _, boxes in levels), raw)
+    assert grad.isfinite().all()
+
+
 def test_the_stems_of_yolox_may_be_what_is_distilled():
     model = detector("yolox", BOTH)
     plain = model.teacher.predictions(model.teacher.model.backbone(torch.zeros(1, 3, 64, 64)))

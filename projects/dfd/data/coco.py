@@ -216,12 +216,12 @@ def _take_classes(
     if missing or not wanted:
         what = f"has no category {missing[0]!r}" if missing else "is to have no class"
         raise UserError(f"{path} {what}: name some of {', '.join(names)} in `classes`")
-    everything = Classes(ids, names)
+    everything, told_later = Classes(ids, names), Tally()
     left = []
     for annotation in data["annotations"]:
         # One that cannot be read is told where annotations are.
         value = annotation.get("category_id") if isinstance(annotation, dict) else None
-        found = everything.find(value, Tally(), lambda: "")
+        found = everything.find(value, told_later, lambda: "")
         if found is None or names[found] in wanted:
             left.append(annotation)
         else:

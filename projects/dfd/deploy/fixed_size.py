@@ -22,7 +22,6 @@ from torchvision.ops import nms
 
 from ..errors import UserError
 from ..modeling import YOLOX, RepPoints
-from ..modeling.reppoints.points import cell_points
 from ..modeling.yolox.head import decode
 
 # Below any score: a candidate that is none.
@@ -107,8 +106,7 @@ class _FixedRepPoints(_Fixed):
         logits, _, second = model.head([pyramid[name] for name in model.head_in_features])
         found = []
         for level, points, stride in zip(logits, second, model._strides, strict=True):
-            cells = cell_points([level.shape[-2:]], [stride], level.device)
-            boxes = model._boxes([points], cells)[0]
+            boxes = model.boxes_of_level(points, stride)[0]
             scores = level.flatten(2).transpose(1, 2)[0].sigmoid()
             found.append(_best(scores, boxes, model.test_topk_candidates))
         boxes, scores, classes = (torch.cat(parts) for parts in zip(*found, strict=True))

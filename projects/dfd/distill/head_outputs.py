@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from detectron2.modeling.meta_arch.dense_detector import DenseDetector
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector, permute_to_N_HWA_K
 from torch import Tensor, nn
 
 from ..errors import UserError
@@ -95,6 +95,6 @@ def _boxes(model: nn.Module, logits: Sequence[Tensor], deltas: Sequence[Tensor])
 def _apply_deltas(transform: Any, deltas: Tensor, anchors: Tensor) -> Tensor:
     """(N,4A,H,W) boxes of deltas of that shape; the anchors (HWA,4) in Detectron2's order."""
     images, channels, height, width = deltas.shape
-    rows = deltas.view(images, channels // 4, 4, height, width).permute(0, 3, 4, 1, 2)
-    boxes = transform.apply_deltas(rows.reshape(-1, 4), anchors.repeat(images, 1))
+    rows = permute_to_N_HWA_K(deltas, 4).flatten(0, 1)
+    boxes = transform.apply_deltas(rows, anchors.repeat(images, 1))
     return boxes.view(images, height, width, channels).permute(0, 3, 1, 2)

@@ -24,6 +24,9 @@ class Predictions(NamedTuple):
     boxes: Tensor | None = None  # (N,4A,H,W): XYXY in pixels of each anchor
 
 
+Levels = Sequence[Predictions]
+
+
 class PredictionLoss(nn.Module):
     """A loss between the predictions of all levels of two heads, off unless a config names one.
 
@@ -35,12 +38,7 @@ class PredictionLoss(nn.Module):
     # Whether ``Predictions.boxes`` are to be there: a subclass that uses them sets it.
     needs_boxes = False
 
-    def forward(
-        self,
-        student: Sequence[Predictions],
-        teacher: Sequence[Predictions],
-        valid: Sequence[Tensor],
-    ) -> list[Tensor]:
+    def forward(self, student: Levels, teacher: Levels, valid: Sequence[Tensor]) -> list[Tensor]:
         raise NotImplementedError
 
 
@@ -71,12 +69,7 @@ class PredictionMimicLoss(PredictionLoss):
         self.weight = non_negative("PredictionMimicLoss", weight=weight)
         self.beta = non_negative("PredictionMimicLoss", beta=beta)
 
-    def forward(
-        self,
-        student: Sequence[Predictions],
-        teacher: Sequence[Predictions],
-        valid: Sequence[Tensor],
-    ) -> list[Tensor]:
+    def forward(self, student: Levels, teacher: Levels, valid: Sequence[Tensor]) -> list[Tensor]:
         targets = [t.logits.sigmoid() for t in teacher]
         pairs = zip(targets, valid, strict=True)
         largest = [q.amax(dim=1).masked_fill(~mask, 0).sum() for q, mask in pairs]
@@ -108,12 +101,7 @@ class ObjectnessLoss(PredictionLoss):
         super().__init__()
         self.weight = non_negative("ObjectnessLoss", weight=weight)
 
-    def forward(
-        self,
-        student: Sequence[Predictions],
-        teacher: Sequence[Predictions],
-        valid: Sequence[Tensor],
-    ) -> list[Tensor]:
+    def forward(self, student: Levels, teacher: Levels, valid: Sequence[Tensor]) -> list[Tensor]:
         losses = []
         for ours, theirs, mask in zip(student, teacher, valid, strict=True):
             s, t = (x.logits.masked_fill(~mask[:, None], 0) for x in (ours, theirs))
@@ -146,12 +134,7 @@ class BoxMimicLoss(PredictionLoss):
         super().__init__()
         self.weight = non_negative("BoxMimicLoss", weight=weight)
 
-    def forward(
-        self,
-        student: Sequence[Predictions],
-        teacher: Sequence[Predictions],
-        valid: Sequence[Tensor],
-    ) -> list[Tensor]:
+    def forward(self, student: Levels, teacher: Levels, valid: Sequence[Tensor]) -> list[Tensor]:
         pairs = zip(teacher, valid, strict=True)
         sure = [_largest_of_anchors(t).masked_fill(~mask[:, None], 0) for t, mask in pairs]
         total = sum(q.sum() for q in sure).clamp(min=1)

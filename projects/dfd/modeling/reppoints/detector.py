@@ -208,12 +208,16 @@ class RepPoints(DenseDetector):
         logits, _, second = output
         levels = []
         for scores, points, stride in zip(logits, second, self._strides, strict=True):
-            found, size = None, points.shape[-2:]
+            found = None
             if boxes:
-                found = self._boxes([points.float()], cell_points([size], [stride], points.device))
-                found = found.transpose(1, 2).unflatten(2, size)
+                found = self.boxes_of_level(points.float(), stride)
+                found = found.transpose(1, 2).unflatten(2, points.shape[-2:])
             levels.append((scores.float(), found))
         return levels
+
+    def boxes_of_level(self, points: Tensor, stride: int) -> Tensor:
+        """(N,H*W,4) XYXY in pixels of one level's points (N,2P,H,W)."""
+        return self._boxes([points], cell_points([points.shape[-2:]], [stride], points.device))
 
     def _assign_first(self, cells: Tensor, gt_boxes: Tensor, valid: Tensor) -> Tensor:
         if self.init_assigner == "point":
@@ -258,7 +262,7 @@ class RepPoints(DenseDetector):
         logits, _, second = predictions
         scores = [_flat([level]).sigmoid() for level in logits]
         boxes = [
-            self._boxes([level], cell_points([level.shape[-2:]], [stride], level.device))
+            self.boxes_of_level(level, stride)
             for level, stride in zip(second, self._strides, strict=True)
         ]
         return [

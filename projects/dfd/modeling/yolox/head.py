@@ -18,6 +18,10 @@ from torchvision.ops import box_convert
 from .blocks import BaseConv, conv3x3
 from .network import LEVELS, level_channels
 
+# Where no object is, nothing holds the log of a side, and a loss needs it finite. In strides,
+# beyond any image; Detectron2's transforms of boxes have such a bound too.
+_LARGEST_SIDE = math.log(10000)
+
 # A fresh head's probability that a cell holds an object, and that it is of a given class.
 PRIOR = 0.01
 
@@ -82,7 +86,9 @@ def by_level(
     regression, objectness, classes = (part.float() for part in predictions)
     parts = [logit_of_product(classes, objectness[..., None])]
     if boxes:
-        parts.append(box_convert(decode(regression, grid), "cxcywh", "xyxy"))
+        corner, sides = regression.split(2, dim=-1)
+        bounded = torch.cat([corner, sides.clamp(max=_LARGEST_SIDE)], dim=-1)
+        parts.append(box_convert(decode(bounded, grid), "cxcywh", "xyxy"))
     levels, first = [], 0
     for size in grid.sizes:
         last = first + math.prod(size)
