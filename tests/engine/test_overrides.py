@@ -54,7 +54,10 @@ def function(
     mixed: bool | str = False,
     name_or_number: "str | int" = "",
     number: int = 1,
+    switch: bool = False,
+    perhaps_switch: bool | None = None,
     unknown="",
+    unknown_switch=True,
 ): ...
 
 
@@ -107,6 +110,37 @@ def test_value(call, override, value):
     found = apply_overrides(call, [override])
     key = override.partition("=")[0]
     assert OmegaConf.select(found, key) == value
+
+
+@pytest.mark.parametrize("key", ["switch", "perhaps_switch", "unknown_switch"])
+@pytest.mark.parametrize("word", ["no", "off", "No", "n", "yes", "'no'", "'off'"])
+def test_word_is_no_switch(call, key, word):
+    """Any text is true to Python: "no" would switch it on."""
+    with pytest.raises(UserError, match=f"override f.{key}={word}: it must be true or false"):
+        apply_overrides(call, [f"f.{key}={word}"])
+    # In place of a value that is there, too.
+    call.f[key] = False
+    with pytest.raises(UserError, match="it must be true or false"):
+        apply_overrides(call, [f"f.{key}={word}"])
+
+
+@pytest.mark.parametrize("key", ["switch", "perhaps_switch", "unknown_switch"])
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("false", False), ("False", False), ("TRUE", True), ("null", None), ("${f.switch}", False)],
+)
+def test_switch(call, key, text, value):
+    call.f.switch = False
+    if key != "switch" or "$" not in text:
+        assert apply_overrides(call, [f"f.{key}={text}"]).f[key] is value
+
+
+def test_switch_of_a_section_is_no_word():
+    cfg = OmegaConf.create({"a": {"on": False, "auto": False}})
+    with pytest.raises(UserError, match="it must be true or false"):
+        apply_overrides(cfg, ["a.on=no"])
+    # What is no such word may be a choice of whoever reads it.
+    assert apply_overrides(cfg, ["a.auto=auto"]).a.auto == "auto"
 
 
 @pytest.mark.parametrize("text", [text for text in TEXTS if text.strip() == text and text])

@@ -11,7 +11,7 @@ import os
 import re
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from detectron2.config import LazyConfig
@@ -24,6 +24,8 @@ from ...errors import UserError, first_line
 from ..console import parse_override, split_override
 from .schema import TEXT_OF_A_RUN
 
+# What other formats take for a bool. Hydra reads them as text, of which any is true to Python.
+_SWITCH_WORDS = ("yes", "no", "on", "off", "y", "n")
 _QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
 
 
@@ -59,6 +61,8 @@ def _apply(cfg: DictConfig, text: str) -> DictConfig:
                         f"override {shown}: that is several values, and a run has one: write a "
                         "list as [a,b]"
                     )
+                if _is_word_for_switch(parsed.value(), kinds, _value_now(cfg, key)):
+                    raise UserError(f"override {shown}: it must be true or false")
                 return LazyConfig.apply_overrides(cfg, [text])
     except (KeyError, OmegaConfBaseException) as error:
         raise UserError(f"override {shown} cannot be applied: {first_line(error)}") from error
@@ -110,6 +114,29 @@ def _is_other(parsed: Override, kinds: set[str]) -> bool:
     return isinstance(value, bool | int | float) and not kinds & {kind, "any"}
 
 
+def _is_word_for_switch(value: Any, kinds: set[str], now: Any) -> bool:
+    """Whether what takes a bool is given text, ``no`` above all, which would switch it on."""
+    if not isinstance(value, str) or value.startswith("${"):
+        return False
+    if kinds:
+        return "bool" in kinds and kinds <= {"bool", "none", "number"}
+    return isinstance(now, bool) and value.lower() in _SWITCH_WORDS
+
+
+def _value_now(cfg: DictConfig, key: str) -> Any:
+    """The value of a key, else the default of the parameter; None where neither is known."""
+    parent, _, name = key.rpartition(".")
+    try:
+        node = OmegaConf.select(cfg, parent) if parent else cfg
+        value = OmegaConf.select(cfg, key)
+    except OmegaConfBaseException:  # It refers to what is not there.
+        return None
+    if value is not None or not isinstance(node, DictConfig):
+        return value
+    parameter = _signature(node)[1].get(name)
+    return None if parameter is None else parameter.default
+
+
 def _takes(cfg: DictConfig, key: str) -> tuple[set[str], Any]:
     """What a key takes, as ``_kinds`` tells it, and what the config has there.
 
@@ -132,24 +159,29 @@ def _takes(cfg: DictConfig, key: str) -> tuple[set[str], Any]:
 
 def _parameter_kinds(node: DictConfig, name: str) -> set[str]:
     """What the function of a LazyCall node takes as a parameter; empty: it does not tell."""
-    target = node.get("_target_")
-    if target is None:
+    function, parameters = _signature(node)
+    parameter = parameters.get(name)
+    if parameter is None or parameter.annotation is parameter.empty:
         return set()
+    annotation = parameter.annotation
     try:
-        target = locate(target) if isinstance(target, str) else target
-        function = target.__init__ if inspect.isclass(target) else target
-        parameter = inspect.signature(target).parameters[name]
-        annotation = parameter.annotation
-        if annotation is parameter.empty:
-            return set()
-        try:
-            annotation = typing.get_type_hints(function)[name]
-        except Exception:  # Another parameter's is of what only type checkers import.
-            pass
-    except Exception:  # Nothing of that name, or a builtin without a signature.
-        return set()
+        hints = typing.get_type_hints(function.__init__ if inspect.isclass(function) else function)
+        annotation = hints[name]
+    except Exception:  # Another parameter's is of what only type checkers import.
+        pass
     # Many a "str" is None by default.
     return _kinds(annotation) | ({"none"} if parameter.default is None else set())
+
+
+def _signature(node: DictConfig) -> tuple[Any, Mapping[str, inspect.Parameter]]:
+    """The function of a LazyCall node and its parameters, none where they cannot be told."""
+    target = node.get("_target_")
+    try:
+        # A config that a run saved holds names.
+        function = locate(target) if isinstance(target, str) else target
+        return function, inspect.signature(function).parameters
+    except Exception:  # No call, nothing of that name, or a builtin without a signature.
+        return None, {}
 
 
 def _kinds(annotation: Any) -> set[str]:
@@ -205,13 +237,8 @@ def check_key(cfg: DictConfig, key: str) -> None:
 
 
 def _accepts(node: DictConfig, name: str) -> bool:
-    """Whether a LazyCall node's function has a parameter of this name."""
-    target = node.get("_target_")
-    if target is None:
+    """Whether a LazyCall node's function has a parameter of this name, or may have."""
+    if node.get("_target_") is None:
         return False
-    try:
-        # A config that a run saved holds names.
-        target = locate(target) if isinstance(target, str) else target
-        return name in inspect.signature(target).parameters
-    except Exception:  # Nothing of that name, or a builtin without a signature.
-        return True
+    function, parameters = _signature(node)
+    return function is None or name in parameters
