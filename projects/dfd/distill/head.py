@@ -178,10 +178,30 @@ class DFDHead(nn.Module):
         by_stride = self.align == "stride"
         ratio, self._resample = (teacher_scale, 1.0) if by_stride else (1.0, teacher_scale)
         self._teacher_scale = teacher_scale
-        student_trunk, teacher_trunk = student_trunk or {}, teacher_trunk or {}
+        self.pairs = self._pair_levels(
+            student_shapes, teacher_shapes, student_trunk or {}, teacher_trunk or {}, ratio
+        )
+        self._check_levels()
+        for pair in self.pairs:
+            self.adapters[pair.name] = make_adapter(
+                self.adapter, pair.student_channels, pair.teacher_channels
+            )
+            criterion = copy.deepcopy(self._criterion[0])
+            criterion.set_channels(pair.teacher_channels)
+            self.criteria[pair.name] = criterion
+
+    def _pair_levels(
+        self,
+        student: Mapping[str, ShapeSpec],
+        teacher: Mapping[str, ShapeSpec],
+        student_trunk: Mapping[str, ShapeSpec],
+        teacher_trunk: Mapping[str, ShapeSpec],
+        ratio: float,
+    ) -> list[LevelPair]:
+        """Those of the pyramids, then those of the trunks, as far as ``levels`` asks for them."""
         for who, shapes, trunk in (
-            ("student", student_shapes, student_trunk),
-            ("teacher", teacher_shapes, teacher_trunk),
+            ("student", student, student_trunk),
+            ("teacher", teacher, teacher_trunk),
         ):
             if both := set(shapes) & set(trunk):
                 raise UserError(
@@ -190,20 +210,27 @@ class DFDHead(nn.Module):
                 )
         of_pyramid = of_trunk = self.levels
         if self.levels is not None:
-            known = [*student_shapes, *student_trunk]
-            unknown = [level for level in self.levels if level not in known]
+            unknown = [level for level in self.levels if level not in {*student, *student_trunk}]
             if student_trunk and unknown:
                 raise UserError(
                     f"model.head.levels asks for {unknown}, but the student has "
-                    f"{', '.join(student_shapes)}, and {', '.join(student_trunk)} in its trunk"
+                    f"{', '.join(student)}, and {', '.join(student_trunk)} in its trunk"
                 )
             of_trunk = [level for level in self.levels if level in student_trunk]
             of_pyramid = [level for level in self.levels if level not in student_trunk]
+        pairs = []
         # A teacher may have nothing beside the pyramid (FrozenBackbone).
-        if (of_pyramid or not of_trunk) and (teacher_shapes or not student_trunk):
-            self.pairs += pair_levels(student_shapes, teacher_shapes, of_pyramid, ratio)
+        if (of_pyramid or not of_trunk) and (teacher or not student_trunk):
+            pairs += pair_levels(student, teacher, of_pyramid, ratio)
         if student_trunk and (of_trunk or of_trunk is None):
-            self.pairs += pair_levels(student_trunk, teacher_trunk, of_trunk, ratio)
+            pairs += pair_levels(student_trunk, teacher_trunk, of_trunk, ratio)
+        return pairs
+
+    def _check_levels(self) -> None:
+        """
+        Raises:
+            UserError: the settings of levels do not fit the levels that there are.
+        """
         if not isinstance(self.level_weights, str):
             names = {pair.name for pair in self.pairs}
             if set(self.level_weights) != names:
@@ -211,19 +238,15 @@ class DFDHead(nn.Module):
                     f"model.head.level_weights names {sorted(self.level_weights)}, but the levels "
                     f"are {sorted(names)}: give each of them a weight"
                 )
-        finer = [pair.stride for pair in self.pairs if self.pool and pair.stride < self.pool]
-        if self.pool is not None and (not finer or any(self.pool % stride for stride in finer)):
+        if self.pool is None:
+            return
+        strides = [pair.stride for pair in self.pairs]
+        finer = [stride for stride in strides if stride < self.pool]
+        if not finer or any(self.pool % stride for stride in finer):
             raise UserError(
                 f"model.head.pool is {self.pool}; it must be a multiple of the strides below it, "
-                f"and above the finest, {min(pair.stride for pair in self.pairs)}; or None"
+                f"and above the finest, {min(strides)}; or None"
             )
-        for pair in self.pairs:
-            self.adapters[pair.name] = make_adapter(
-                self.adapter, pair.student_channels, pair.teacher_channels
-            )
-            criterion = copy.deepcopy(self._criterion[0])
-            criterion.set_channels(pair.teacher_channels)
-            self.criteria[pair.name] = criterion
 
     def factor(self, iteration: int) -> float:
         """What the loss is multiplied by at this iteration, warm-up included; 0 if inactive."""
@@ -234,9 +257,7 @@ class DFDHead(nn.Module):
     def _warmup(self, iteration: int) -> float:
         return min(1.0, (iteration + 1) / self.warmup_iters) if self.warmup_iters else 1.0
 
-    def split(
-        self, iteration: int, unlabelled: dict[str, Tensor] | None = None
-    ) -> Split | None:
+    def split(self, iteration: int, unlabelled: dict[str, Tensor] | None = None) -> Split | None:
         """What parts the student's features for the head, see ``contract.tap``; None: nothing.
 
         Args:
