@@ -135,6 +135,13 @@ def test_switch(call, key, text, value):
         assert apply_overrides(call, [f"f.{key}={text}"]).f[key] is value
 
 
+def test_what_is_text_in_place_of_a_switch_stays_text(call):
+    """A parameter that says no type, false by default, may take a path too."""
+    call.f.unknown_switch = "x"
+    for text in TEXTS:
+        assert apply_overrides(call, [f"f.unknown_switch={text}"]).f.unknown_switch == text
+
+
 def test_switch_of_a_section_is_no_word():
     cfg = OmegaConf.create({"a": {"on": False, "auto": False}})
     with pytest.raises(UserError, match="it must be true or false"):

@@ -61,7 +61,7 @@ def _apply(cfg: DictConfig, text: str) -> DictConfig:
                         f"override {shown}: that is several values, and a run has one: write a "
                         "list as [a,b]"
                     )
-                if _is_word_for_switch(parsed.value(), kinds, _value_now(cfg, key)):
+                if _is_word_for_switch(parsed.value(), kinds):
                     raise UserError(f"override {shown}: it must be true or false")
                 return LazyConfig.apply_overrides(cfg, [text])
     except (KeyError, OmegaConfBaseException) as error:
@@ -114,27 +114,13 @@ def _is_other(parsed: Override, kinds: set[str]) -> bool:
     return isinstance(value, bool | int | float) and not kinds & {kind, "any"}
 
 
-def _is_word_for_switch(value: Any, kinds: set[str], now: Any) -> bool:
+def _is_word_for_switch(value: Any, kinds: set[str]) -> bool:
     """Whether what takes a bool is given text, ``no`` above all, which would switch it on."""
     if not isinstance(value, str) or value.startswith("${"):
         return False
-    if kinds:
-        return "bool" in kinds and kinds <= {"bool", "none", "number"}
-    return isinstance(now, bool) and value.lower() in _SWITCH_WORDS
-
-
-def _value_now(cfg: DictConfig, key: str) -> Any:
-    """The value of a key, else the default of the parameter; None where neither is known."""
-    parent, _, name = key.rpartition(".")
-    try:
-        node = OmegaConf.select(cfg, parent) if parent else cfg
-        value = OmegaConf.select(cfg, key)
-    except OmegaConfBaseException:  # It refers to what is not there.
-        return None
-    if value is not None or not isinstance(node, DictConfig):
-        return value
-    parameter = _signature(node)[1].get(name)
-    return None if parameter is None else parameter.default
+    if "bool" not in kinds or "text" in kinds:
+        return False
+    return kinds <= {"bool", "none", "number"} or value.lower() in _SWITCH_WORDS
 
 
 def _takes(cfg: DictConfig, key: str) -> tuple[set[str], Any]:
@@ -150,11 +136,16 @@ def _takes(cfg: DictConfig, key: str) -> tuple[set[str], Any]:
         there = OmegaConf.select(cfg, key)
     except OmegaConfBaseException:  # It refers to what is not there.
         return set(), None
-    kinds = _parameter_kinds(node, name) if isinstance(node, DictConfig) else set()
-    if kinds:
+    call = node if isinstance(node, DictConfig) else OmegaConf.create()
+    if kinds := _parameter_kinds(call, name):
         return kinds, there
     # What is "auto" becomes something else.
-    return {"text", "none"} if isinstance(there, str) and there != "auto" else set(), there
+    if isinstance(there, str) and there != "auto":
+        return {"text", "none"}, there
+    parameter = _signature(call)[1].get(name)
+    if isinstance(there, bool) or (parameter and isinstance(parameter.default, bool)):
+        return {"bool", "any"}, there  # It may be other things too.
+    return set(), there
 
 
 def _parameter_kinds(node: DictConfig, name: str) -> set[str]:
