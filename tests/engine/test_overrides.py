@@ -142,6 +142,25 @@ def test_what_is_text_in_place_of_a_switch_stays_text(call):
         assert apply_overrides(call, [f"f.unknown_switch={text}"]).f.unknown_switch == text
 
 
+@pytest.mark.parametrize("key", ["switch", "perhaps_switch", "unknown_switch"])
+@pytest.mark.parametrize("form", ["py", "yaml"])
+@pytest.mark.parametrize("word", ["no", "Off", "yes"])
+def test_word_is_no_switch_in_a_config_either(tmp_path, key, form, word):
+    text = "from test_overrides import function\nfrom detectron2.config import LazyCall as L\n"
+    lines = {
+        "py": f"{text}model = dict(parts=[L(function)({key}={word!r})])\ntrain = {{}}\n"
+        "dataloader = optimizer = lr_multiplier = dict()\n",
+        "yaml": f"model: {{parts: [{{_target_: test_overrides.function, {key}: '{word}'}}]}}\n"
+        "train: {}\ndataloader: {}\noptimizer: {}\nlr_multiplier: {}\n",
+    }
+    path = tmp_path / f"config.{form}"
+    path.write_text(lines[form])
+    with pytest.raises(UserError, match=rf"^model.parts.0.{key} is '{word}': it must be true or"):
+        load_config(str(path))
+    path.write_text(lines[form].replace(word, "what").replace(key, "mixed"))
+    load_config(str(path))
+
+
 def test_switch_of_a_section_is_no_word():
     cfg = OmegaConf.create({"a": {"on": False, "auto": False}})
     with pytest.raises(UserError, match="it must be true or false"):

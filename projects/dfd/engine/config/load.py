@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from ...errors import UserError, first_line
 from .find import find_config
 from .overrides import apply_overrides
+from .parameters import check_switches
 from .registrations import repeatable_registrations
 from .saved import read_config
 from .schema import add_defaults
@@ -29,7 +30,7 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> DictConfig:
 
     Raises:
         UserError: no such file, not a training config, an override that cannot be read or names
-            no known key.
+            no known key, a word where a function takes a bool.
     """
     if not path:
         raise UserError("no config: give one with --config-file configs/...")
@@ -51,6 +52,7 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> DictConfig:
         )
     add_defaults(cfg)
     cfg = apply_overrides(cfg, overrides)
+    check_switches(cfg)
     if not isinstance(cfg.get("train"), DictConfig):
         raise UserError(f"train is {cfg.get('train')!r}: it must be the section of that name")
     folder = OmegaConf.to_container(cfg.train, resolve=False).get("output_dir")

@@ -6,26 +6,20 @@ what the key takes tells it from a number, a list or a call.
 
 from __future__ import annotations
 
-import inspect
-import os
 import re
-import types
-import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from detectron2.config import LazyConfig
-from detectron2.utils.registry import locate
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
 from ...errors import UserError, first_line
 from ..console import parse_override, split_override
+from .parameters import is_word_for_switch, kinds_by_default, parameter_kinds, signature
 from .schema import TEXT_OF_A_RUN
 
-# What other formats take for a bool. Hydra reads them as text, of which any is true to Python.
-_SWITCH_WORDS = ("yes", "no", "on", "off", "y", "n")
 _QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
 
 
@@ -61,7 +55,7 @@ def _apply(cfg: DictConfig, text: str) -> DictConfig:
                         f"override {shown}: that is several values, and a run has one: write a "
                         "list as [a,b]"
                     )
-                if _is_word_for_switch(parsed.value(), kinds):
+                if is_word_for_switch(parsed.value(), kinds):
                     raise UserError(f"override {shown}: it must be true or false")
                 return LazyConfig.apply_overrides(cfg, [text])
     except (KeyError, OmegaConfBaseException) as error:
@@ -114,17 +108,8 @@ def _is_other(parsed: Override, kinds: set[str]) -> bool:
     return isinstance(value, bool | int | float) and not kinds & {kind, "any"}
 
 
-def _is_word_for_switch(value: Any, kinds: set[str]) -> bool:
-    """Whether what takes a bool is given text, ``no`` above all, which would switch it on."""
-    if not isinstance(value, str) or value.startswith("${"):
-        return False
-    if "bool" not in kinds or "text" in kinds:
-        return False
-    return kinds <= {"bool", "none", "number"} or value.lower() in _SWITCH_WORDS
-
-
 def _takes(cfg: DictConfig, key: str) -> tuple[set[str], Any]:
-    """What a key takes, as ``_kinds`` tells it, and what the config has there.
+    """What a key takes, as ``parameter_kinds`` tells it, and what the config has there.
 
     The signature of the function decides, else what is there; empty: neither tells.
     """
@@ -137,65 +122,14 @@ def _takes(cfg: DictConfig, key: str) -> tuple[set[str], Any]:
     except OmegaConfBaseException:  # It refers to what is not there.
         return set(), None
     call = node if isinstance(node, DictConfig) else OmegaConf.create()
-    if kinds := _parameter_kinds(call, name):
+    if kinds := parameter_kinds(call, name):
         return kinds, there
     # What is "auto" becomes something else.
     if isinstance(there, str) and there != "auto":
         return {"text", "none"}, there
-    parameter = _signature(call)[1].get(name)
-    if isinstance(there, bool) or (parameter and isinstance(parameter.default, bool)):
+    if isinstance(there, bool):
         return {"bool", "any"}, there  # It may be other things too.
-    return set(), there
-
-
-def _parameter_kinds(node: DictConfig, name: str) -> set[str]:
-    """What the function of a LazyCall node takes as a parameter; empty: it does not tell."""
-    function, parameters = _signature(node)
-    parameter = parameters.get(name)
-    if parameter is None or parameter.annotation is parameter.empty:
-        return set()
-    annotation = parameter.annotation
-    try:
-        hints = typing.get_type_hints(function.__init__ if inspect.isclass(function) else function)
-        annotation = hints[name]
-    except Exception:  # Another parameter's is of what only type checkers import.
-        pass
-    # Many a "str" is None by default.
-    return _kinds(annotation) | ({"none"} if parameter.default is None else set())
-
-
-def _signature(node: DictConfig) -> tuple[Any, Mapping[str, inspect.Parameter]]:
-    """The function of a LazyCall node and its parameters, none where they cannot be told."""
-    target = node.get("_target_")
-    try:
-        # A config that a run saved holds names.
-        function = locate(target) if isinstance(target, str) else target
-        return function, inspect.signature(function).parameters
-    except Exception:  # No call, nothing of that name, or a builtin without a signature.
-        return None, {}
-
-
-def _kinds(annotation: Any) -> set[str]:
-    """What an annotation permits, out of "text", "none", "bool", "number", "any", "other"."""
-    if isinstance(annotation, str):  # One that cannot be resolved.
-        annotation = re.sub(r"(?:typing\.)?Optional\[([\w.]+)\]", r"\1 | None", annotation)
-        names = {"str": "text", "None": "none", "bool": "bool", "int": "number", "float": "number"}
-        return {names.get(part.strip(), "other") for part in annotation.split("|")}
-    origin = typing.get_origin(annotation)
-    if origin in (typing.Union, types.UnionType):
-        return set().union(*map(_kinds, typing.get_args(annotation)))
-    if origin is typing.Literal:
-        return set().union(*(_kinds(type(value)) for value in typing.get_args(annotation)))
-    if annotation in (Any, object):
-        return {"any"}
-    kind = origin or annotation
-    if not isinstance(kind, type):
-        return {"other"}
-    if issubclass(kind, str | os.PathLike):
-        return {"text"}
-    if issubclass(kind, bool | types.NoneType):
-        return {"bool" if issubclass(kind, bool) else "none"}
-    return {"number" if issubclass(kind, int | float) else "other"}
+    return kinds_by_default(call, name), there
 
 
 def check_key(cfg: DictConfig, key: str) -> None:
@@ -231,5 +165,5 @@ def _accepts(node: DictConfig, name: str) -> bool:
     """Whether a LazyCall node's function has a parameter of this name, or may have."""
     if node.get("_target_") is None:
         return False
-    function, parameters = _signature(node)
+    function, parameters = signature(node)
     return function is None or name in parameters

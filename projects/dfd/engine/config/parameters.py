@@ -1,0 +1,110 @@
+"""What the function of a LazyCall node takes as each parameter, told by its signature."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from detectron2.utils.registry import locate
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from ...errors import UserError
+
+# What other formats take for a bool. Hydra reads them as text, of which any is true to Python.
+_SWITCH_WORDS = ("yes", "no", "on", "off", "y", "n")
+
+
+def check_switches(cfg: DictConfig) -> None:
+    """
+    Raises:
+        UserError: a config, written or saved, has a word where a function takes a bool. Python
+            takes any for true, "no" as well.
+    """
+    _check_switches(cfg, "")
+
+
+def _check_switches(node: Any, path: str) -> None:
+    if not isinstance(node, DictConfig | ListConfig) or node._is_none() or node._is_missing():
+        return
+    values = OmegaConf.to_container(node, resolve=False)
+    for key in values if isinstance(values, dict) else range(len(values)):
+        if OmegaConf.is_missing(node, key) or OmegaConf.is_interpolation(node, key):
+            continue
+        name = f"{path}.{key}" if path else str(key)
+        value = values[key]
+        if not isinstance(value, str):
+            _check_switches(node[key], name)
+        elif isinstance(values, dict) and value != "auto":  # Which becomes something else.
+            kinds = parameter_kinds(node, key) or kinds_by_default(node, key)
+            if is_word_for_switch(value, kinds):
+                raise UserError(f"{name} is {value!r}: it must be true or false")
+
+
+def is_word_for_switch(value: Any, kinds: set[str]) -> bool:
+    """Whether what takes a bool is given text, ``no`` above all, which would switch it on."""
+    if not isinstance(value, str) or value.startswith("${"):
+        return False
+    if "bool" not in kinds or "text" in kinds:
+        return False
+    return kinds <= {"bool", "none", "number"} or value.lower() in _SWITCH_WORDS
+
+
+def parameter_kinds(node: DictConfig, name: str) -> set[str]:
+    """What the function of a LazyCall node takes as a parameter; empty: it does not tell."""
+    function, parameters = signature(node)
+    parameter = parameters.get(name)
+    if parameter is None or parameter.annotation is parameter.empty:
+        return set()
+    annotation = parameter.annotation
+    try:
+        hints = typing.get_type_hints(function.__init__ if inspect.isclass(function) else function)
+        annotation = hints[name]
+    except Exception:  # Another parameter's is of what only type checkers import.
+        pass
+    # Many a "str" is None by default.
+    return _kinds(annotation) | ({"none"} if parameter.default is None else set())
+
+
+def kinds_by_default(node: DictConfig, name: str) -> set[str]:
+    """What a parameter takes that tells no type: a bool at least if it is one by default."""
+    parameter = signature(node)[1].get(name)
+    return {"bool", "any"} if parameter and isinstance(parameter.default, bool) else set()
+
+
+def signature(node: DictConfig) -> tuple[Any, Mapping[str, inspect.Parameter]]:
+    """The function of a LazyCall node and its parameters, none where they cannot be told."""
+    target = node.get("_target_")
+    try:
+        # A config that a run saved holds names.
+        function = locate(target) if isinstance(target, str) else target
+        return function, inspect.signature(function).parameters
+    except Exception:  # No call, nothing of that name, or a builtin without a signature.
+        return None, {}
+
+
+def _kinds(annotation: Any) -> set[str]:
+    """What an annotation permits, out of "text", "none", "bool", "number", "any", "other"."""
+    if isinstance(annotation, str):  # One that cannot be resolved.
+        annotation = re.sub(r"(?:typing\.)?Optional\[([\w.]+)\]", r"\1 | None", annotation)
+        names = {"str": "text", "None": "none", "bool": "bool", "int": "number", "float": "number"}
+        return {names.get(part.strip(), "other") for part in annotation.split("|")}
+    origin = typing.get_origin(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return set().union(*map(_kinds, typing.get_args(annotation)))
+    if origin is typing.Literal:
+        return set().union(*(_kinds(type(value)) for value in typing.get_args(annotation)))
+    if annotation in (Any, object):
+        return {"any"}
+    kind = origin or annotation
+    if not isinstance(kind, type):
+        return {"other"}
+    if issubclass(kind, str | os.PathLike):
+        return {"text"}
+    if issubclass(kind, bool | types.NoneType):
+        return {"bool" if issubclass(kind, bool) else "none"}
+    return {"number" if issubclass(kind, int | float) else "other"}
