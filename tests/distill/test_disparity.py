@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from dfd.distill.disparity import disparity_map, scale_features, split_regions
+from dfd.distill.disparity import channel_means, disparity_map, scale_features, split_regions
 
 
 def pair(seed=0, shape=(2, 3, 4, 5)):
@@ -104,3 +104,14 @@ def test_relative_disparity_is_a_share_of_the_energy():
     teacher = torch.tensor([1.0, 28.0, 0.0]).view(1, 1, 1, 3)
     expected = torch.tensor([4 / 10, 4 / (900 + 784), 0.0]).view(1, 1, 3)
     torch.testing.assert_close(disparity_map(student, teacher, "relative"), expected)
+
+
+def test_channel_means_and_their_gradients():
+    s, t = (x.double().requires_grad_() for x in pair())
+    means = channel_means(s, t)
+    expected = ((s - t) ** 2, s * t, s**2, t**2)
+    for mean, values in zip(means, expected, strict=True):
+        torch.testing.assert_close(mean, values.mean(dim=1))
+    assert torch.autograd.gradcheck(channel_means, (s, t))
+    # As in training, where the teacher needs none.
+    assert torch.autograd.gradcheck(lambda s: channel_means(s, t.detach()), (s,))
