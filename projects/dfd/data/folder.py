@@ -8,6 +8,7 @@ from pathlib import Path
 from detectron2.data import DatasetCatalog
 
 from ..errors import UserError
+from .image_files import files_below
 from .images import image_size
 from .reader import Tally, checked_path, dataset_name, register
 
@@ -21,7 +22,7 @@ def image_folder(*, images: str) -> str:
     They have no labels: for ``dataloader.train.unlabelled``.
 
     Args:
-        images: the folder. Files of other kinds than images are not looked at.
+        images: the folder. Hidden files and those of other kinds are not looked at.
 
     Raises:
         UserError: there is no such folder, no image in it, or one that cannot be read.
@@ -32,7 +33,7 @@ def image_folder(*, images: str) -> str:
         return name
     if not os.path.isdir(root):
         raise UserError(f"image folder {root} does not exist: correct `images`")
-    files = [p for p in sorted(Path(root).rglob("*")) if p.suffix.lower() in IMAGES]
+    files = sorted(Path(root, name) for name in files_below(root, IMAGES))
     records = []
     for number, path in enumerate(files, 1):
         width, height = image_size(str(path))

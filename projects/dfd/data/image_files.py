@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
 from functools import cached_property
 from urllib.parse import unquote
@@ -125,6 +125,37 @@ class ImageFiles:
                 raise ambiguous(os.path.join(folder, part), names)
             folder = os.path.join(folder, names[0])
         return os.path.normpath(folder)
+
+
+def files_below(folder: str | os.PathLike, extensions: Set[str]) -> Iterator[str]:
+    """The files in a folder and its subfolders, links followed, as paths below it with "/".
+
+    Hidden ones are left out; a folder that is reached by two ways counts once.
+
+    Args:
+        extensions: those of the files that count, in lower case.
+
+    Raises:
+        UserError: a folder may not be listed.
+    """
+    yield from _files_below(os.fspath(folder), "", set(), extensions)
+
+
+def _files_below(folder: str, below: str, seen: set[str], extensions: Set[str]) -> Iterator[str]:
+    here = os.path.join(folder, below)
+    real = os.path.realpath(here)
+    if real in seen:  # A link to a folder above it.
+        return
+    seen.add(real)
+    listing = list_folder(here)
+    if listing.closed:
+        raise UserError(f"folder {here} may not be listed: make it readable")
+    for name in sorted(listing.files):
+        if not name.startswith(".") and os.path.splitext(name)[1].lower() in extensions:
+            yield below + name
+    for name in sorted(listing.folders):
+        if not name.startswith(".") and name != "__MACOSX":
+            yield from _files_below(folder, f"{below}{name}/", seen, extensions)
 
 
 def list_folder(folder: str) -> Listing:

@@ -35,6 +35,8 @@ ROUNDING = 0.1
 CLIPPED = "boxes clipped to the image"
 NO_AREA = "boxes dropped, without area"
 OUTSIDE = "boxes dropped, outside the image"
+IMAGE_AGAIN = "images listed again, under another id"
+BOX_AGAIN = "annotations given again, of the same class and box"
 NO_BOX = "annotations dropped, without four box numbers"
 
 
@@ -205,7 +207,11 @@ def clean_box(
 
 
 def _brief(box: Sequence[float]) -> str:
-    return "[" + ", ".join(f"{v:g}" for v in box) + "] (x0, y0, x1, y1)"
+    return f"{_numbers(box)} (x0, y0, x1, y1)"
+
+
+def _numbers(box: Sequence[float]) -> str:
+    return "[" + ", ".join(f"{v:g}" for v in box) + "]"
 
 
 def drop_missing_images(
@@ -310,6 +316,7 @@ def summarise(
     ground_truth: str | None = None,
 ) -> DatasetReport:
     """The report of a dataset; the arguments are those of `register`."""
+    _count_repeats(records, tally)
     counts = [0] * len(classes)
     crowds = masks = 0
     keypoints: dict[int, int] = {}
@@ -340,6 +347,38 @@ def summarise(
     )
 
 
+def _count_repeats(records: list[dict], tally: Tally) -> None:
+    """Count what stands there twice, which merging of files leaves: it is kept, but told.
+
+    A second box of one object can be found by no detection; an image that is listed twice, with
+    part of the objects each time, has the others for background.
+    """
+    ids: dict[str, Any] = {}
+    for record in records:
+        name, number = os.fspath(record["file_name"]), record.get("image_id")
+        if ids.setdefault(name, number) != number:
+            tally.add(IMAGE_AGAIN, f"{name} as {ids[name]} and as {number}")
+        boxes = set()
+        for annotation in record.get("annotations", ()):
+            box = (annotation.get("category_id"), *annotation["bbox"])
+            if box in boxes:
+                tally.add(BOX_AGAIN, f"{_numbers(annotation['bbox'])} of {name}")
+            boxes.add(box)
+
+
+def refuse_fractions(records: list[dict], where: str) -> None:
+    """
+    Raises:
+        UserError: no box leaves the first pixel: they are in fractions of their images.
+    """
+    boxes = [a["bbox"] for record in records for a in record.get("annotations", ())]
+    if boxes and all(len(box) == 4 and 0 <= min(box) and max(box) <= 1 for box in boxes):
+        raise UserError(
+            f"{where}: no box reaches beyond the first pixel of its image, e.g. "
+            f"{_numbers(boxes[0])}: write boxes in pixels, not in fractions of the image"
+        )
+
+
 def register(
     name: str,
     records: list[dict],
@@ -361,11 +400,12 @@ def register(
         ground_truth: a COCO json with exactly the content of ``records``, if there is one.
 
     Raises:
-        UserError: ``records`` is empty.
+        UserError: ``records`` is empty, or all boxes are in fractions of their images.
     """
     if not records:
         left_out = "; ".join(f"{k}: {n}" for k, n in tally.counts.items())
         raise UserError(f"{source} holds no images{f' ({left_out})' if left_out else ''}")
+    refuse_fractions(records, source)
     report = summarise(
         name,
         records,

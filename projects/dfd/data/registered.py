@@ -33,6 +33,7 @@ from .reader import (
     clean_box,
     drop_missing_images,
     has_objects,
+    refuse_fractions,
     summarise,
 )
 from .records import clean_records, name_of
@@ -161,6 +162,7 @@ def _check(dataset: str) -> None:
         annotations = record["annotations"]
         kept = [a for a in annotations if _has_box(a, record, tally)]
         checked.append({**record, "annotations": kept} if len(kept) < len(annotations) else record)
+    refuse_fractions(checked, f"dataset {dataset}")
     source = MetadataCatalog.get(dataset).get("json_file")
     report = summarise(
         dataset,

@@ -37,7 +37,7 @@ class TwoSizeMapper(DatasetMapper):
         super().__init__(**kwargs)
         if not teacher_scale > 0:
             raise UserError(f"mapper.teacher_scale is {teacher_scale}; it must be above 0")
-        self.augmentations = _ThenResize(self.augmentations, 1 / teacher_scale)
+        self.augmentations = _ThenResize(self.augmentations, ResizeBy(1 / teacher_scale))
 
     def __call__(self, dataset_dict: dict) -> dict:
         result = super().__call__(dataset_dict)
@@ -51,22 +51,31 @@ class TwoSizeMapper(DatasetMapper):
         return result
 
 
+class ResizeBy(T.Augmentation):
+    """Resizes to so many times its sides, each at least one pixel."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        height, width = image.shape[:2]
+        sides = [max(1, round(side * self.scale)) for side in (height, width)]
+        return T.ResizeTransform(height, width, *sides)
+
+
 class _ThenResize:
     """Augmentations and then a resizing, before which the image is kept."""
 
-    def __init__(self, augmentations: T.AugmentationList, scale: float) -> None:
-        self.augmentations, self.scale = augmentations, scale
+    def __init__(self, augmentations: T.AugmentationList, resize: ResizeBy) -> None:
+        self.augmentations, self.resize = augmentations, resize
         self._kept: tuple[np.ndarray, torch.Tensor | None] | None = None
 
     def __call__(self, inputs: T.AugInput) -> T.TransformList:
         before = inputs.image.shape[:2]
         transforms = self.augmentations(inputs)
         self._kept = inputs.image, real_pixels(transforms, *before)
-        height, width = inputs.image.shape[:2]
-        smaller = [max(1, round(side * self.scale)) for side in (height, width)]
-        resize = T.ResizeTransform(height, width, *smaller)
-        inputs.transform(resize)
-        return transforms + T.TransformList([resize])
+        return transforms + T.TransformList([self.resize(inputs)])
 
     def pop(self) -> tuple[np.ndarray, torch.Tensor | None]:
         """The larger image, and which of its pixels are real, if not all."""

@@ -6,13 +6,12 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from PIL import Image
 
 from ..errors import UserError
-from .image_files import SPELLING, Listing, ambiguous, list_folder, spelling_key
+from .image_files import SPELLING, Listing, ambiguous, files_below, list_folder, spelling_key
 from .reader import Tally
 from .text import read_lines
 
@@ -47,7 +46,8 @@ class Files:
             extensions: those of the files that count, in lower case.
         """
         folder = os.path.join(root, sub)
-        names = set(_walk(folder, "", set(), extensions))
+        _listing(folder)  # That it is there.
+        names = set(files_below(folder, extensions))
         by_stem: dict[str, list[str]] = {}
         for name in sorted(names):
             by_stem.setdefault(os.path.splitext(name)[0], []).append(name)
@@ -212,21 +212,6 @@ def _without_extension(name: str) -> str:
     stem, extension = os.path.splitext(name)
     known = extension.lower() in Image.registered_extensions() or extension.lower() == ".xml"
     return stem if known else name
-
-
-def _walk(folder: str, below: str, seen: set[str], extensions: set[str]) -> Iterator[str]:
-    here = os.path.join(folder, below)
-    real = os.path.realpath(here)
-    if real in seen:  # A link to a folder above it.
-        return
-    seen.add(real)
-    listing = _listing(here)
-    for name in listing.files:
-        if not name.startswith(".") and os.path.splitext(name)[1].lower() in extensions:
-            yield below + name
-    for name in sorted(listing.folders):
-        if not name.startswith(".") and name != "__MACOSX":
-            yield from _walk(folder, f"{below}{name}/", seen, extensions)
 
 
 def _listing(folder: str) -> Listing:

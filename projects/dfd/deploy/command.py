@@ -7,6 +7,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 from ..engine.console import Interrupted
 from ..errors import UserError
@@ -40,6 +41,19 @@ def add_images(parser: argparse.ArgumentParser, count: int) -> None:
     parser.add_argument(
         "--num-images", type=int, default=count, help=f"so many are used (default: {count})"
     )
+
+
+def make_folder(path: Path, option: str) -> None:
+    """
+    Raises:
+        UserError: it is not there and cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{option}: folder {path} cannot be made ({error.strerror}): choose another"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -33,7 +33,7 @@ from ..engine.run_folder import load_runs
 from ..engine.state.files import whole_file
 from ..errors import UserError, first_line
 from .agreement import Agreement, compare
-from .command import add_images, ending_in_one_line, run_parser
+from .command import add_images, ending_in_one_line, make_folder, run_parser
 from .fixed_size import fixed_size
 from .inputs import photographs
 from .onnx_model import OnnxModel, onnx_or_error
@@ -268,7 +268,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         (run,) = load_runs({"run": args.run}, trusted=args.trust_code)
         student = load_student(run, weights=args.weights, device="cpu")
         images = photographs(run, student.image_format, args.images, args.num_images)
-        out.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(out.parent, "--out")
         agreement = export(student, images, out, tuple(args.size) if args.size else None)
     say(
         f"{out}: {out.stat().st_size / 2**20:.1f} MiB; the same {agreement.detections} detections "

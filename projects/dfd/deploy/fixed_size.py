@@ -20,6 +20,7 @@ from detectron2.modeling.roi_heads import CascadeROIHeads, StandardROIHeads
 from torch import Tensor, nn
 from torchvision.ops import nms
 
+from ..distill.contract import check_fits_square_padding
 from ..errors import UserError
 from ..modeling import YOLOX, RepPoints
 from ..modeling.yolox.head import decode
@@ -61,6 +62,7 @@ class _Fixed(nn.Module):
         self.size = (height, width)
         with torch.no_grad():
             blank = torch.zeros(3, height, width, dtype=torch.uint8)
+            check_fits_square_padding(model, [{"image": blank}], "student")
             padded = model.preprocess_image([{"image": blank}]).tensor.shape[-2:]
         self.padding = (0, int(padded[1]) - width, 0, int(padded[0]) - height)
 

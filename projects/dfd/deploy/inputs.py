@@ -14,7 +14,9 @@ from detectron2.data import DatasetCatalog
 from detectron2.data.detection_utils import read_image
 
 from ..data.folder import IMAGES
+from ..data.image_files import files_below
 from ..data.images import read_header, upright_name
+from ..engine.console import say
 from ..engine.run_folder import RunFolder
 from ..errors import UserError, first_line
 
@@ -38,14 +40,14 @@ class Source:
         return self.path.suffix.lower() in VIDEOS
 
 
-class UnreadableError(Exception):
-    """A file is no image or video; the others may be."""
+class UnreadableError(UserError):
+    """A file is no image or video, or not to its end; the others may be."""
 
 
 def find_sources(inputs: Sequence[str]) -> list[Source]:
     """The images and videos that inputs name, those of a folder and its subfolders by name.
 
-    Files of other kinds in a folder are not looked at; one that is named is.
+    Hidden files and those of other kinds in a folder are not looked at; one that is named is.
 
     Raises:
         UserError: an input does not exist, a folder has neither image nor video, or two inputs
@@ -55,7 +57,7 @@ def find_sources(inputs: Sequence[str]) -> list[Source]:
     for given in inputs:
         path = Path(os.path.expanduser(given))
         if path.is_dir():
-            files = [p for p in sorted(path.rglob("*")) if p.suffix.lower() in IMAGES | VIDEOS]
+            files = sorted(path / name for name in files_below(path, IMAGES | VIDEOS))
             if not files:
                 raise UserError(f"{given}: there is no image or video in this folder")
             found += [Source(p, p.relative_to(path).as_posix()) for p in files]
@@ -103,14 +105,22 @@ def read_frames(source: Source, image_format: str, every: int) -> Iterator[tuple
             number += 1
         if number == 0:
             raise UnreadableError("OpenCV reads no frame of this video")
+        # What a file says of its length is an estimate in some forms.
+        if number < 0.95 * (told := int(video.get(cv2.CAP_PROP_FRAME_COUNT))) - 1:
+            raise UnreadableError(
+                f"OpenCV reads {number} of its {told} frames; what was found on these is kept"
+            )
     finally:
         video.release()
 
 
 def _read_image(path: Path, image_format: str) -> np.ndarray:
     try:
-        if too_deep := read_header(str(path)).too_deep:
-            raise UnreadableError(too_deep)
+        header = read_header(str(path))
+        if header.too_deep:
+            raise UnreadableError(header.too_deep)
+        if header.several:
+            say(f"note: {path} holds several pictures: the first is read")
         return read_image(upright_name({"file_name": str(path)}), image_format)
     except UnreadableError:
         raise

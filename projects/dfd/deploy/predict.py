@@ -24,10 +24,10 @@ from ..engine.console import LiveLine, say, stop_on_signals
 from ..engine.run_folder import load_runs
 from ..engine.state.files import whole_file
 from ..errors import UserError
-from .command import ending_in_one_line, run_parser
+from .command import ending_in_one_line, make_folder, run_parser
 from .draw import Boxes, draw_boxes
 from .inputs import Source, UnreadableError, find_sources, read_frames
-from .student import Student, load_student
+from .student import FINAL, Student, load_student
 
 DETECTIONS, PICTURES = "detections.json", "images"
 _LINE_EVERY = 15.0
@@ -102,7 +102,7 @@ def predict(
         # What was found is kept, also if this is interrupted.
         live.clear()
         with whole_file(out / DETECTIONS) as f:
-            json.dump(found.content, f, ensure_ascii=False)
+            json.dump(found.content, f)  # A name on disk may be no text, which ASCII can say.
     say(
         f"{len(found.content['annotations'])} detections on {len(found.content['images'])} images: "
         f"{out / DETECTIONS}"
@@ -148,12 +148,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         out = Path(args.out)
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise UserError(f"--out {out}: it exists and is not empty: choose another")
+        if args.exported and (args.weights != FINAL or args.device not in ("auto", "cpu")):
+            raise UserError(
+                f"--exported {args.exported} has its own weights and runs on the CPU: leave out "
+                "--weights and --device"
+            )
         sources = find_sources(args.inputs)
         (run,) = load_runs({"run": args.run}, trusted=args.trust_code)
         student = load_student(
             run, weights=args.weights, device=args.device, exported=args.exported
         )
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out, "--out")
         unreadable = predict(
             student,
             sources,

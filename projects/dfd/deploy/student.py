@@ -14,13 +14,17 @@ import torch
 from detectron2.config import instantiate
 from detectron2.data import transforms as T
 from detectron2.structures import Instances
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
+from ..data.two_sizes import ResizeBy, TwoSizeMapper
+from ..distill.contract import guard_square_padding
+from ..engine.checks import locate_class
 from ..engine.config.resolve import skip_pretrained
 from ..engine.run_folder import RunFolder
-from ..errors import UserError
+from ..errors import UserError, first_line
 from ..weights.strict import WeightFile, load_strict, read_weights
+from .inputs import UnreadableError
 from .onnx_model import OnnxModel
 from .program_model import ProgramModel
 
@@ -55,9 +59,20 @@ class Student:
         return dataclasses.replace(self, augmentations=resize)
 
     def pixels(self, image: np.ndarray) -> Tensor:
-        """(3,height,width) uint8 of an image (height, width, 3) as the network sees it."""
+        """(3,height,width) uint8 of an image (height, width, 3) as the network sees it.
+
+        Raises:
+            UnreadableError: it does not go through the augmentations.
+        """
         seen = T.AugInput(image)
-        self.augmentations(seen)
+        try:
+            self.augmentations(seen)
+        except Exception as error:  # They raise whatever they meet, such as a side of no pixel.
+            height, width = image.shape[:2]
+            raise UnreadableError(
+                f"an image of {height} x {width} pixels cannot be made what the network sees "
+                f"({first_line(error)})"
+            ) from error
         return torch.from_numpy(np.ascontiguousarray(seen.image.transpose(2, 0, 1)))
 
     @torch.no_grad()
@@ -93,7 +108,19 @@ def load_detector(
     path = os.path.join(run.folder, weights)
     read = read_weights(path, f"--run {run.name}")
     load_strict(model, read, f"--run {run.name}")
+    guard_square_padding(model, "student")
     return model, read
+
+
+def _seen_by_student(mapper: DictConfig) -> list[dict[str, Any]]:
+    """What a mapper does to the student's image, as a config has it, plain."""
+    described = OmegaConf.to_container(mapper.augmentations, resolve=True)
+    if issubclass(locate_class(mapper), TwoSizeMapper):
+        # The augmentations make the teacher's image.
+        described.append(
+            {"_target_": f"{ResizeBy.__module__}.ResizeBy", "scale": 1 / mapper.teacher_scale}
+        )
+    return described
 
 
 def load_student(
@@ -115,7 +142,7 @@ def load_student(
             f"--run {run.name}: dataloader.test.mapper of its config has no augmentations and "
             "image_format, so what an image goes through is not known"
         )
-    described = OmegaConf.to_container(mapper.augmentations, resolve=True)
+    described = _seen_by_student(mapper)
     image_format = str(mapper.image_format)
     if exported is None:
         model, read = load_detector(run, weights=weights, device=device)
@@ -142,6 +169,6 @@ def load_student(
     if isinstance(model, ProgramModel):
         augmentations = [T.Resize((model.metadata["height"], model.metadata["width"]))]
     else:
-        augmentations = [instantiate(a) for a in mapper.augmentations]
+        augmentations = [instantiate(OmegaConf.create(a)) for a in described]
     augmentations = T.AugmentationList(augmentations)
     return Student(model, classes, augmentations, image_format, described)

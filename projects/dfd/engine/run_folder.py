@@ -82,15 +82,22 @@ def load_runs(folders: Mapping[str, str], *, trusted: bool = False) -> list[RunF
     runs = [_load_run(name, folder, trusted) for name, folder in folders.items()]
     first = runs[0]
     for run in runs[1:]:
-        ours, theirs = _test_data(run), _test_data(first)
-        for key in sorted(ours | theirs):
-            if ours.get(key) != theirs.get(key):
-                raise UserError(
-                    f"--run {run.name} was tested on other data than {first.name} "
-                    f"(dataloader.test.dataset: {key} is {ours.get(key)}, not {theirs.get(key)}): "
-                    "their numbers do not compare"
-                )
+        different = other_data(*(r.cfg.dataloader.test.dataset for r in (run, first)))
+        if different:
+            raise UserError(
+                f"--run {run.name} was tested on other data than {first.name} ({different}): "
+                "their numbers do not compare"
+            )
     return runs
+
+
+def other_data(ours: Mapping[str, Any] | str, theirs: Mapping[str, Any] | str) -> str:
+    """How two runs' ``dataloader.test.dataset`` differ; empty if they are the same data."""
+    one, other = _test_data(ours), _test_data(theirs)
+    for key in sorted(one | other):
+        if one.get(key) != other.get(key):
+            return f"dataloader.test.dataset: {key} is {one.get(key)}, not {other.get(key)}"
+    return ""
 
 
 def _load_run(name: str, folder: str, trusted: bool) -> RunFolder:
@@ -127,12 +134,11 @@ def _check_content(where: str, folder: str, cfg: Any, summary: Any, metrics: Any
         raise UserError(f"{where}: {folder}/summary.json holds no box AP: evaluate the run")
 
 
-def _test_data(run: RunFolder) -> dict[str, Any]:
-    """What identifies a run's test data; paths are made absolute."""
-    node = run.cfg.dataloader.test.dataset
+def _test_data(node: Mapping[str, Any] | str) -> dict[str, Any]:
+    """What identifies test data; paths are made absolute."""
     if isinstance(node, str):
         return {"name": node}
-    values = OmegaConf.to_container(node, resolve=True)
+    values = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else node
     return {
         key: os.path.abspath(value) if isinstance(value, str) and os.path.exists(value) else value
         for key, value in values.items()

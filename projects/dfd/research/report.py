@@ -76,16 +76,28 @@ def _losses(runs: Sequence[RunFolder]) -> Section:
 def _detections(runs: Sequence[RunFolder], num_images: int) -> Section:
     classes = class_names(runs[0].test_dataset())
     rows = {}
-    for file_name, columns in compare_detections(runs, num_images):
+    compared = compare_detections(runs, num_images)
+    names = _short_names([file_name for file_name, _ in compared])
+    for name, (file_name, columns) in zip(names, compared, strict=True):
         tiles = []
-        for name, boxes in columns.items():
+        for column, boxes in columns.items():
             count = len(boxes.classes)
             caption = f"{count} {'box' if count == 1 else 'boxes'}"
             image = draw_boxes(read_image(file_name, "RGB"), boxes, classes)
-            tiles.append(Picture(image, name, caption, name))
-        rows[os.path.basename(file_name)] = tiles
+            tiles.append(Picture(image, column, caption, column))
+        rows[name] = tiles
     text = f"Evenly spaced test images; detections with a score of {SCORE_THRESHOLD} or more."
     return Section("Detections", text=[f"{text} A colour is a class."], tiles=rows)
+
+
+def _short_names(paths: Sequence[str]) -> list[str]:
+    """Of each path as many of its last parts as it takes to tell them apart."""
+    parts = [path.split("/") for path in paths]
+    for depth in range(1, max(map(len, parts), default=0) + 1):
+        names = ["/".join(p[-depth:]) for p in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{number}: {path}" for number, path in enumerate(paths, 1)]
 
 
 def _disparity(run: RunFolder) -> Section:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,6 +19,8 @@ from ..errors import UserError
 logger = logging.getLogger(__name__)
 
 _SUFFIX = ".safetensors"
+# An entry, or one that is being written, by the hash of what it was made from.
+_ENTRY = re.compile(r"[0-9a-f]{64}\.(safetensors|\w+\.partial)")
 # Below its limit, so that not every entry after it makes the store look for what is old.
 _SHRUNK = 0.9
 # The store is measured again after so much of its limit was written here, for others write too.
@@ -39,8 +43,8 @@ class FeatureStore:
         Raises:
             UserError: the limit is not above 0, or the folder cannot be made.
         """
-        if not max_gib > 0:
-            raise UserError(f"model.teacher.store_gib is {max_gib}; it must be above 0")
+        if not 0 < max_gib < math.inf:
+            raise UserError(f"model.teacher.store_gib is {max_gib}; it must be a number above 0")
         self._folder = Path(os.path.expanduser(folder))
         self._limit = int(max_gib * 2**30)
         self._size: int | None = None  # Unknown until something is put.
@@ -61,9 +65,10 @@ class FeatureStore:
         path = self._path(key)
         try:
             tensors = safetensors.torch.load(path.read_bytes())
-            os.utime(path)
         except (OSError, safetensors.SafetensorError):  # Not there, or removed while it was read.
             return None
+        with contextlib.suppress(OSError):  # It may be one that others alone may write to.
+            os.utime(path)
         return tensors
 
     def put(self, key: str, tensors: Mapping[str, Tensor]) -> None:
@@ -75,7 +80,7 @@ class FeatureStore:
         try:
             self._make_room(len(content))
             path.parent.mkdir(exist_ok=True)
-            handle, partial = tempfile.mkstemp(dir=path.parent, suffix=".partial")
+            handle, partial = tempfile.mkstemp(".partial", f"{key}.", path.parent)
             try:
                 with os.fdopen(handle, "wb") as f:
                     f.write(content)
@@ -109,6 +114,8 @@ class FeatureStore:
     def _entries(self) -> Iterator[tuple[float, int, Path]]:
         """When each was last read, its size, and where it is; what others left half-written too."""
         for path in self._folder.glob("??/*"):
+            if not _ENTRY.fullmatch(path.name) or path.name[:2] != path.parent.name:
+                continue  # Not the store's own.
             with contextlib.suppress(FileNotFoundError):
                 state = path.stat()
                 yield state.st_mtime, state.st_size, path

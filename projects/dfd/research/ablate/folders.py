@@ -18,6 +18,7 @@ from ...engine.config.flat import differing, flat_settings
 from ...engine.config.load import PARTS, load_config
 from ...engine.config.names import plain_values
 from ...engine.config.schema import TRAIN_DEFAULTS
+from ...engine.run_folder import other_data
 from ...engine.state.files import whole_file
 from ...errors import UserError, first_line
 from .cells import Cell
@@ -74,7 +75,8 @@ def plan_runs(
     """Every cell with every seed, in the order of running: seed by seed.
 
     Raises:
-        UserError: the config or a cell's overrides are wrong, or two cells are the same.
+        UserError: the config or a cell's overrides are wrong, two cells are the same, or are tested
+            on different data.
     """
     load_config(config_file)
     settings: dict[str, list[dict[str, Any]]] = {}
@@ -87,6 +89,13 @@ def plan_runs(
         for other, theirs in settings.items():
             if other != cell.name and theirs == settings[cell.name]:
                 raise UserError(f"the cells {other} and {cell.name} have the same settings")
+            tested = (s[0]["dataloader"]["test"]["dataset"] for s in (settings[cell.name], theirs))
+            different = other_data(*tested)
+            if different:
+                raise UserError(
+                    f"cell {cell.name} would be tested on other data than {other} ({different}): "
+                    "their numbers would not compare"
+                )
     return [
         CellRun(cell, seed, out, settings[cell.name][i])
         for i, seed in enumerate(seeds)

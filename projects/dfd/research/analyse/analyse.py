@@ -12,7 +12,14 @@ from ...errors import UserError
 from ..page import Section
 from . import plots
 from .collect import Example, Tally, collect
-from .load import TestImages, build_detector, find_checkpoints, load_run, load_snapshots
+from .load import (
+    TestImages,
+    build_detector,
+    find_checkpoints,
+    load_run,
+    load_snapshots,
+    trained_iterations,
+)
 from .numbers import summarise
 from .report import check_out, render, sections, write_folder
 
@@ -53,7 +60,8 @@ def analyse(
     run, out = os.path.expanduser(run), os.path.expanduser(out)
     check_out(out)
     cfg = load_run(run, overrides, trusted=trust_code)
-    checkpoints = find_checkpoints(run, max_iter=cfg.train.max_iter, limit=max_checkpoints)
+    length = trained_iterations(run, cfg)
+    checkpoints = find_checkpoints(run, max_iter=length, limit=max_checkpoints)
     images = TestImages(cfg, num_images)
     model = build_detector(cfg, run)
     tallies, examples = collect(

@@ -100,6 +100,21 @@ def load_run(
     return resolve_config(cfg)
 
 
+def _summary(folder: str) -> dict[str, Any]:
+    """What a run said of itself at its end; empty if that cannot be read."""
+    try:
+        with open(os.path.join(folder, "summary.json"), encoding="utf-8") as f:
+            content = json.load(f)
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def trained_iterations(folder: str, cfg: DictConfig) -> int:
+    """How many iterations a run had, which may have been stopped early."""
+    return _summary(folder).get("iterations", cfg.train.max_iter)
+
+
 def find_checkpoints(folder: str, *, max_iter: int, limit: int) -> list[Checkpoint]:
     """A run's checkpoints by iteration; if there are more than ``limit``, so many evenly spaced.
 
@@ -139,12 +154,8 @@ def build_detector(cfg: DictConfig, folder: str) -> DistilledDetector:
             f"--run: the teacher of {folder} had random weights, which no run keeps: there is "
             "nothing to compare with"
         )
-    try:
-        with open(os.path.join(folder, "summary.json"), encoding="utf-8") as f:
-            trained_under = json.load(f)["teacher"]["sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return model
-    if trained_under != model.teacher.weights.sha256:
+    trained_under = (_summary(folder).get("teacher") or {}).get("sha256")
+    if trained_under and trained_under != model.teacher.weights.sha256:
         raise UserError(
             f"model.teacher.checkpoint: {model.teacher.weights.path} is not the teacher that "
             f"{folder} was trained under (sha256 {model.teacher.weights.sha256[:12]}, not "
