@@ -9,6 +9,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.structures import BoxMode
 
 from dfd.data import class_names, coco_json, dataset_dicts
+from dfd.data.reader import BOX_AGAIN, IMAGE_AGAIN
 from dfd.errors import UserError
 
 
@@ -248,3 +249,26 @@ def test_dataset_without_any_object_is_refused_for_training_only(write):
     assert len(dataset_dicts(dataset=name, filter_empty=False)) == 4
     with pytest.raises(UserError, match="none of them has an object"):
         dataset_dicts(dataset=name)
+
+
+def test_what_is_given_twice_is_told_and_kept(write, tmp_path):
+    data = content()
+    data["annotations"].append(data["annotations"][0] | {"id": 9})
+    data["images"].append(data["images"][0] | {"id": 99})
+    files = write(data)
+    name = coco_json(**files)
+    told = report(name)
+    assert told.dropped == {IMAGE_AGAIN: 1, BOX_AGAIN: 1}
+    assert told.examples[BOX_AGAIN] == f"[1, 2, 11, 10] of {tmp_path / '3.png'}"
+    assert told.examples[IMAGE_AGAIN] == f"{tmp_path / '7.png'} as 7 and as 99"
+    assert told.annotations == 4 and told.images == 5
+    assert told.ground_truth == files["json"]  # Its numbers stay the official ones.
+
+
+def test_boxes_in_fractions_of_the_image_are_refused(write):
+    data = content()
+    for entry in data["annotations"]:
+        x, y, w, h = entry["bbox"]
+        entry["bbox"] = [x / 40, y / 30, w / 40, h / 30]
+    with pytest.raises(UserError, match="first pixel of its image, e.g. .*in pixels, not in frac"):
+        coco_json(**write(data))

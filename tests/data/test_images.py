@@ -12,6 +12,7 @@ import pycocotools.mask as mask_util
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
+from detectron2.data import transforms as T
 from detectron2.data.detection_utils import read_image
 from detectron2.structures import Boxes, BoxMode, Instances
 from PIL import Image
@@ -24,6 +25,7 @@ from dfd.data import (
     dataset_dicts,
     voc_folder,
 )
+from dfd.data.images import ReadableMapper
 from dfd.deploy.draw import draw_boxes
 from dfd.errors import UserError
 from dfd.research.detections import compare_detections
@@ -343,3 +345,12 @@ def test_mapper_that_fails_for_another_reason_is_not_blamed_on_the_image(tmp_pat
     with pytest.raises(KeyError, match="no such key"):
         next(iter(build_test_loader(dataset=name, mapper=broken)))
     assert dataset_dicts(dataset=name)
+
+
+def test_an_image_without_width_once_it_is_resized_is_named(tmp_path):
+    path = str(tmp_path / "thin.png")
+    Image.new("RGB", (3000, 1)).save(path)
+    resize = T.ResizeShortestEdge(800, 1333)
+    mapper = DatasetMapper(is_train=False, augmentations=[resize], image_format="BGR")
+    with pytest.raises(UserError, match=r"load image .*thin.png \(.*\): repair or leave out"):
+        ReadableMapper(mapper)({"file_name": path, "width": 3000, "height": 1})

@@ -1,6 +1,7 @@
 """dfd export: what onnxruntime finds is what the student finds."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -263,9 +264,17 @@ def test_three_commands_from_a_run_to_detections_in_onnxruntime(finished, call, 
     program = ["--exported", "new/student.pt2"]
     call(predict, finished[1], "--score", 0, "--no-images", "--out", "program", *program)
     assert json.loads(Path("program", "detections.json").read_text())["annotations"]
-    call(benchmark, *exported, "--no-teacher", "--repeats", 1, "--num-images", 2, "--out", "b.json")
+    # A program takes one size alone, and the images here have two; they are three.
+    shutil.copytree(finished[1], "photos")
+    Image.new("RGB", (64, 100)).save("photos/tall.png")
+    call(benchmark, *program, "--no-teacher", "--repeats", 1, "--images", "photos")
+    assert ", 4 images, 1 turns" in capsys.readouterr().out
+    with pytest.raises(UserError, match="of 9 x 9 pixels, and the program is of"):
+        ProgramModel("new/student.pt2")([{"image": torch.zeros(3, 9, 9, dtype=torch.uint8)}])
+    options = ["--no-teacher", "--repeats", 1, "--num-images", 2, "--out", "a/b.json"]
+    call(benchmark, *exported, *options)
     assert "exported" in capsys.readouterr().out
-    student, file = json.loads(Path("b.json").read_text())["models"]
+    student, file = json.loads(Path("a/b.json").read_text())["models"]
     assert (student["name"], file["name"]) == ("student", "exported")
     assert student["parameters"] > 1000 and student["gflops"] > 0 and file["parameters"] is None
     assert 4 * student["parameters"] / 2**20 <= student["weights_mib"] < file["weights_mib"] + 1
@@ -315,6 +324,9 @@ def test_a_file_of_another_run_is_told(finished, call, tmp_path):
         (benchmark, ["--exported", "nowhere.onnx"], "nowhere.onnx: no such file"),
         (benchmark, ["--exported", "there.onnx", "--no-teacher"], "onnxruntime cannot load it"),
         (benchmark, ["--repeats", "0"], "--repeats 0: it must be 1 or more"),
+        (benchmark, ["--no-teacher", "--out", "there.onnx"], "--out there.onnx: it exists"),
+        (benchmark, ["--out", "a.png/x/b.json"], "--out: folder a.png/x cannot be made"),
+        (export, ["--out", "a.png/x/b.onnx"], "--out: folder a.png/x cannot be made"),
         (benchmark, [], "names no weights of a teacher: give --no-teacher"),
     ],
 )

@@ -1,12 +1,17 @@
 """dfd predict: images, folders and videos through the student of a finished run."""
 
 import json
+import os
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from coco_files import write_coco
+from commands import run as train
+from detectron2.config import instantiate
+from detectron2.data.detection_utils import read_image
 from PIL import Image
 from pycocotools.coco import COCO
 
@@ -147,6 +152,9 @@ def test_a_broken_video_is_passed_over(predict, tmp_path, capsys):
         (["a", "--every", "0"], "--every 0: it must be 1 or more"),
         (["a", "--weights", "model_x.pth"], "model_x.pth"),
         (["a", "--run", "empty"], "has no summary.json: the run has not finished"),
+        (["a", "--exported", "x.onnx", "--weights", "model_ema.pth"], "leave out --weights"),
+        (["a", "--exported", "x.onnx", "--device", "cuda"], "has its own weights and runs on the"),
+        (["a", "--out", "full/kept.txt/out"], "folder full/kept.txt/out cannot be made (Not a dir"),
         (["a", "--out", "full"], "--out full: it exists and is not empty"),
     ],
 )
@@ -209,3 +217,65 @@ def test_from_python(finished):
     assert student.classes == ["disc", "box", "bar"] and not student.model.training
     assert instances.image_size == (40, 60)
     assert instances.pred_boxes.tensor.device == torch.device("cpu")
+
+
+def test_names_and_shapes_that_images_rarely_have(predict, tmp_path, capsys):
+    photos = tmp_path / "photos"
+    (photos / ".ipynb_checkpoints").mkdir(parents=True)
+    picture = Image.new("RGB", (60, 40))
+    for name in (b"caf\xe9.png", b"z.png", b".ipynb_checkpoints/a-checkpoint.png"):
+        with open(os.path.join(os.fsencode(photos), name), "wb") as f:
+            picture.save(f, "PNG")
+    Image.new("RGB", (3000, 1)).save(photos / "thin.png")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    picture.save(elsewhere / "stack.tiff", save_all=True, append_images=[picture, picture])
+    (photos / "link").symlink_to(elsewhere)
+    (elsewhere / "back").symlink_to(photos)
+    with pytest.raises(SystemExit):
+        predict(photos)
+    found = json.loads((tmp_path / "out" / "detections.json").read_text())
+    names = [os.fsencode(image["file_name"]) for image in found["images"]]
+    assert names == [b"caf\xe9.png", b"link/stack.tiff", b"z.png"]
+    told = capsys.readouterr()
+    assert "link/stack.tiff holds several pictures: the first is read" in told.out
+    (line,) = told.err.splitlines()
+    assert "thin.png: an image of 1 x 3000 pixels cannot be made what the network sees" in line
+
+
+def test_a_video_that_ends_before_its_length_is_named_and_what_was_found_kept(
+    predict, tmp_path, capsys
+):
+    write_video(tmp_path / "whole.avi", 60)
+    content = (tmp_path / "whole.avi").read_bytes()
+    (tmp_path / "cut.avi").write_bytes(content[: len(content) // 3])
+    with pytest.raises(SystemExit) as stop:
+        predict(tmp_path / "cut.avi", "--no-images")
+    assert stop.value.code == 1
+    found = json.loads((tmp_path / "out" / "detections.json").read_text())
+    frames = len(found["images"])
+    assert 0 < frames < 30
+    assert f"OpenCV reads {frames} of its 60 frames; what was found on these is kept" in (
+        capsys.readouterr().err
+    )
+
+
+def test_a_student_under_a_teacher_of_larger_images_gets_its_own_size(tmp_path):
+    """The mapper's augmentations make the teacher's image there."""
+    data = {s: write_coco(tmp_path, s, 2, seed=i) for i, s in enumerate(("train", "test"))}
+    train(
+        "tests/engine/configs/vit.py",
+        *(f"dataloader.{split}.{o}" for split, opts in data.items() for o in opts),
+        "train.max_iter=1",
+        "train.eval_period=0",
+        "train.disparity_images.period=0",
+        "model.teacher.allow_random=true",
+        f"train.output_dir={tmp_path / 'run'}",
+    )
+    (run,) = load_runs({"run": str(tmp_path / "run")})
+    student = load_student(run, device="cpu")
+    item = instantiate(run.cfg.dataloader.test).dataset[0]
+    image = read_image(item["file_name"], student.image_format)
+    assert item["teacher_image"].shape[-1] == 2 * item["image"].shape[-1]
+    assert torch.equal(student.pixels(image), item["image"])
+    assert json.dumps(student.described[-1]["scale"]) == "0.5"  # As an exported file tells it.

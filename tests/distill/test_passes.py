@@ -200,7 +200,7 @@ def test_a_store_that_finds_nothing_is_told(tmp_path, caplog, monkeypatch):
     assert caplog.text.count("0 of 4 images were found. Images that are resized") == 1
 
 
-@pytest.mark.parametrize("gib", [0, -1, float("nan")])
+@pytest.mark.parametrize("gib", [0, -1, float("nan"), float("inf")])
 def test_a_limit_that_is_none_is_refused(tmp_path, gib):
     with pytest.raises(UserError, match="store_gib"):
         teacher_of(tmp_path, store_gib=gib)
@@ -210,3 +210,26 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path):
     (tmp_path / "store").write_text("a file")
     with pytest.raises(UserError, match="model.teacher.store: .*choose another"):
         teacher_of(tmp_path)
+
+
+def test_a_store_takes_nothing_else_for_its_own(tmp_path):
+    others = [tmp_path / "s0" / "model_final.pth", tmp_path / "ab" / "notes.safetensors"]
+    for path in others:
+        path.parent.mkdir()
+        path.write_bytes(b"x" * 60_000)
+    store = FeatureStore(str(tmp_path), 64 / 2**20)
+    for n in range(60):
+        store.put(f"{n:02x}{'0' * 62}", {"p3": torch.zeros(1000)})
+    assert all(path.stat().st_size == 60_000 for path in others)
+    assert 32_000 < size(tmp_path) - 120_000 <= 64 * 1024
+
+
+def test_a_store_that_may_only_be_read_is_read(tmp_path, monkeypatch):
+    key = "ab" * 32
+    FeatureStore(str(tmp_path), 1.0).put(key, {"p3": torch.ones(3)})
+
+    def refused(*args):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr("dfd.weights.feature_store.os.utime", refused)
+    assert torch.equal(FeatureStore(str(tmp_path), 1.0).get(key)["p3"], torch.ones(3))

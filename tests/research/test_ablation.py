@@ -348,3 +348,13 @@ def test_what_an_earlier_attempt_did_is_no_pace(tmp_path, monkeypatch):
 def test_the_baseline_is_the_first_cell_unless_named():
     assert find_cell(CELLS, None) is CELLS[0]
     assert find_cell(CELLS, "d") is CELLS[2]
+
+
+@pytest.mark.parametrize(
+    "key", ["dataset.num_images=2", "dataset.json=other.json", "dataset.subset_seed=3"]
+)
+def test_cells_that_are_tested_on_other_data_are_refused(key, tmp_path):
+    cells = make_cells(variants=["one=", f"two=dataloader.test.{key}"])
+    name = key.partition("=")[0].rpartition(".")[2]
+    with pytest.raises(UserError, match=f"cell two would be tested on other data .*{name} is .*"):
+        plan_runs(config_file=CONFIG, cells=cells, seeds=[0], out=tmp_path)

@@ -39,6 +39,7 @@ from dfd.research.analyse.load import (
     label_image,
     load_run,
     load_snapshots,
+    trained_iterations,
 )
 from dfd.research.analyse.matching import (
     IGNORED,
@@ -760,3 +761,16 @@ def test_a_plain_student_fails_in_one_line_of_the_tool(run, tmp_path):
     assert result.stderr.startswith("error: --run: ") and result.stderr.count("\n") == 1
     assert "a run without a teacher" in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_that_stopped_early_is_as_long_as_it_was(run, tmp_path):
+    early = tmp_path / "early"
+    shutil.copytree(run, early)
+    summary = json.loads((early / "summary.json").read_text())
+    (early / "summary.json").write_text(json.dumps(summary | {"iterations": 2}))
+    length = trained_iterations(str(early), load_run(str(early)))
+    found = find_checkpoints(str(early), max_iter=length, limit=9)
+    assert [c.iteration for c in found] == sorted({c.iteration for c in found})
+    assert found[-1].iteration == 2 and found[-1].path.endswith("model_final.pth")
+    (early / "summary.json").unlink()
+    assert trained_iterations(str(early), load_run(str(early))) == 4

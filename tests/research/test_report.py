@@ -22,7 +22,7 @@ from dfd.errors import UserError
 from dfd.research import format_text, load_runs, parse_runs
 from dfd.research.compare import differences, gains, tables
 from dfd.research.curves import loss_curves
-from dfd.research.report import render_page
+from dfd.research.report import _short_names, render_page
 
 ENV = os.environ | {"OMP_NUM_THREADS": "1"}
 AP = {"student": 20.25, "dfd": 31.5}
@@ -307,3 +307,10 @@ def test_report_fails_in_one_line(tmp_path):
     assert result.returncode == 1
     assert result.stderr == f"error: --run a: no such folder: {tmp_path / 'none'}\n"
     assert not (tmp_path / "r.html").exists()
+
+
+def test_images_of_one_name_are_told_apart():
+    assert _short_names(["/a/x/1.png", "/a/x/2.png"]) == ["1.png", "2.png"]
+    assert _short_names(["/a/x/1.png", "/b/y/1.png"]) == ["x/1.png", "y/1.png"]
+    assert _short_names(["dfd-upright:///a/1.png", "/a/1.png", "/a/1.png"])[2] == "3: /a/1.png"
+    assert _short_names([]) == []

@@ -31,6 +31,8 @@ _TURNS = {
 _TURNS_BACK = _TURNS | {6: _TURNS[8], 8: _TURNS[6]}
 # What detectron2's mappers may ask for; each has 8 bits per channel.
 _FORMATS_OF_8_BITS = ("BGR", "RGB", "L", "YUV-BT.601")
+# So many times as long as wide, an image may have no width where it is resized.
+_THIN = 100
 _STORED, _UPRIGHT = "dfd-stored://", "dfd-upright://"
 
 _told: set[str] = set()
@@ -150,12 +152,15 @@ class ReadableMapper:
             raise
         except (OSError, SizeMismatchError) as e:
             raise _cannot_load(record["file_name"], e) from e
-        except Exception:
+        except Exception as error:
             # Pillow has many errors, a mapper has more: ask whether it is the image.
             try:
-                read_image(record["file_name"], "RGB")
+                height, width = read_image(record["file_name"], "RGB").shape[:2]
             except Exception as e:
                 raise _cannot_load(record["file_name"], e) from e
+            if max(height, width) > _THIN * min(height, width):
+                # A side of it is rounded to no pixel, say.
+                raise _cannot_load(record["file_name"], error) from error
             raise
 
     def _check_depth(self, file_name: str, header: Header) -> None:

@@ -34,7 +34,7 @@ from ..engine.machine import peak_memory_mib, processor_name
 from ..engine.run_folder import RunFolder, load_runs
 from ..engine.state.files import whole_file
 from ..errors import UserError
-from .command import add_images, ending_in_one_line, run_parser
+from .command import add_images, ending_in_one_line, make_folder, run_parser
 from .inputs import photographs
 from .student import Student, load_student
 
@@ -160,7 +160,7 @@ def _memory(run: RunFolder, args: argparse.Namespace) -> float:
     call: Callable[[Batch], Any] = student.model
     if name == "teacher":
         call = next(c.call for c in candidates(run, args, student) if c.name == name)
-    for x in _pixels(run, student, args):
+    for x in _pixels(run, args, student):
         _seconds(call, [{"image": x}], args.device)
     return peak_memory_mib() - before
 
@@ -172,15 +172,20 @@ def _weights_mib(candidate: Candidate, args: argparse.Namespace) -> float:
     return sum(t.numel() * t.element_size() for t in tensors) / 2**20
 
 
-def _pixels(run: RunFolder, student: Student, args: argparse.Namespace) -> list[Tensor]:
+def _pixels(run: RunFolder, args: argparse.Namespace, student: Student) -> list[Tensor]:
+    """What all are given: the student's images, in the size of a program that takes one alone."""
+    if args.exported and args.exported.endswith(".pt2"):
+        student = student.with_pixels_of(load_student(run, exported=args.exported))
     images = photographs(run, student.image_format, args.images, args.num_images)
     return [student.pixels(image) for image in images]
 
 
-def benchmark(run: RunFolder, args: argparse.Namespace, arguments: Sequence[str]) -> list[Measured]:
-    """Measure every detector of a run."""
+def benchmark(
+    run: RunFolder, args: argparse.Namespace, arguments: Sequence[str]
+) -> tuple[list[Measured], int]:
+    """Measure every detector of a run, and tell on how many images."""
     student = load_student(run, weights=args.weights, device=args.device)
-    images = _pixels(run, student, args)
+    images = _pixels(run, args, student)
     found = list(candidates(run, args, student))
     times = measure_times(found, images, args.repeats, args.batch, args.device)
     rows = []
@@ -198,7 +203,7 @@ def benchmark(run: RunFolder, args: argparse.Namespace, arguments: Sequence[str]
                 memory_mib=_memory_in_another_process(c.name, arguments),
             )
         )
-    return rows
+    return rows, len(images)
 
 
 def table(rows: Sequence[Measured], batch: int) -> str:
@@ -253,15 +258,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 raise UserError(f"--{name.replace('_', '-')} {value}: it must be 1 or more")
         if args.threads:
             torch.set_num_threads(args.threads)
+        if args.out and not args.memory_of:
+            if os.path.exists(args.out):
+                raise UserError(f"--out {args.out}: it exists: choose another")
+            make_folder(Path(args.out).parent, "--out")
         (run,) = load_runs({"run": args.run}, trusted=args.trust_code)
         if args.memory_of:
             print(_memory(run, args))
             return
-        rows = benchmark(run, args, arguments)
+        rows, num_images = benchmark(run, args, arguments)
     say(table(rows, args.batch))
     where = processor_name(args.device)
     say(
-        f"\n{where or args.device}, threads: {torch.get_num_threads()}, {args.num_images} images, "
+        f"\n{where or args.device}, threads: {torch.get_num_threads()}, {num_images} images, "
         f"{args.repeats} turns; medians. The exported file runs on the CPU, one image at a time."
     )
     if args.out:

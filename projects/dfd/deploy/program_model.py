@@ -64,11 +64,19 @@ class ProgramModel:
         """
         Args:
             batch: as of ``OnnxModel``; images of the program's height and width.
+
+        Raises:
+            UserError: an image has another size.
         """
         results = []
         for item in batch:
             image = item["image"].cpu()
             size = tuple(image.shape[-2:])
+            if size != (self.metadata["height"], self.metadata["width"]):
+                raise UserError(
+                    f"an image of {size[0]} x {size[1]} pixels, and the program is of "
+                    f"{self.metadata['height']} x {self.metadata['width']}: resize it"
+                )
             boxes, scores, classes = self.module(image)
             found = Instances(size, pred_boxes=Boxes(boxes), scores=scores, pred_classes=classes)
             height, width = item.get("height", size[0]), item.get("width", size[1])
