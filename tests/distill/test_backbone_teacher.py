@@ -151,3 +151,16 @@ def test_recipes_have_the_pixels_of_dinov2_and_its_grid(name):
     built = instantiate(teacher)
     (shape,) = built.model.backbone.output_shape().values()
     assert (shape.stride, shape.channels) == (16, 384)
+
+
+@pytest.mark.parametrize(
+    ("levels", "message"),
+    [
+        (["res4", "p3"], r"asks for \['p3'\], but the teacher has nothing beside"),
+        (["p3"], r"asks for \['p3'\]"),
+        ([], "levels is empty"),
+    ],
+)
+def test_level_that_it_has_nothing_for_is_refused(levels, message):
+    with pytest.raises(UserError, match=message):
+        distilled(toys.build(), teacher_of(vit()), trunk=True, levels=levels)

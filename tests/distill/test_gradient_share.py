@@ -276,3 +276,35 @@ def test_processes_use_the_factor_of_the_whole_batch(tmp_path):
     found = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
     expected = sum_of(LENGTH / DISTILLED_LENGTH)
     torch.testing.assert_close({k: found[0][k] + found[1][k] for k in expected}, expected)
+
+
+@pytest.mark.parametrize("mode", ["cap", "target"])
+def test_images_without_labels_share_the_limit_of_their_level(mode):
+    """Both together are as long as the labels' gradient on each level, and not each by itself."""
+    share = GradientShare(1.0, mode=mode, over="level")
+    features = {name: torch.zeros(1, 2, requires_grad=True) for name in LABELS}
+    more = {name: torch.zeros(1, 2, requires_grad=True) for name in LABELS}
+    unlabelled = {name: 1.0 * f for name, f in more.items()}
+    own, theirs = share.split({n: 1.0 * f for n, f in features.items()}, 1.0, unlabelled)
+    loss = sum((own[n] * LABELS[n]).sum() for n in LABELS)
+    loss = loss + sum(((theirs[n] + unlabelled[n]) * DISTILLED[n]).sum() for n in LABELS)
+    loss.backward()
+    for name in LABELS:
+        parts = torch.cat([features[name].grad - LABELS[name], more[name].grad])
+        torch.testing.assert_close(parts.norm(), LABELS[name].norm())
+        torch.testing.assert_close(parts[0], parts[1])  # One factor for both.
+
+
+def test_levels_that_are_not_distilled_have_no_part_in_the_limit():
+    share = GradientShare(1.0)
+    features = {name: torch.zeros(1, 2, requires_grad=True) for name in LABELS}
+    own, theirs = share.split({n: 1.0 * f for n, f in features.items()}, levels={"p2"})
+    loss = sum((own[n] * LABELS[n]).sum() for n in LABELS) + (theirs["p2"] * DISTILLED["p2"]).sum()
+    loss.backward()
+    expected = LABELS["p2"] + 0.3 * DISTILLED["p2"]  # Of length 3 beside 10.
+    torch.testing.assert_close(features["p2"].grad, expected)
+    torch.testing.assert_close(features["p3"].grad, LABELS["p3"])
+    # As the head has it.
+    model = distilled_detector(build(), levels=["p3"])
+    split = model.head.split(0)
+    assert split.keywords["levels"] == {"p3"}

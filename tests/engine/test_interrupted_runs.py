@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from commands import run
 from detectron2.evaluation import COCOEvaluator
@@ -16,10 +17,12 @@ from interrupted import Killed, assert_same, at_iteration, interrupted, kill_res
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dfd.engine.hooks import RunSummary
+from dfd.engine.run_folder import load_runs
 from dfd.engine.state import checkpoint as checkpoint_module
 from dfd.engine.stop import EXIT_STOPPED, STOP_SIGNALS
 from dfd.engine.trainer import Trainer
 from dfd.research.ablate import Ablation, make_cells, plan_runs
+from dfd.research.analyse import analyse
 
 pytestmark = pytest.mark.slow
 
@@ -381,3 +384,36 @@ def test_other_detectors_go_on_exactly(data, configs, tmp_path, kind):
         lines = [json.loads(line) for line in open(folder / "metrics.json")]
         l1 = [line["iteration"] for line in lines if "loss_l1" in line]
         assert l1 == [3, 4, 5]
+
+
+def test_a_run_under_a_bare_backbone_goes_on_under_the_same(tmp_path, data, configs):
+    """The teacher's own weights are in no checkpoint of the run."""
+    net = timm.create_model(
+        "vit_tiny_patch16_224", img_size=96, embed_dim=32, depth=2, num_heads=2, num_classes=0
+    )
+    torch.save(net.state_dict(), tmp_path / "vit.pth")
+    weights = f"model.teacher.backbone.pretrained={tmp_path / 'vit.pth'}"
+    options = [*data, weights, "train.log_period=1"]
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    run("tests/engine/configs/backbone.py", *options, f"train.output_dir={whole}")
+    options.append(f"train.output_dir={resumed}")
+    with interrupted(signal.SIGTERM, Trainer, "run_step", at_iteration(1)):
+        run("tests/engine/configs/backbone.py", *options)
+    run("tests/engine/configs/backbone.py", "--resume", *options)
+    assert_same(whole, resumed)
+    assert analyse(run=str(resumed), out=str(tmp_path / "analysis"), num_pictures=0)
+
+
+def test_a_run_that_is_resumed_with_what_it_has_for_its_length_is_whole(tmp_path, data, configs):
+    options = [*data, f"train.output_dir={tmp_path}"]
+    run(configs["student"], *options, "train.max_iter=2")
+    final = (tmp_path / "model_final.pth").stat().st_mtime_ns
+    with interrupted(signal.SIGTERM, Trainer, "run_step", at_iteration(2)):
+        run(configs["student"], "--resume", *options, "train.max_iter=6")
+    # The final checkpoint that is there is an older one.
+    run(configs["student"], "--resume", *options, "train.max_iter=3")
+    assert (tmp_path / "model_final.pth").stat().st_mtime_ns > final
+    saved = torch.load(tmp_path / "model_final.pth", weights_only=False)
+    assert saved["iteration"] == 2
+    (loaded,) = load_runs({"run": str(tmp_path)})
+    assert loaded.summary["iterations"] == 3

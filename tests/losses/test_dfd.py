@@ -6,6 +6,7 @@ import torch
 from dfd import UserError
 from dfd.distill.disparity import scale_features
 from dfd.losses import DFDLoss
+from dfd.losses.base import LevelFeatures
 from dfd.losses.dfd import smooth_cost
 
 LENIENT = ["tail", "direction", "tolerance", "context", "smooth"]
@@ -289,3 +290,20 @@ def test_shapes_that_would_broadcast_are_refused():
         criterion(torch.zeros(1, 4, 5, 6), torch.zeros(1, 1, 5, 6))
     with pytest.raises(ValueError, match="valid must be bool"):
         criterion(torch.zeros(2, 4, 5, 6), torch.zeros(2, 4, 5, 6), torch.ones(2, 1, 6).bool())
+
+
+@pytest.mark.parametrize("leniency", [[0, 1], [1, 0]])
+def test_a_generator_has_a_gradient_at_every_leniency(leniency):
+    """DistributedDataParallel waits for the gradient of every parameter."""
+    criterion = DFDLoss(lenient="context", leniency=leniency, channels=4)
+    for iteration in (0, 5, 10):
+        criterion.zero_grad()
+        level = LevelFeatures(*pair(), iteration=iteration, max_iter=10)
+        loss = criterion(level)
+        loss.backward()
+        assert all(p.grad is not None for p in criterion.parameters())
+        done = iteration / 10
+        if (1 - done) * leniency[0] + done * leniency[1] == 0:
+            strict = DFDLoss(lenient_on="none")(level)
+            torch.testing.assert_close(loss, strict, rtol=1e-6, atol=0)
+    assert not list(DFDLoss(lenient="context", leniency=0, channels=4).parameters())

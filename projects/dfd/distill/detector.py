@@ -71,7 +71,7 @@ class DistilledDetector(nn.Module):
                 student's pixel statistics.
         """
         super().__init__()
-        if not hasattr(student, "backbone"):
+        if getattr(student, "backbone", None) is None:
             raise UserError(
                 f"model.student is a {type(student).__name__} without a backbone: the student "
                 "must be a Detectron2 detector"

@@ -11,7 +11,7 @@ The equations are this project's own; see docs/method.md.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from ..errors import UserError
 from ..ranges import is_number
 
 MODES = ("cap", "target")
+_UNLABELLED = "unlabelled/"
 SCOPES = ("all", "level")
 
 
@@ -81,6 +82,7 @@ class GradientShare:
         features: Mapping[str, Tensor],
         warmup: float = 1.0,
         unlabelled: dict[str, Tensor] | None = None,
+        levels: Collection[str] | None = None,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The features of one module, once for the detector and once for the head.
 
@@ -89,19 +91,26 @@ class GradientShare:
             unlabelled: those of images that the labels' losses do not see, of this module and of
                 others. The distillation of both is held to the labels' gradient; what the head is
                 to have of them takes their place.
+            levels: those that are distilled; the labels' gradient at others has no part in it.
+                None: all.
         """
         both = dict(features)
         for name in features:
             if unlabelled is not None and name in unlabelled:
-                both[f"unlabelled/{name}"] = unlabelled[name]
+                both[f"{_UNLABELLED}{name}"] = unlabelled[name]
         for_detector, for_head = dict(both), dict(both)
-        names = [name for name, feature in both.items() if feature.requires_grad]
+        names = [
+            name
+            for name, feature in both.items()
+            if feature.requires_grad and (levels is None or _level(name) in levels)
+        ]
         if names:
             split = _Split.apply(self, names, warmup, *(both[name] for name in names))
             for_detector.update(zip(names, split[: len(names)], strict=True))
             for_head.update(zip(names, split[len(names) :], strict=True))
         if unlabelled is not None:
-            unlabelled.update({n: for_head[f"unlabelled/{n}"] for n in features if n in unlabelled})
+            mine = [name for name in features if name in unlabelled]
+            unlabelled.update({name: for_head[f"{_UNLABELLED}{name}"] for name in mine})
         return tuple({n: x[n] for n in features} for x in (for_detector, for_head))
 
     def take_measured(self) -> list[tuple[list[str], Tensor]]:
@@ -124,9 +133,11 @@ class GradientShare:
         together = products.sum(dim=0).expand_as(products)
         along, factor = self._factors(together, warmup)
         if self.over == "level":
+            same = products.new_tensor([[_level(a) == _level(b) for b in names] for a in names])
+            own = same @ products  # Images without labels are held to the labels' of their level.
             # The labels' losses may not know a level, which then has nothing to be held to.
-            known = products[:, 0] > 0
-            own_along, own_factor = self._factors(products, warmup)
+            known = own[:, 0] > 0
+            own_along, own_factor = self._factors(own, warmup)
             along, factor = own_along.where(known, along), own_factor.where(known, factor)
         self._measure(names, products, factor)
         mixed = []
@@ -163,6 +174,10 @@ class GradientShare:
             for name in names
         ]
         self._measured.append((keys, values.flatten()))
+
+
+def _level(name: str) -> str:
+    return name.removeprefix(_UNLABELLED)
 
 
 def _products(

@@ -108,11 +108,13 @@ class DFDHead(nn.Module):
             check_count("model.head.end_iter", end_iter, 0)
         if isinstance(levels, str):
             raise UserError(f"model.head.levels is {levels!r}; it must be a list: [{levels}]")
-        if isinstance(level_weights, str) and level_weights not in LEVEL_WEIGHTS:
+        if level_weights not in LEVEL_WEIGHTS and not isinstance(level_weights, Mapping):
             raise UserError(
                 f"DFDHead(level_weights={level_weights!r}): it must be one of "
                 f"{', '.join(LEVEL_WEIGHTS)}, or a weight per level"
             )
+        for name, value in level_weights.items() if isinstance(level_weights, Mapping) else ():
+            check_number(f"model.head.level_weights.{name}", value)
         if align not in ALIGN:
             raise UserError(f"model.head.align is {align!r}; it must be one of {', '.join(ALIGN)}")
         if pooled not in POOLED:
@@ -121,6 +123,8 @@ class DFDHead(nn.Module):
             )
         if pool is not None:
             check_count("model.head.pool", pool, 1)
+        elif pooled != "both":
+            raise UserError(f"model.head.pooled is {pooled!r}, but pool is null: give it a number")
         self.pool = pool
         self.pooled = pooled
         self.weight = weight
@@ -145,6 +149,11 @@ class DFDHead(nn.Module):
             raise UserError(
                 "model.head.drop_conflict is True, which needs a gradient_share: set "
                 "model.head.gradient_share=inf for no limit beside it"
+            )
+        elif gradient_share_mode == "target":
+            raise UserError(
+                "model.head.gradient_share_mode is 'target', but gradient_share is null: give it "
+                "a number"
             )
         # In a tuple, so that the pattern from which the copies are made is no submodule.
         self._criterion = (criterion,)
@@ -218,12 +227,19 @@ class DFDHead(nn.Module):
                 )
             of_trunk = [level for level in self.levels if level in student_trunk]
             of_pyramid = [level for level in self.levels if level not in student_trunk]
+            if of_pyramid and not teacher:
+                raise UserError(
+                    f"model.head.levels asks for {of_pyramid}, but the teacher has nothing beside "
+                    f"the student's pyramid: it has {', '.join(student_trunk)} of the trunk"
+                )
         pairs = []
         # A teacher may have nothing beside the pyramid (FrozenBackbone).
         if (of_pyramid or not of_trunk) and (teacher or not student_trunk):
             pairs += pair_levels(student, teacher, of_pyramid, ratio)
         if student_trunk and (of_trunk or of_trunk is None):
             pairs += pair_levels(student_trunk, teacher_trunk, of_trunk, ratio)
+        if not pairs:
+            raise UserError("model.head.levels is empty; leave it None for every shared level")
         return pairs
 
     def _check_levels(self) -> None:
@@ -267,7 +283,10 @@ class DFDHead(nn.Module):
         if self.gradient_share is None:
             return None
         return functools.partial(
-            self.gradient_share.split, warmup=self._warmup(iteration), unlabelled=unlabelled
+            self.gradient_share.split,
+            warmup=self._warmup(iteration),
+            unlabelled=unlabelled,
+            levels={pair.name for pair in self.pairs},
         )
 
     def idle_losses(self) -> dict[str, Tensor]:

@@ -112,6 +112,12 @@ class FrozenTeacher:
         if checkpoint:
             weights = read_weights(checkpoint, "model.teacher.checkpoint")
             load_strict(self.model, weights, "model.teacher.checkpoint")
+            names = weights.class_names and list(weights.class_names)
+            if self.class_names and names and self.class_names != names:
+                raise UserError(
+                    f"model.teacher.class_names is {self.class_names}, but {weights.path} holds "
+                    f"{names}: leave class_names out"
+                )
             self.class_names = self.class_names or weights.class_names
             # The tensors are in the model now; what remains is where they came from.
             self.weights = WeightFile(weights.path, weights.sha256, {}, weights.class_names)

@@ -39,7 +39,7 @@ def test(
     Args:
         keep: folder for what the evaluator writes, unless the config names one.
     """
-    if "evaluator" not in cfg.dataloader:
+    if cfg.dataloader.get("evaluator") is None:
         return {}
     evaluator = cfg.dataloader.evaluator
     if keep is not None and evaluator.get("output_dir", keep) is None:
@@ -95,7 +95,7 @@ def evaluate_teacher(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
             "--eval-teacher: the config has no model.teacher: take the config of a distilled "
             "student, or evaluate this detector with --eval-only"
         )
-    if "evaluator" not in cfg.dataloader:
+    if cfg.dataloader.get("evaluator") is None:
         raise UserError("the teacher cannot be evaluated: the config has no dataloader.evaluator")
     teacher = model.teacher
     classes = class_names(registered_name(cfg.dataloader.test.dataset))

@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 
 from ..distill.detector import DistilledDetector
 from ..errors import UserError
+from ..ranges import check_number
 
 # A number in the path to "blocks" counts stages (Swin, ConvNeXt), in which a block has no depth.
 _TRUNK = r"backbone\.(?:[a-z_]+\.)*"
@@ -81,6 +82,19 @@ def parameter_groups(
         UserError: an override matches no parameter or has another key; ``lr_decay`` is outside
             (0, 1], or the detector has no ViT trunk, or not ``num_layers`` blocks.
     """
+    numbers = {
+        "base_lr": base_lr,
+        "weight_decay": weight_decay,
+        "weight_decay_norm": weight_decay_norm,
+        "weight_decay_bias": weight_decay_bias,
+        "weight_decay_1d": weight_decay_1d,
+        "weight_decay_pos_embed": weight_decay_pos_embed,
+        "head_weight_decay": head_weight_decay,
+        "head_lr_multiplier": head_lr_multiplier,
+    }
+    for key, value in numbers.items():
+        if value is not None:
+            check_number(f"optimizer.params.{key}", value)
     detector, head = split_model(model)
     names = [name for name, _ in detector.named_parameters()]
     overrides = _check_overrides(overrides or {}, names)
@@ -206,6 +220,11 @@ def _check_overrides(
     overrides: Mapping[str, Mapping[str, float]], names: Sequence[str]
 ) -> dict[str, dict[str, float]]:
     checked = {}
+    if not isinstance(overrides, Mapping):
+        raise UserError(
+            f"optimizer.params.overrides is {overrides!r}; it must give settings by pattern, "
+            "{'*bias': {weight_decay: 0}}"
+        )
     for pattern, values in overrides.items():
         if not isinstance(values, Mapping) or not values or set(values) - _OVERRIDES:
             raise UserError(

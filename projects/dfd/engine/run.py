@@ -117,7 +117,7 @@ def measure_teacher(cfg: DictConfig) -> dict[str, Any]:
         with log_to_folder(cfg.train.output_dir):
             setup(cfg)
             resolve_config(cfg)
-            skip_pretrained(cfg.model)
+            skip_pretrained(cfg.model.get("student", cfg.model))
             return evaluate_teacher(cfg, build_model(cfg))
 
 
@@ -220,11 +220,11 @@ def prepare(cfg: DictConfig, *, resume: bool = False, writes: bool = True) -> Ru
 
 
 def _resumed(cfg: DictConfig) -> DictConfig:
-    """The config from which a model is built whose weights the run's last checkpoint holds."""
+    """The config from which a student is built whose weights the run's last checkpoint holds."""
     if not os.path.isfile(os.path.join(cfg.train.output_dir, "last_checkpoint")):
         return cfg
     cfg = copy.deepcopy(cfg)  # What the run keeps of its config stays.
-    skip_pretrained(cfg.model)
+    skip_pretrained(cfg.model.get("student", cfg.model))  # The teacher is in no checkpoint.
     return cfg
 
 

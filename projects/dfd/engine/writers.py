@@ -21,6 +21,16 @@ _SMOOTHING_WINDOW = 20
 _OF_THE_PROCESS = ("time",)
 
 
+class _Printer(CommonMetricPrinter):
+    """Detectron2's, which divides by zero where a run is stopped in one of its first iterations."""
+
+    def _get_eta(self, storage: EventStorage) -> str | None:
+        try:
+            return super()._get_eta(storage)
+        except ZeroDivisionError:  # It has written this iteration already.
+            return None
+
+
 def recent_scalars(storage: EventStorage) -> dict[str, Any]:
     """What the writers may still look back on: the last values of each scalar, with iterations."""
     hints = storage.smoothing_hints()
@@ -99,7 +109,7 @@ def build_writers(output_dir: str, max_iter: int, start: int = 0) -> list[EventW
         start: the iteration from which a resumed run goes on.
     """
     return [
-        CommonMetricPrinter(max_iter),
+        _Printer(max_iter),
         ContinuedJSONWriter(os.path.join(output_dir, METRICS)),
         ContinuedTensorboardWriter(output_dir, start),
     ]

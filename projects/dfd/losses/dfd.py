@@ -220,6 +220,11 @@ class DFDLoss(FeatureCriterion):
         self.thresholds = self._check_thresholds(thresholds)
         self.region_weights = self._check_region_weights(region_weights)
         self.lenient_regions = self._check_lenient_regions(lenient_on)
+        if certainty and not (self.lenient_regions and any(self.leniency)):
+            raise UserError(
+                f"DFDLoss(certainty=True, lenient_on={lenient_on!r}, leniency={leniency!r}): no "
+                "cell is lenient, so certainty would do nothing"
+            )
         self.region_names = (
             ["low", "high"] if num_regions == 2 else [f"r{k}" for k in range(num_regions)]
         )
@@ -287,7 +292,8 @@ class DFDLoss(FeatureCriterion):
         return frozenset(chosen)
 
     def set_channels(self, channels: int) -> None:
-        if self.lenient == "context" and self.lenient_regions and self.generator is None:
+        needed = self.lenient == "context" and self.lenient_regions and any(self.leniency)
+        if needed and self.generator is None:
             self.generator = FeatureGenerator(channels)
 
     def forward(self, level: LevelFeatures) -> Tensor:
@@ -326,7 +332,8 @@ class DFDLoss(FeatureCriterion):
         """What each cell costs under its region's constraint, (N,H,W)."""
         leniency: float | Tensor = self._leniency(level)
         strict = means.difference
-        if not self.lenient_regions or leniency == 0:
+        # A generator gets its gradient, if one of zeros, at any leniency: DDP waits for it.
+        if not self.lenient_regions or (leniency == 0 and self.generator is None):
             return strict
         lenient = sum(regions == k for k in self.lenient_regions).bool()
         cost = (

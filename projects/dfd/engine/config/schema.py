@@ -189,8 +189,19 @@ _DETECTRON2 = {
     "train.eval_period": _at_least(0),
     "train.log_period": _at_least(1),
     "train.checkpointer.period": _at_least(1),
+    "train.checkpointer.max_to_keep": _Rule(
+        int | None, "it must be an integer of at least 1, or null for all", lambda n: n >= 1
+    ),
     "dataloader.train.total_batch_size": _at_least(1),
 }
+# Sections of Detectron2's, and the parts of a config, none of which can be null or a plain value.
+_PARTS = (
+    *(f"train.{name}" for name in ("amp", "checkpointer", "ddp")),
+    *("model", "model.student", "model.teacher", "model.teacher.model", "model.head"),
+    *("model.backbone", "model.student.backbone", "model.teacher.model.backbone"),
+    *("optimizer", "optimizer.params", "lr_multiplier", "dataloader"),
+    *(f"dataloader.{split}{part}" for split in ("train", "test") for part in ("", ".mapper")),
+)
 # What takes text, and whether it may be null.
 TEXT_OF_A_RUN = {
     "train.output_dir": False,
@@ -218,6 +229,10 @@ def check_settings(cfg: DictConfig) -> None:
         unknown = sorted(set(node) - set(known)) if isinstance(node, DictConfig) else [str(node)]
         if unknown:
             raise UserError(f"train.{name} has no {unknown[0]!r}: it has {', '.join(known)}")
+    for key in _PARTS:
+        value = _value(cfg, key)
+        if value is None or isinstance(value, bool | int | float | str):
+            raise UserError(f"{key} is {value!r}; it must be a section or a call, L(...)(...)")
     for key, rule in {**_DETECTRON2, **_OURS}.items():
         value = _value(cfg, key)
         if value is _ABSENT or rule.permits(value):
@@ -254,8 +269,8 @@ def check_training(cfg: DictConfig) -> None:
     """What settings that are right by themselves must not be together, where a run is trained.
 
     Raises:
-        UserError: a metric can never be there, half of an early stop is set, or wandb is asked for
-            and not installed.
+        UserError: a metric can never be there, half of an early stop or of an EMA is set, the
+            warm-up is no share of the run, or wandb is asked for and not installed.
     """
     train = cfg.train
     _check_metric(cfg, "best_checkpoint")
@@ -264,8 +279,23 @@ def check_training(cfg: DictConfig) -> None:
     if (metric is None) != (patience is None):
         given, missing = ("metric", "patience") if patience is None else ("patience", "metric")
         raise UserError(f"train.early_stop has a {given} but no {missing}: set both or neither")
+    if metric is None and train.early_stop.min_delta:
+        raise UserError("train.early_stop has a min_delta but no metric and patience: set them")
+    if train.ema.warmup is not None and train.ema.decay is None:
+        raise UserError("train.ema has a warmup but no decay: set train.ema.decay")
     if train.wandb.project is not None:
         import_wandb()
+    _check_warmup(cfg)
+
+
+def _check_warmup(cfg: DictConfig) -> None:
+    """Detectron2's schedule takes a share of the run, and believes any number."""
+    length = OmegaConf.select(cfg, "lr_multiplier.warmup_length")
+    if isinstance(length, int | float) and not 0 <= length < 1:
+        raise UserError(
+            f"lr_multiplier.warmup_length is {length}; it is a share of the run, from 0 to below 1:"
+            " for a number of iterations, divide it by train.max_iter"
+        )
 
 
 def _check_metric(cfg: DictConfig, name: str) -> None:

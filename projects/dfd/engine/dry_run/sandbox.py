@@ -37,6 +37,9 @@ def leaving_nothing(cfg: DictConfig) -> Iterator[str]:
         evaluator = cfg.dataloader.get("evaluator")
         if evaluator is not None and evaluator.get("output_dir") is not None:
             evaluator.output_dir = os.path.join(scratch, "inference")
+        teacher = cfg.model.get("teacher")
+        if teacher is not None and teacher.get("store"):
+            teacher.store = os.path.join(scratch, "features")
         yield scratch
 
 

@@ -18,7 +18,7 @@ from detectron2.utils.file_io import PathManager
 from ...distill.detector import DistilledDetector
 from ...errors import UserError
 from ..machine import peak_memory_mib
-from ..state.checkpoint import StudentCheckpointer
+from ..state.checkpoint import FINAL, StudentCheckpointer
 from ..state.files import whole_file
 from ..stop import Stopped, StopRequest
 from .disparity_image import draw_disparity
@@ -55,8 +55,12 @@ class Checkpoints(HookBase):
         self._stop = stop or StopRequest()
 
     def before_train(self) -> None:
-        if self.trainer.start_iter < self.trainer.max_iter:
+        start, end = self.trainer.start_iter, self.trainer.max_iter
+        if start < end:
             self._stop.begin_steps()
+        elif os.path.basename(self._checkpointer.get_checkpoint_file()) != FINAL:
+            # The run was stopped here, and is resumed with this for its length.
+            self._checkpointer.save("model_final", iteration=start - 1)
 
     def after_step(self) -> None:
         iteration = self.trainer.iter

@@ -25,7 +25,7 @@ from .run_settings import changed_settings
 
 logger = logging.getLogger("dfd")
 
-_FINAL = "model_final.pth"
+FINAL = "model_final.pth"
 # The running mean of positives that RetinaNet and FCOS divide their losses by.
 _NORMALIZER = "loss_normalizer"
 _RESUMABLE = {"model", "trainer", "iteration", "random_states", "settings", "metrics_size"}
@@ -124,7 +124,7 @@ class StudentCheckpointer(DetectionCheckpointer):
         """
         # A run that was killed before it could name its first has no last checkpoint.
         paths = [self.get_checkpoint_file()] if self.has_checkpoint() else []
-        final = os.path.join(self.save_dir, _FINAL)
+        final = os.path.join(self.save_dir, FINAL)
         # The last resort: of a run that is made longer it is older than the numbered ones.
         paths += self._numbered() + ([final] if os.path.isfile(final) else [])
         problem = ""

@@ -96,7 +96,7 @@ def load_run(
             f"--run: {folder} is a run without a teacher, so there is no disparity to analyse: "
             "give one of a distilled student"
         )
-    skip_pretrained(cfg.model)
+    skip_pretrained(cfg.model.student)
     return resolve_config(cfg)
 
 
