@@ -33,6 +33,7 @@ retinanet = dict(
     pkd=L(PKDLoss)(weight=10.0),
     mgd=L(MGDLoss)(alpha_mgd=2e-5, lambda_mgd=0.65),
     fgd=L(FGDLoss)(temp=0.5, alpha_fgd=1e-3, beta_fgd=5e-4, gamma_fgd=5e-4, lambda_fgd=5e-6),
+    g2sd=faster_rcnn["g2sd"],  # Published for Mask R-CNN alone.
 )
 
 # FGD alone was published for FCOS; the others are RetinaNet's.

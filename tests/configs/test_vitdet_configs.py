@@ -129,7 +129,7 @@ def test_high_resolution_teacher_has_sizes_of_its_own():
     cfg = offline("vitdet/dfd_b1024_s_512.py")
     for split in ("train", "test"):
         mapper = instantiate(cfg.dataloader[split].mapper)
-        assert mapper.augmentations.scale == 0.5
+        assert mapper.augmentations.resize.scale == 0.5
         for augmentation in mapper.augmentations.augmentations.augs:
             for key in ("target_height", "target_width", "crop_size", "max_size"):
                 size = getattr(augmentation, key, 1024)

@@ -270,6 +270,8 @@ def test_a_student_under_a_teacher_of_larger_images_gets_its_own_size(tmp_path):
         "train.eval_period=0",
         "train.disparity_images.period=0",
         "model.teacher.allow_random=true",
+        # As configs of two sizes have it.
+        "model.teacher.scale={_target_: dfd.data.size_ratio, teacher: 128, student: 64}",
         f"train.output_dir={tmp_path / 'run'}",
     )
     (run,) = load_runs({"run": str(tmp_path / "run")})

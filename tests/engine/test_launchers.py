@@ -5,6 +5,7 @@ import torch
 from detectron2.engine import default_argument_parser
 from launchers import slurm
 
+from dfd.engine import argument_parser
 from dfd.engine.distributed import check_flags, find_place, read_device
 from dfd.errors import UserError
 
@@ -84,3 +85,11 @@ def test_every_process_has_a_device(launcher, there, device, named, configs, mon
     with pytest.raises(UserError) as error:
         read_device(args, place)
     assert named in str(error.value)
+
+
+def test_flags_may_stand_anywhere():
+    given = ["--config-file", "c.py", "a=1", "--resume", "+b=-2", "--num-gpus", "2", "~c"]
+    args = argument_parser().parse_args(given)
+    assert (args.config_file, args.resume, args.num_gpus) == ("c.py", True, 2)
+    assert args.opts == ["a=1", "+b=-2", "~c"]
+    assert argument_parser().parse_args(["--dry-run"]).opts == []

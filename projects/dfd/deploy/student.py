@@ -121,9 +121,8 @@ def _seen_by_student(mapper: DictConfig) -> list[dict[str, Any]]:
     described = OmegaConf.to_container(mapper.augmentations, resolve=True)
     if issubclass(locate_class(mapper), TwoSizeMapper):
         # The augmentations make the teacher's image.
-        described.append(
-            {"_target_": f"{ResizeBy.__module__}.ResizeBy", "scale": 1 / mapper.teacher_scale}
-        )
+        scale = 1 / instantiate(mapper.teacher_scale)
+        described.append({"_target_": f"{ResizeBy.__module__}.ResizeBy", "scale": scale})
     return described
 
 

@@ -12,8 +12,14 @@ _MODES = ("eval_only", "eval_teacher", "dry_run")
 
 
 def argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
-    """Detectron2's parser with the flags that it does not have."""
+    """Detectron2's parser with the flags that it does not have, which may stand anywhere.
+
+    Detectron2's takes all that follows the first override for overrides, flags too.
+    """
     parser = default_argument_parser(epilog=epilog)
+    (overrides,) = (action for action in parser._actions if action.dest == "opts")
+    overrides.nargs, overrides.default = "*", []
+    parser.parse_args = parser.parse_intermixed_args
     parser.add_argument(
         "--eval-teacher", action="store_true", help="evaluate the config's teacher, and stop"
     )
