@@ -20,7 +20,7 @@ def pair(seed=0, shape=(2, 4, 5, 6)):
 
 def by_hand(cost, student, teacher):
     """One image of two cells, scale none: the loss of a DFDLoss, region means halved."""
-    loss = DFDLoss(**{"scale": "none", "weight": 1.0} | cost)
+    loss = DFDLoss(**{"scale": "none", "weight": 1.0, "leniency": 1.0} | cost)
     return loss(torch.tensor(student).view(1, -1, 1, 2), torch.tensor(teacher).view(1, -1, 1, 2))
 
 
@@ -90,6 +90,16 @@ def test_leniency_is_annealed():
         torch.testing.assert_close(value, torch.tensor(expected))
         value = of_run(student, teacher, iteration=iteration, max_iter=4)
         torch.testing.assert_close(value, torch.tensor(expected))
+
+
+def test_by_default_a_training_begins_strict_and_ends_lenient():
+    student, teacher = pair()
+    criterion = DFDLoss()
+    for iteration, leniency in ((0, 0.0), (25, 0.25), (100, 1.0)):
+        level = LevelFeatures(student, teacher, iteration=iteration, max_iter=100)
+        torch.testing.assert_close(criterion(level), DFDLoss(leniency=leniency)(student, teacher))
+    strict, lenient = (DFDLoss(leniency=v)(student, teacher) for v in (0.0, 1.0))
+    assert not torch.isclose(strict, lenient)
 
 
 def test_leniency_over_a_training_of_unknown_length_is_that_of_its_end(caplog, monkeypatch):

@@ -130,7 +130,7 @@ class DFDLoss(FeatureCriterion):
         thresholds: Sequence[float] | None = None,
         lenient_on: str | Sequence[int] = "high",
         lenient: str = "direction",
-        leniency: float | Sequence[float] = 1.0,
+        leniency: float | Sequence[float] = (0.0, 1.0),
         anneal_iters: int | None = None,
         delta: float = 1.0,
         tolerance: float = 0.5,
@@ -155,7 +155,8 @@ class DFDLoss(FeatureCriterion):
                 "all", "none", or a list of region numbers, 0 the lowest.
             lenient: "tail", "direction", "tolerance", "context" or "smooth".
             leniency: the cost of lenient cells is (1 - leniency) strict + leniency lenient; in
-                [0, 1]. Two numbers: it goes linearly from the first to the second.
+                [0, 1]. Two numbers: it goes linearly from the first to the second. By default a
+                training begins strict everywhere and ends lenient.
             anneal_iters: over so many iterations; None: over the whole training. Where its length
                 is not known (``LevelFeatures.max_iter``) the leniency is the second.
             delta: where the tail begins, in units of the scaled features; > 0.
