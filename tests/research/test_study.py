@@ -72,7 +72,7 @@ def test_what_would_be_run(tool, tmp_path, monkeypatch, capsys):
     trained = [c for c in commands if "train" in c]
     assert len(trained) == 3 and len(commands) == 3 + 2 + len(PAIRS)
     assert said.count("\n40 runs: 8 cells") == 2
-    assert said.count("\n18 runs: 6 cells") == len(PAIRS)
+    assert said.count("\n15 runs: 5 cells") == len(PAIRS)
     for command in commands:
         if "study_families" in " ".join(command):
             assert "teachers.bccd.checkpoint" in command[-1]
