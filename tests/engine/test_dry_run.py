@@ -305,3 +305,9 @@ def test_terminated_dry_run_removes_its_folder(outside):
         os.kill(os.getpid(), signal.SIGTERM)
         signal.sigtimedwait([], 1)
     assert not everything_below(outside / "tmp")
+
+
+def test_features_are_kept_in_no_store():
+    cfg = OmegaConf.create({"model": {"teacher": {"store": "features"}}, "dataloader": {}})
+    with leaving_nothing(cfg) as scratch:
+        assert cfg.model.teacher.store.startswith(scratch)

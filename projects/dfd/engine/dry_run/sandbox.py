@@ -14,7 +14,7 @@ from typing import Any
 from unittest import mock
 
 from detectron2.utils.registry import locate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 _HERE = ("127.0.0.1", "::1", "localhost", "", None)
 
@@ -37,7 +37,7 @@ def leaving_nothing(cfg: DictConfig) -> Iterator[str]:
         evaluator = cfg.dataloader.get("evaluator")
         if evaluator is not None and evaluator.get("output_dir") is not None:
             evaluator.output_dir = os.path.join(scratch, "inference")
-        teacher = cfg.model.get("teacher")
+        teacher = OmegaConf.select(cfg, "model.teacher")
         if teacher is not None and teacher.get("store"):
             teacher.store = os.path.join(scratch, "features")
         yield scratch
