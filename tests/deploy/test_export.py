@@ -21,7 +21,7 @@ from vit_toys import detectron2_vit_config, timm_vit_config
 from dfd.deploy import benchmark, export, predict
 from dfd.deploy.agreement import compare
 from dfd.deploy.onnx_model import OnnxModel
-from dfd.deploy.program_model import ProgramModel
+from dfd.deploy.program_model import ProgramModel, program_size
 from dfd.deploy.student import Student, load_student
 from dfd.engine.run_folder import load_runs
 from dfd.errors import UserError
@@ -269,6 +269,8 @@ def test_three_commands_from_a_run_to_detections_in_onnxruntime(finished, call, 
     Image.new("RGB", (64, 100)).save("photos/tall.png")
     call(benchmark, *program, "--no-teacher", "--repeats", 1, "--images", "photos")
     assert ", 4 images, 1 turns" in capsys.readouterr().out
+    told = ProgramModel("new/student.pt2").metadata
+    assert program_size("new/student.pt2") == (told["height"], told["width"])
     with pytest.raises(UserError, match="of 9 x 9 pixels, and the program is of"):
         ProgramModel("new/student.pt2")([{"image": torch.zeros(3, 9, 9, dtype=torch.uint8)}])
     options = ["--no-teacher", "--repeats", 1, "--num-images", 2, "--out", "a/b.json"]

@@ -36,6 +36,7 @@ from ..engine.state.files import whole_file
 from ..errors import UserError
 from .command import add_images, ending_in_one_line, make_folder, run_parser
 from .inputs import photographs
+from .program_model import program_size
 from .student import Student, load_student
 
 _WARM_UP = 2
@@ -175,7 +176,7 @@ def _weights_mib(candidate: Candidate, args: argparse.Namespace) -> float:
 def _pixels(run: RunFolder, args: argparse.Namespace, student: Student) -> list[Tensor]:
     """What all are given: the student's images, in the size of a program that takes one alone."""
     if args.exported and args.exported.endswith(".pt2"):
-        student = student.with_pixels_of(load_student(run, exported=args.exported))
+        student = student.of_size(*program_size(args.exported))
     images = photographs(run, student.image_format, args.images, args.num_images)
     return [student.pixels(image) for image in images]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -32,6 +33,23 @@ def save_program(module: nn.Module, image: torch.Tensor, told: Mapping[str, Any]
     file = io.BytesIO()
     torch.export.save(program, file, extra_files={_TOLD: json.dumps(told)})
     return file.getvalue()
+
+
+def program_size(path: str) -> tuple[int, int]:
+    """Height and width of a ``.pt2`` file's images; its network, which takes memory, stays there.
+
+    Raises:
+        UserError: there is no such file, or it is not of ``dfd export``.
+    """
+    if not os.path.isfile(path):
+        raise UserError(f"{path}: no such file")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            (name,) = (n for n in archive.namelist() if n.endswith(f"/{_TOLD}"))
+            told = json.loads(archive.read(name))
+        return told["height"], told["width"]
+    except Exception as error:  # It may be anything.
+        raise UserError(f"{path}: it is no program of dfd export ({first_line(error)})") from error
 
 
 class ProgramModel:

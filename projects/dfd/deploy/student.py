@@ -53,10 +53,6 @@ class Student:
         """The same with another form of the network, which is given the same pixels."""
         return dataclasses.replace(self, model=model)
 
-    def with_pixels_of(self, other: Student) -> Student:
-        """The same, given the pixels that another one is given."""
-        return dataclasses.replace(self, augmentations=other.augmentations)
-
     def of_size(self, height: int, width: int) -> Student:
         """The same with images that are resized to just this, whatever their ratio."""
         resize = T.AugmentationList([T.Resize((height, width))])
