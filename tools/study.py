@@ -48,9 +48,9 @@ class Setting:
     seeds: str
     ablations: dict[str, Ablation]  # by the name of its folder
     overrides: tuple[str, ...]  # of teacher and ablations
+    teacher_of: str = ""  # the settings that share it; default: the setting's own name
 
 
-_FORMS = "study_share/leniency.txt"
 # In 400 iterations, as the others have, RepPoints learns its rarest class or does not, by chance.
 _FAMILIES: dict[str, tuple[str, ...]] = {
     "faster_rcnn": (),
@@ -58,6 +58,25 @@ _FAMILIES: dict[str, tuple[str, ...]] = {
     "reppoints": ("train.max_iter=800",),
     "yolox": (),
 }
+
+
+def _five_families(cells: str) -> Setting:
+    """Cells for a student of each family under the CNN teacher of BCCD, on its validation split."""
+    ablations = {
+        family: Ablation(
+            cells,
+            f"study_families/dfd_{family}.py",
+            "teachers.bccd.checkpoint",
+            ("model.teacher=${teachers.bccd}", "model.head.gradient_share=1", *length),
+        )
+        for family, length in _FAMILIES.items()
+    }
+    ablations["vit"] = Ablation(cells, "study_share/dfd_cnn_vit.py")
+    splits = ("dataloader.train.dataset.split=train", "dataloader.test.dataset.split=val")
+    overrides = (*splits, "train.amp.enabled=auto")
+    return Setting("bccd/teacher.py", "0:3", ablations, overrides, teacher_of="five_families")
+
+
 SETTINGS = {
     # Of the final tables they are the test split, and images that were not tuned on.
     "bccd": Setting(
@@ -72,25 +91,8 @@ SETTINGS = {
         {"methods": Ablation("study_shapes/methods.txt", "study_shapes/dfd.py")},
         ("dataloader.test.dataset.seed=0",),
     ),
-    "leniency": Setting(
-        "bccd/teacher.py",
-        "0:3",
-        {
-            family: Ablation(
-                _FORMS,
-                f"study_families/dfd_{family}.py",
-                "teachers.bccd.checkpoint",
-                ("model.teacher=${teachers.bccd}", "model.head.gradient_share=1", *length),
-            )
-            for family, length in _FAMILIES.items()
-        }
-        | {"vit": Ablation(_FORMS, "study_share/dfd_cnn_vit.py")},
-        (
-            "dataloader.train.dataset.split=train",
-            "dataloader.test.dataset.split=val",
-            "train.amp.enabled=auto",
-        ),
-    ),
+    "leniency": _five_families("study_share/leniency.txt"),
+    "criteria": _five_families("study_share/criteria.txt"),
 }
 
 
@@ -128,7 +130,7 @@ def run_setting(setting: str, args: argparse.Namespace) -> list[dict[str, str]]:
     what, out = SETTINGS[setting], Path(args.out) / setting
     data = [*data_overrides(setting, args), *what.overrides]
     configs = Path(os.path.relpath(ROOT / "configs"))
-    teacher = out / "teacher"
+    teacher = Path(args.out) / (what.teacher_of or setting) / "teacher"
     if not (teacher / "summary.json").is_file():
         command = [*DFD, "train", "--config-file", str(configs / what.teacher)]
         command += ["--resume"] if (teacher / "last_checkpoint").is_file() else []
@@ -163,7 +165,7 @@ def rows_of(results: Path, setting: str) -> list[dict[str, str]]:
 
 def run(args: argparse.Namespace) -> None:
     settings = args.setting or list(SETTINGS)
-    if {"bccd", "leniency"} & set(settings) and not os.path.isdir(args.bccd):
+    if set(settings) - {"shapes"} and not os.path.isdir(args.bccd):
         raise UserError(
             f"--bccd {args.bccd or 'is missing'}: no such folder: name that of BCCD in Pascal VOC "
             "form, or take --setting shapes"
@@ -186,7 +188,7 @@ def main() -> None:
     add("--shapes", **path, default="datasets/shapes", help="of the generated data")
     add("--out", **path, default="output/study", help="folder of the runs")
     add("--setting", action="append", choices=SETTINGS, help="one of them; repeatable")
-    add("--seeds", help="as dfd ablate's (default: 1:6; of leniency 0:3)")
+    add("--seeds", help="as dfd ablate's (default: 1:6; of leniency, criteria: 0:3)")
     add("--parallel", type=int, default=2, metavar="K", help="runs at a time (default: 2)")
     args = parser.parse_args()
     stop_on_signals()

@@ -50,6 +50,11 @@ def test_what_would_be_run(tool, tmp_path, monkeypatch, capsys):
 
     def call(command):
         commands.append(command)
+        if "train" in command:
+            key = "train.output_dir="
+            teacher = Path(next(c for c in command if c.startswith(key)).removeprefix(key))
+            teacher.mkdir(parents=True)
+            (teacher / "summary.json").touch()
         out = Path(command[command.index("--out") + 1]) if "--out" in command else None
         if out:
             name = "ablate"
@@ -70,15 +75,16 @@ def test_what_would_be_run(tool, tmp_path, monkeypatch, capsys):
     tool("study", "--bccd", tmp_path, "--out", tmp_path / "out")
     said = capsys.readouterr().out
     trained = [c for c in commands if "train" in c]
-    assert len(trained) == 3 and len(commands) == 3 + 2 + len(PAIRS)
+    assert len(trained) == 3 and len(commands) == 3 + 2 + 2 * len(PAIRS)
     assert said.count("\n40 runs: 8 cells") == 2
-    assert said.count("\n15 runs: 5 cells") == len(PAIRS)
+    assert said.count("\n15 runs: 5 cells") == said.count("\n21 runs: 7 cells") == len(PAIRS)
     for command in commands:
         if "study_families" in " ".join(command):
             assert "teachers.bccd.checkpoint" in command[-1]
-            assert command[-1].endswith("leniency/teacher/model_final.pth")
+            assert command[-1].endswith("five_families/teacher/model_final.pth")
     rows = (tmp_path / "out" / "study.csv").read_text().splitlines()
-    settings = ["bccd", "shapes", *(f"leniency_{pair}" for pair in PAIRS)]
+    families = [f"{cells}_{pair}" for cells in ("leniency", "criteria") for pair in PAIRS]
+    settings = ["bccd", "shapes", *families]
     assert rows[1:] == [f"{setting},plain,0,30.12,50.00,20.00" for setting in settings]
 
 
