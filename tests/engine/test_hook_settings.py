@@ -97,6 +97,23 @@ def test_wandb_gets_the_metrics_once_and_goes_on_after_a_resume(
         ),
         (["train.early_stop.patience=3"], "a patience but no metric"),
         (
+            ["train.val_loss.period=1", "train.best_checkpoint.metric=val_loss"],
+            "the worst would count as the best: set train.best_checkpoint.mode=min",
+        ),
+        (
+            [
+                "train.val_loss.period=1",
+                "train.early_stop.metric=val/loss_cls",
+                "train.early_stop.patience=3",
+            ],
+            "the worst would count as the best: set train.early_stop.mode=min",
+        ),
+        (["+train.clip_gradient_norm=1"], "train has no 'clip_gradient_norm', and nothing would"),
+        (["+train.accumulation_step=2"], "write 'accumulation_steps', or give a setting of your"),
+        (["+train.checkpointer.max_keep=2"], "train.checkpointer has no 'max_keep'"),
+        (["+train.amp.dtpe=fp16"], "train.amp has no 'dtpe': it has enabled, dtype"),
+        (["train.seed=5000000000"], "train.seed is 5000000000; it must be an integer of at most"),
+        (
             [
                 "train.eval_period=1",
                 "train.early_stop.metric=bbox/AP",

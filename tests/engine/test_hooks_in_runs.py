@@ -2,6 +2,8 @@
 
 import copy
 import json
+import shutil
+import subprocess
 import sys
 
 import pytest
@@ -162,6 +164,60 @@ def test_early_stop_ends_a_run_and_more_patience_continues_it(data, configs, tmp
 
     run(configs["student"], "--resume", *shared, "train.early_stop.patience=9")
     assert json.loads((tmp_path / "summary.json").read_text())["iterations"] == 5
+
+
+def test_longer_run_knows_its_earlier_end(data, configs, tmp_path, monkeypatch):
+    """What was evaluated after the last step of then stays known, logged and counted."""
+    scores = [0.9, 0.1]
+    monkeypatch.setattr(
+        "dfd.engine.hooks.build.test", lambda *_: {"bbox": {"AP": scores.pop(0)}}
+    )
+    shared = [
+        *data,
+        f"train.output_dir={tmp_path}",
+        "train.eval_period=2",
+        "train.best_checkpoint.metric=bbox/AP",
+        "train.early_stop.metric=bbox/AP",
+        "train.early_stop.patience=5",
+    ]
+    run(configs["student"], *shared, "train.max_iter=2")
+    run(configs["student"], "--resume", *shared, "train.max_iter=4")
+    best = torch.load(tmp_path / "model_best.pth", weights_only=True)
+    assert (best["metric"]["value"], best["iteration"]) == (0.9, 1)
+    assert [line["bbox/AP"] for line in read_metrics(tmp_path) if "bbox/AP" in line] == [0.9, 0.1]
+    state = torch.load(tmp_path / "model_final.pth", weights_only=True)["early_stop"]
+    assert (state["value"], state["waited"]) == (0.9, 1)
+
+
+def test_ended_run_gives_no_results_of_other_test_data(whole, data, configs, tmp_path, capsys):
+    shutil.copytree(whole, tmp_path / "run")
+    shared = [*data, *HOOKS, f"train.output_dir={tmp_path / 'run'}", "--resume"]
+    other = "dataloader.test.mapper.augmentations.0.max_size=50"
+    for more in ([], ["--dry-run"]):
+        run(configs["student"], *shared, *more)
+        with pytest.raises(SystemExit):
+            run(configs["student"], *shared, *more, other)
+        said = capsys.readouterr().err
+        assert "has ended, and dataloader.test.mapper.augmentations.0.max_size is 50, was" in said
+        assert "evaluate its model_final.pth with --eval-only" in said
+
+
+@pytest.mark.parametrize("more", [[], ["--resume"]])
+def test_folder_of_a_training_that_runs_is_refused(data, configs, tmp_path, more, capsys):
+    """One run's weights would stand beside the other's config."""
+    hold = "import sys; from dfd.engine.state.files import sole_writer\n"
+    hold += "with sole_writer(sys.argv[1]): print(flush=True); sys.stdin.read()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", hold, str(tmp_path)], **pipes) as other:
+        other.stdout.readline()
+        before = sorted(tmp_path.rglob("*"))
+        with pytest.raises(SystemExit):
+            run(configs["student"], *data, *more, f"train.output_dir={tmp_path}")
+        assert f"train.output_dir {tmp_path} is in use by another" in capsys.readouterr().err
+        assert sorted(tmp_path.rglob("*")) == before
+        other.communicate()
+    shared = ["train.max_iter=1", "train.eval_period=0", f"train.output_dir={tmp_path}"]
+    run(configs["student"], *data, *more, *shared)  # It is free again.
 
 
 def test_hooks_may_begin_in_a_continued_run(whole, data, configs, tmp_path):

@@ -226,7 +226,11 @@ def test_runs_made_under_other_conditions_are_noted(tmp_path):
     for i, outcome in enumerate(runs[:3]):
         code = {"sha256": "ab" if i else "cd", "commit": None if i else "123+changes"}
         outcome.summary.update(code=code)
-    threads, code, replaced = different_conditions(runs)
+    runs[0].summary.update(train_images=29)
+    runs[1].summary.update(train_images=205)
+    runs[4].summary.update(train_images=7)  # Of another cell, which may have other data.
+    threads, images, code, replaced = different_conditions(runs)
+    assert images == "the runs of a differ in their number of training images: 29, 205"
     assert code == ("the runs differ in this project's code: 123+changes, no commit, sha256 ab")
     assert threads == "the runs differ in threads: 2, 1"
     assert "t.pth was replaced" in replaced
@@ -245,19 +249,20 @@ def test_details_are_ratios_of_the_same_seeds_and_shares_of_the_lead(tmp_path):
     assert found["b|c"].seconds == pytest.approx(2.0) and found["b|c"].memory == 1.25
     assert found["b|c"].sizes == {"APs": 7.0, "APm": None, "APl": None}
     assert found["d"].recovered is None  # No run has measured a teacher.
-    # One that has, speaks for all with that teacher: a has 25, d 30.5, the teacher 35.
+    # One that has, speaks for all with that teacher: d has 30.5, a 30 with that seed, the teacher
+    # 35; of a's other seeds nothing is known of d.
     runs[8].summary.update(teacher={"path": "t", "sha256": "1", "AP": 35.0})
     runs[4].summary.update(teacher={"path": "t", "sha256": "1"})
     runs[7].summary.update(teacher={"path": "t", "sha256": "2"})
     found = details(runs, CELLS, baseline=a, metric="AP")
-    assert found["d"].recovered == pytest.approx(5.5 / 10) and found["b|c"].recovered == 0.0
+    assert found["d"].recovered == pytest.approx(0.5 / 5) and found["b|c"].recovered == 0.0
     assert found["a"].recovered is None
-    runs[8].summary["teacher"]["AP"] = 24.0  # It has no lead that could be made up.
+    runs[8].summary["teacher"]["AP"] = 29.0  # It has no lead that could be made up.
     assert details(runs, CELLS, baseline=a, metric="AP")["d"].recovered is None
     rows = detail_table(found)
     assert rows[0] == ["cell", "APs", "APm", "APl", "teacher's lead recovered", "time", "memory"]
     assert rows[2] == ["b|c", "7.00", "–", "–", "0%", "2.00", "1.25"]
-    assert rows[3] == ["d", "–", "–", "–", "55%", "1.00", "1.00"]
+    assert rows[3] == ["d", "–", "–", "–", "10%", "1.00", "1.00"]
 
 
 def test_manifest_has_what_each_number_was_made_of(tmp_path):

@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -115,6 +116,56 @@ def test_runs_that_are_done_are_skipped_and_more_seeds_may_follow(ablation):
     more.execute()
     assert statuses(more) == ["done"] * 9
     assert modified(first) == before
+
+
+def test_runs_that_a_command_leaves_out_are_named(ablation, capsys):
+    first = ablation()
+    first.execute()
+    capsys.readouterr()
+    fewer = ablation(values=(2,), seeds=(1, 2))
+    fewer.execute()
+    left = "Left out: 3 finished runs in"
+    one, two = (cell.slug for cell in first.cells)
+    named = f"({one}/seed_0, {one}/seed_1, {two}/seed_0)"
+    for text in (capsys.readouterr().out, (fewer.out / "results.md").read_text()):
+        assert left in text and named in text
+    ablation(seeds=(0, 1, 2)).execute()
+    assert left not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("made", "refused"), [(30, True), (1, False), (0, True)])
+def test_a_run_that_was_made_longer_by_hand_is_refused(ablation, made, refused):
+    given = ablation()
+    given.execute()
+    summary = given.runs[0].folder / "summary.json"
+    summary.write_text(json.dumps(json.loads(summary.read_text()) | {"iterations": made}))
+    if not refused:
+        given.execute()
+        return
+    with pytest.raises(UserError) as error:
+        given.execute()
+    said = f"max_iter=1, seed 0 has made {made} iterations, not train.max_iter=1: its folder"
+    assert str(error.value).startswith(said)
+
+
+def test_a_run_that_may_stop_early_may_be_shorter(ablation):
+    stops = ["train.early_stop.metric=bbox/AP", "train.early_stop.patience=1"]
+    given = ablation(values=(4, 5), overrides=[*stops, "train.eval_period=1"])
+    given.execute()
+    summary = given.runs[0].folder / "summary.json"
+    summary.write_text(json.dumps(json.loads(summary.read_text()) | {"iterations": 2}))
+    given.execute()
+
+
+def test_a_folder_that_is_named_like_the_package_hides_nothing(tmp_path, monkeypatch):
+    """As a clone's or a run's folder may be, below which an ablation is started."""
+    (tmp_path / "dfd").mkdir()
+    monkeypatch.setattr("sys.path", [p for p in sys.path if not p.endswith("projects")])
+    (env,) = environments(1)
+    code = "import dfd; print(dfd.DFDHead.__name__)"
+    arguments = {"cwd": tmp_path, "env": env, "capture_output": True, "text": True}
+    done = subprocess.run([sys.executable, "-c", code], **arguments)
+    assert done.stdout.strip() == "DFDHead", done.stderr
 
 
 def test_failed_runs_stop_no_other_and_are_continued(ablation, capsys):

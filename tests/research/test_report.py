@@ -13,6 +13,7 @@ import pytest
 import torch
 from coco_files import write_coco
 from detectron2.config import LazyConfig
+from matplotlib.axes import Axes
 from omegaconf import OmegaConf
 from toys import build
 
@@ -204,6 +205,45 @@ def test_start_and_distillation_are_told_apart(folders):
     assert not any('is "start"' in text for text in gains(runs))
     start.cfg.model.inherit = []
     assert not any(text.startswith('"start"') for text in gains(runs))
+
+
+def test_a_loss_on_the_heads_alone_is_distillation(folders):
+    plain, distilled = load_runs(folders)
+    heads = copy.deepcopy(distilled)
+    object.__setattr__(heads, "name", "heads")
+    heads.cfg.model.head.weight = 0
+    OmegaConf.update(heads.cfg, "model.predictions", {"weight": 1.0}, force_add=True)
+    assert [text.partition(", all else")[0] for text in gains([plain, heads, distilled])] == [
+        '"heads" is "student" with a teacher beside it in training',
+        '"dfd" is "student" with a teacher beside it in training',
+    ]
+    heads.cfg.model.predictions.weight = 0
+    assert '"dfd" is "heads" with a teacher beside it' in "".join(gains([heads, distilled]))
+
+
+def test_other_code_and_other_processes_are_not_all_else_equal(folders):
+    plain, distilled = load_runs(folders)
+    plain.summary.update(code={"sha256": "a" * 64, "commit": "123"}, processes=1)
+    distilled.summary.update(code={"sha256": "a" * 64, "commit": "124"}, processes=1)
+    assert ", all else equal: AP" in gains([plain, distilled])[0]
+    distilled.summary.update(code={"sha256": "b" * 64, "commit": None}, processes=2)
+    said = "all settings equal, but not the code and the number of processes: AP"
+    assert said in gains([plain, distilled])[0]
+    page = render_page(runs=[plain, distilled], title="", num_images=0)
+    assert "processes 1" in page and "code 123" in page and "code bbbbbbbbbbbb" in page
+
+
+def test_curves_of_any_name_are_drawn(folders):
+    """A name that begins with _ is left out by matplotlib, and $ begins a formula."""
+    names = ["_old", r"a$\foo$", *map(str, range(10))]
+    runs = load_runs(dict.fromkeys(names, folders["student"]))
+    drawn = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Axes, "legend", lambda axes, **_: drawn.append(axes))
+        assert loss_curves(runs).startswith(b"\x89PNG")
+    handles, labels = drawn[0].get_legend_handles_labels()
+    assert len(labels) == len(names)
+    assert len({(h.get_color(), h.get_linestyle()) for h in handles}) == len(names)
 
 
 def test_the_page_is_complete_and_needs_nothing_else(folders):

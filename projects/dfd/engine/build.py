@@ -65,6 +65,7 @@ def student_of(model: nn.Module) -> nn.Module:
 
 def build_model(cfg: DictConfig) -> nn.Module:
     """The model of a config, on its device and checked against the data."""
+    _draw_student_first(cfg.model)
     model = make(cfg.model, "model").to(cfg.train.device)
     guard_square_padding(student_of(model), "student")
     if cfg.train.amp.enabled:
@@ -81,6 +82,18 @@ def build_model(cfg: DictConfig) -> nn.Module:
     check_labels(student_of(model), cfg.dataloader)
     check_evaluated_labels(student_of(model), cfg.dataloader)
     return model
+
+
+def _draw_student_first(node: DictConfig) -> None:
+    """Put a model's student before its other parts, in place.
+
+    They are made in this order, and each takes what random numbers it needs: a teacher written
+    above its student would give that another start than a plain one of the same seed.
+    """
+    parts = node._content  # By the public interface a part would be copied, and lose its place.
+    if "student" in parts:
+        for key in [key for key in parts if key != "student"]:
+            parts[key] = parts.pop(key)
 
 
 def build_optimizer(cfg: DictConfig, model: nn.Module) -> torch.optim.Optimizer:
@@ -189,7 +202,9 @@ def build_checkpointer(cfg: DictConfig, model: nn.Module, trainer: Trainer) -> S
         cfg.train.output_dir,
         class_names=class_names(registered_name(cfg.dataloader.train.dataset)),
         teacher_sha256=teacher.sha256 if teacher else None,
-        settings=run_settings(cfg, loader, count_images(loader)),
+        settings=run_settings(
+            cfg, loader, count_images(loader), count_images(getattr(loader, "unlabelled", None))
+        ),
         trainer=trainer,
         **({"head": model.head} if distilled else {}),
         **hook_states(cfg, student_of(model)),

@@ -41,9 +41,11 @@ from .config.saved import read_names, save_config
 from .config.schema import add_defaults, check_settings, check_training
 from .dry_run.run import dry_run
 from .dry_run.sandbox import leaving_nothing
+from .ended import has_ended, has_stopped
 from .evaluation import evaluate_checkpoint, evaluate_teacher, teacher_results
 from .hooks.build import SUMMARY, build_hooks
 from .state.checkpoint import StudentCheckpointer
+from .state.files import sole_writer
 from .state.random_state import restore_random_state
 from .stop import StopRequest
 from .writers import cut_metrics
@@ -84,7 +86,10 @@ def train(
             check_output_dir(cfg.train.output_dir)
         if cfg.train.seed < 0:
             cfg.train.seed = draw_seed(cfg.train.output_dir, resume)
-        with log_to_folder(cfg.train.output_dir):
+        with contextlib.ExitStack() as own:
+            if comm.is_main_process():
+                own.enter_context(sole_run(cfg.train.output_dir))
+            own.enter_context(log_to_folder(cfg.train.output_dir))
             setup(cfg)
             return run_training(resolve_config(cfg), resume=resume, stop=stop)
 
@@ -150,22 +155,42 @@ def checked(cfg: DictConfig, *, trains: bool) -> DictConfig:
 
 
 @contextlib.contextmanager
+def sole_run(output_dir: str) -> Iterator[None]:
+    """Keep the folder of a run for this process, and make it where there is none.
+
+    Raises:
+        UserError: another training has it, or it cannot be written to.
+    """
+    with contextlib.ExitStack() as kept:
+        with writable(output_dir):
+            PathManager.mkdirs(output_dir)
+            kept.enter_context(sole_writer(output_dir))
+        yield
+
+
+@contextlib.contextmanager
+def writable(output_dir: str) -> Iterator[None]:
+    """Within the context, what the system refuses is told of the run's folder."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"train.output_dir {output_dir} cannot be written to ({error.strerror}): choose another"
+        ) from error
+
+
+@contextlib.contextmanager
 def log_to_folder(output_dir: str) -> Iterator[None]:
     """Logging, as Detectron2's ``default_setup``, for the time of one run."""
     names = ("fvcore", "detectron2", "dfd")
     before = {name: list(logging.getLogger(name).handlers) for name in names}
     setup_logger.cache_clear()  # It gives nothing to a logger that it has been called for.
     try:
-        try:
+        with writable(output_dir):
             if comm.is_main_process():
                 PathManager.mkdirs(output_dir)
             for name in names:
                 setup_logger(output_dir, distributed_rank=comm.get_rank(), name=name)
-        except OSError as error:
-            raise UserError(
-                f"train.output_dir {output_dir} cannot be written to ({error.strerror}): choose "
-                "another"
-            ) from error
         logger.info("Environment:\n%s", collect_env_info())
         logger.info("Command line: %s", shlex.join(sys.argv))
         yield
@@ -237,17 +262,9 @@ def run_training(cfg: DictConfig, *, resume: bool, stop: StopRequest) -> dict[st
     run = prepare(cfg, resume=resume)
     trainer, checkpointer, start = run.trainer, run.checkpointer, run.start
     check_same_start(run.model, start)
-    # A run that was stopped early is at its end, unless it is now asked for more patience.
-    ended = has_stopped(cfg, checkpointer)
-    summary = os.path.join(cfg.train.output_dir, SUMMARY)
-    if start > cfg.train.max_iter:
-        raise UserError(
-            f"--resume: the run in {cfg.train.output_dir} has made {start} iterations, more than "
-            f"train.max_iter={cfg.train.max_iter}: set it to at least that"
-        )
-    if (ended or start >= cfg.train.max_iter) and os.path.exists(summary):
+    if has_ended(cfg, run, cfg.train.output_dir):
         logger.info("Nothing to do: %s has ended after %d iterations", cfg.train.output_dir, start)
-        with open(summary, encoding="utf-8") as f:
+        with open(os.path.join(cfg.train.output_dir, SUMMARY), encoding="utf-8") as f:
             return json.load(f)["results"] if comm.is_main_process() else {}
     checkpointer.teacher_results = teacher_results(cfg, run.model, checkpointer.teacher_results)
     if comm.is_main_process():
@@ -262,7 +279,7 @@ def run_training(cfg: DictConfig, *, resume: bool, stop: StopRequest) -> dict[st
     if run.state is not None:
         batches = start * trainer.accumulation_steps
         continue_streams(run.loader, batches, run.state["random_states"])
-    trainer.train(start, start if ended else cfg.train.max_iter)
+    trainer.train(start, start if has_stopped(cfg, run) else cfg.train.max_iter)
     return results
 
 
@@ -270,16 +287,21 @@ def begin_files(cfg: DictConfig, run: Run, *, resume: bool) -> None:
     """Write the config; take back what a resumed run has written after its last checkpoint."""
     write_config(cfg)
     if resume:
-        cut_metrics(cfg.train.output_dir, 0 if run.state is None else run.state["metrics_size"])
+        cut_metrics(cfg.train.output_dir, _metrics_kept(cfg, run))
         with contextlib.suppress(FileNotFoundError):
             # A run that is made longer has not ended any more.
             os.remove(os.path.join(cfg.train.output_dir, SUMMARY))
 
 
-def has_stopped(cfg: DictConfig, checkpointer: StudentCheckpointer) -> bool:
-    """Whether the state of a resumed run is one at which ``train.early_stop`` ends it."""
-    early_stop = checkpointer.checkpointables.get("early_stop")
-    return early_stop is not None and early_stop.waited >= cfg.train.early_stop.patience
+def _metrics_kept(cfg: DictConfig, run: Run) -> int:
+    """The bytes of metrics that a resumed run does not write again."""
+    if run.state is None:
+        return 0
+    size = run.state["metrics_size"]
+    if run.start < cfg.train.max_iter and not has_stopped(cfg, run):
+        return size
+    # It is evaluated again after its last step.
+    return run.state.get("metrics_size_unevaluated", size)
 
 
 def write_config(cfg: DictConfig) -> None:

@@ -100,7 +100,7 @@ def gains(runs: Sequence[RunFolder]) -> list[str]:
             continue
         without, with_it = (run.scores.get("AP", math.nan) for run in (before, after))
         sentences.append(
-            f'"{after.name}" is "{before.name}" with {added}, all else equal: '
+            f'"{after.name}" is "{before.name}" with {added}, {_else(before, after)}: '
             f"AP {_number(without)} without, {_number(with_it)} with "
             f"({_number(with_it - without, '+.1f')})."
         )
@@ -123,7 +123,11 @@ def _added(before: RunFolder, after: RunFolder) -> str | None:
 
 
 def _distils(run: RunFolder) -> bool:
-    return OmegaConf.select(run.cfg, "model.head.weight", default=1) != 0
+    """Whether a run learns from its teacher, by features or by predictions."""
+    of_features = OmegaConf.select(run.cfg, "model.head.weight", default=1) != 0
+    if OmegaConf.select(run.cfg, "model.predictions", default=None) is None:
+        return of_features
+    return of_features or OmegaConf.select(run.cfg, "model.predictions.weight", default=1) != 0
 
 
 def _inherited(run: RunFolder) -> list[str]:
@@ -141,6 +145,23 @@ def differences(before: RunFolder, after: RunFolder) -> list[str]:
     belongs to the distillation alone.
     """
     return differing(_recipe(before), _recipe(after))
+
+
+def _else(before: RunFolder, after: RunFolder) -> str:
+    """In words, that all else is equal; the code is no setting, nor how many processes ran it."""
+    facts = [
+        {
+            "the code": (run.summary.get("code") or {}).get("sha256"),
+            "the number of processes": run.summary.get("processes"),
+        }
+        for run in (before, after)
+    ]
+    other = [
+        name
+        for name, value in facts[0].items()
+        if None not in (value, facts[1][name]) and value != facts[1][name]
+    ]
+    return f"all settings equal, but not {' and '.join(other)}" if other else "all else equal"
 
 
 def _recipe(run: RunFolder) -> FlatSettings:

@@ -14,6 +14,7 @@ from ..engine.run_folder import RunFolder
 
 _Series = tuple[list[float], list[float]]
 _LEVEL = "loss_dfd_"
+_STYLES = ("-", "--", ":", "-.")
 # A zero that stands in for the levels when there is nothing to distil; not a level.
 _IDLE = "loss_dfd_idle"
 
@@ -67,7 +68,11 @@ def _series(run: RunFolder, keys: Sequence[str]) -> _Series:
 
 def _plot(axes: Axes, title: str, series: dict[str, _Series], colours: Colormap) -> None:
     for i, (label, (iterations, values)) in enumerate(series.items()):
-        axes.plot(iterations, values, label=label, linewidth=1.6, color=colours(i))
+        # A name that begins with _ would not be shown, and $ would begin a formula.
+        shown = " " * label.startswith("_") + label.replace("$", r"\$")
+        # Where the colours are used up they begin again, dashed.
+        style = {"color": colours(i % colours.N), "linestyle": _STYLES[i // colours.N % 4]}
+        axes.plot(iterations, values, label=shown, linewidth=1.6, **style)
     axes.set_title(title, fontsize=10, loc="left")
     axes.set_xlabel("iteration")
     axes.grid(color="#e5e5e5")

@@ -126,11 +126,14 @@ def _disparity(run: RunFolder) -> Section:
 
 
 def _facts(runs: Sequence[RunFolder]) -> Section:
-    keys = ("seed", "iterations", "device", "processor", "threads", "torch", "detectron2")
+    keys = "seed iterations device processor threads processes torch detectron2".split()
     items = {}
     for run in runs:
         summary = run.summary
         facts = [f"{key} {summary[key]}" for key in keys if summary.get(key) not in (None, "")]
+        code = summary.get("code")
+        if code:
+            facts.append(f"code {code['commit'] or code['sha256'][:12]}")
         teacher = summary.get("teacher")
         if teacher:
             ap = f", AP {teacher['AP']:.2f}" if "AP" in teacher else ""

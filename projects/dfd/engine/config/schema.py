@@ -6,6 +6,7 @@ user's may. Values stay as they are written: nothing is converted, a wrong one i
 
 from __future__ import annotations
 
+import difflib
 import math
 import types
 import typing
@@ -126,12 +127,18 @@ class Wandb:
     mode: str | None = _text_or_null()
 
 
+# numpy's generators take 32 bits, and each process adds its rank.
+_LAST_SEED = 2**32 - 2**16
+
+
 @dataclass
 class Train:
     """The settings of ``train`` that Detectron2 does not have."""
 
     # For weights, sampling and data. As in Detectron2, a negative one means another each time.
-    seed: int = _setting(-1, "it must be an integer")
+    seed: int = _setting(
+        -1, f"it must be an integer of at most {_LAST_SEED}", lambda seed: seed <= _LAST_SEED
+    )
     # Passes over the training data; they win over max_iter.
     epochs: float | None = _setting(None, "it must be above 0 or null", lambda n: n > 0)
     # The parts in which a step's batch is worked through.
@@ -180,6 +187,10 @@ _SECTIONS = {
     name: list(default) for name, default in TRAIN_DEFAULTS.items() if isinstance(default, dict)
 }
 _OURS = dict(_rules(Train, "train"))
+# Sections of Detectron2's that this project reads whole.
+_SECTIONS |= {"amp": ["enabled", "dtype"], "checkpointer": ["period", "max_to_keep"]}
+# What else of Detectron2's there is in ``train`` beside the keys below.
+_PLAIN = ("init_checkpoint", "device", "ddp", "cudnn_benchmark")
 _DETECTRON2 = {
     "train.output_dir": _Rule(str, "it must be a folder", bool),
     "train.max_iter": _at_least(1),
@@ -229,6 +240,7 @@ def check_settings(cfg: DictConfig) -> None:
         unknown = sorted(set(node) - set(known)) if isinstance(node, DictConfig) else [str(node)]
         if unknown:
             raise UserError(f"train.{name} has no {unknown[0]!r}: it has {', '.join(known)}")
+    _check_spelling(cfg.train)
     for key in _PARTS:
         value = _value(cfg, key)
         if value is None or isinstance(value, bool | int | float | str):
@@ -242,6 +254,19 @@ def check_settings(cfg: DictConfig) -> None:
             raise UserError(f"{key} is {shown}: {rule.demand}")
         raise UserError(f"{key} is {value!r}; {rule.demand}")
     _check_user_hooks(_value(cfg, "train.hooks"))
+
+
+def _check_spelling(train: DictConfig) -> None:
+    """A user's own keys may stand in ``train``, but not one that looks like one of ours."""
+    keys = [key.split(".")[1] for key in _DETECTRON2 if key.startswith("train.")]
+    known = {*TRAIN_DEFAULTS, *_SECTIONS, *_PLAIN, *keys}
+    for key in sorted(set(map(str, train)) - known):
+        meant = difflib.get_close_matches(key, known, n=1, cutoff=0.8)
+        if meant:
+            raise UserError(
+                f"train has no {key!r}, and nothing would read it: write {meant[0]!r}, or give a "
+                "setting of your own another name"
+            )
 
 
 _ABSENT = object()
@@ -312,6 +337,11 @@ def _check_metric(cfg: DictConfig, name: str) -> None:
         raise UserError(
             f"train.{name}.metric is {metric}, but there is no EMA: set train.ema.decay"
         )
+    if _of_val_loss(metric) and cfg.train[name].mode == "max":
+        raise UserError(
+            f"train.{name}.metric is {metric}, a loss, and train.{name}.mode is max, so that the "
+            f"worst would count as the best: set train.{name}.mode=min"
+        )
 
 
 def metric_period(cfg: DictConfig, metric: str) -> int:
@@ -320,5 +350,8 @@ def metric_period(cfg: DictConfig, metric: str) -> int:
 
 
 def _period_key(metric: str) -> str:
-    of_val_loss = metric == "val_loss" or metric.startswith("val/")
-    return "val_loss.period" if of_val_loss else "eval_period"
+    return "val_loss.period" if _of_val_loss(metric) else "eval_period"
+
+
+def _of_val_loss(metric: str) -> bool:
+    return metric == "val_loss" or metric.startswith("val/")

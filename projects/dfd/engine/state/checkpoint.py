@@ -61,6 +61,7 @@ class StudentCheckpointer(DetectionCheckpointer):
         self.teacher_sha256 = teacher_sha256
         self.settings = settings or {}
         self.teacher_results: dict[str, Any] | None = None  # If they were measured.
+        self.changes: list[str] = []  # Of the settings, since a resumed run began.
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Write a checkpoint; to be called in every process, of which the main one writes."""
@@ -171,7 +172,7 @@ class StudentCheckpointer(DetectionCheckpointer):
         if found is None:
             return None
         path, content = found
-        changes = changed_settings(content.pop("settings"), self.settings)
+        self.changes = changes = changed_settings(content.pop("settings"), self.settings)
         if changes:
             logger.warning(
                 "--resume: the run goes on, but may not end as it would have: %s",

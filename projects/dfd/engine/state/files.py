@@ -1,11 +1,17 @@
-"""Writing files that are there whole or not at all."""
+"""Writing files that are there whole or not at all, in folders that are one process's."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import os
 from collections.abc import Iterator
 from typing import IO, Any
+
+from ...errors import UserError
+
+_LOCK = ".lock"
 
 
 @contextlib.contextmanager
@@ -21,3 +27,28 @@ def whole_file(path: str | os.PathLike, mode: str = "w") -> Iterator[IO[Any]]:
         f.flush()
         os.fsync(f.fileno())
     os.replace(partial, path)
+
+
+@contextlib.contextmanager
+def sole_writer(folder: str) -> Iterator[None]:
+    """Keep a run's folder for this process; the operating system gives it back when that ends.
+
+    Two runs that write into one folder would leave the weights of one under the config of the
+    other. On a file system without locks nothing is kept.
+
+    Raises:
+        UserError: another process has it.
+    """
+    with open(os.path.join(folder, _LOCK), "a") as lock:
+        try:
+            # Of the process alone, unlike flock's: a forked data worker does not have it too.
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise UserError(
+                    f"train.output_dir {folder} is in use by another training: choose another, or "
+                    "wait for that one or end it"
+                ) from error
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                raise
+        yield

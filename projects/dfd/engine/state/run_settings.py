@@ -15,6 +15,7 @@ from ..config.load import PARTS
 from ..config.schema import TRAIN_DEFAULTS
 
 _IMAGES = "the number of training images"
+_UNLABELLED = "the number of images without labels"
 _DATA_SEED = "dataloader.train.seed"
 # Which settings were what their functions have by default; runs of older versions do not say.
 _DEFAULTS = "settings left to defaults"
@@ -35,16 +36,20 @@ _FIXED = (
     "dataloader.train.unlabelled",
     _DATA_SEED,
     _IMAGES,
+    _UNLABELLED,
 )
 
 
-def run_settings(cfg: DictConfig, loader: Any, num_images: int | None) -> dict[str, str]:
+def run_settings(
+    cfg: DictConfig, loader: Any, num_images: int | None, num_unlabelled: int | None = None
+) -> dict[str, str]:
     """What decides how a run goes on: every setting by its key, those left to defaults included.
 
     Args:
         cfg: with "auto" and ``epochs`` turned into values.
         loader: of the training batches.
         num_images: of the training data; None if not known.
+        num_unlabelled: images that are distilled only; None: there are none.
     """
     parts = {part: OmegaConf.to_container(cfg[part], resolve=True) for part in PARTS}
     flat = flat_settings(parts, {"train": TRAIN_DEFAULTS})
@@ -52,6 +57,8 @@ def run_settings(cfg: DictConfig, loader: Any, num_images: int | None) -> dict[s
     settings["torch"] = str(torch.__version__)
     settings["the number of threads"] = str(torch.get_num_threads())
     settings[_IMAGES] = str(num_images)
+    if num_unlabelled is not None:
+        settings[_UNLABELLED] = str(num_unlabelled)
     # The one that was drawn, where the config leaves it open.
     seed = stream_seed(loader)
     if seed is not None:
@@ -72,6 +79,8 @@ def changed_settings(began: Mapping[str, str], now: Mapping[str, str]) -> list[s
     Raises:
         UserError: one of them cannot change within a run.
     """
+    if _UNLABELLED not in began:  # Of an older version, which did not count them.
+        now = {key: text for key, text in now.items() if key != _UNLABELLED}
     before, after = _split(began), _split(now)
     changes = {
         key: f"{key} is {now.get(key, 'not set')}, was {began.get(key, 'not set')}"

@@ -27,7 +27,7 @@ from .estimates import (
     run_table,
     to_csv,
 )
-from .folders import CellRun, check_earlier, locked, write_whole
+from .folders import CellRun, check_earlier, locked, other_runs, write_whole
 from .local import UNFINISHED, Launcher, LocalRuns, describe_places, environments, make_jobs
 from .manifest import manifest
 from .progress import Progress
@@ -136,6 +136,8 @@ class Ablation:
         open_runs = [run for run in self.runs if run.summary() is None]
         skipped = len(self.runs) - len(open_runs)
         say(f"{len(self.runs)} runs, {skipped} of them done before; logs in {self.out}/<cell>")
+        for line in self._left_out():
+            say(line)
         for run in open_runs:
             if run.folder.exists():
                 say(f"{run.name} was not finished: it goes on from what is in {run.folder}")
@@ -155,6 +157,16 @@ class Ablation:
             say(self._ended(run, error))
 
         _follow(self._launcher(open_runs), progress, ended, count=len(open_runs))
+
+    def _left_out(self) -> list[str]:
+        others = other_runs(self.runs, self.out)
+        if not others:
+            return []
+        shown = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
+        return [
+            f"Left out: {len(others)} finished runs in {self.out} that this command does "
+            f"not name ({shown}): name all cells and seeds that are to be compared."
+        ]
 
     def _ended(self, run: CellRun, error: str | None) -> str:
         if error == UNFINISHED:
@@ -191,7 +203,7 @@ class Ablation:
         over_images, reason = image_intervals(outcomes, results, draws=draws, **about)
         rows = result_table(results, metric=self.metric, over_images=over_images)
         said = explanation(draws=draws if over_images else 0, **about)
-        notes = [said, *([reason] if reason else []), *_notes(outcomes)]
+        notes = [said, *([reason] if reason else []), *_notes(outcomes), *self._left_out()]
         plot = draw_results(results, metric=self.metric)
         found = details(outcomes, self.cells, baseline=self.baseline, metric=self.metric)
         more = detail_table(found)

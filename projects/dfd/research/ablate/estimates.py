@@ -162,8 +162,8 @@ class Details:
 
     Args:
         sizes: APs, APm and APl.
-        recovered: the share of the teacher's lead over the baseline, of the mean AP; None too
-            where no run has measured its teacher, or that is not ahead.
+        recovered: the share of the teacher's lead over the baseline, of the mean AP of the seeds
+            that both have; None too where no run has measured its teacher, or that is not ahead.
         seconds, memory: per iteration and at the peak, over the baseline's, of the same seeds.
     """
 
@@ -184,12 +184,15 @@ def details(
         for cell in cells
     }
     leads = _teachers(outcomes, metric)
-    plain = _mean(_values({s: o.scores for s, o in runs[baseline.name].items()}, metric).values())
+    reference = _values({s: o.scores for s, o in runs[baseline.name].items()}, metric)
     found = {}
     for cell in cells:
         own = runs[cell.name]
         scores = {seed: o.scores for seed, o in own.items()}
-        ap = _mean(_values(scores, metric).values())
+        # Of the same seeds, as the difference that stands in the table.
+        values = _values(scores, metric)
+        pairs = values.keys() & reference.keys()
+        ap, plain = (_mean([found[seed] for seed in pairs]) for found in (values, reference))
         teacher = _mean([leads[sha] for sha in {_teacher(o) for o in own.values()} & set(leads)])
         ahead = None not in (ap, plain, teacher) and teacher > plain
         ratios = [
@@ -254,13 +257,23 @@ def _values(scores: Mapping[int, Mapping[str, float]], metric: str) -> dict[int,
 
 
 def different_conditions(outcomes: Sequence[Outcome]) -> list[str]:
-    """What is not the same in all runs that are done, though no cell changed it."""
+    """What is not the same in runs that are done, though no cell changed it."""
     summaries = [outcome.summary for outcome in outcomes if outcome.status == DONE]
     notes = []
     for key in ("device", "processor", "threads", "processes", "torch", "detectron2"):
         found = list(dict.fromkeys(str(s[key]) for s in summaries if s.get(key) is not None))
         if len(found) > 1:
             notes.append(f"the runs differ in {key}: {', '.join(found)}")
+    images: dict[str, dict[str, None]] = {}
+    for outcome in outcomes:
+        count = outcome.summary.get("train_images")
+        if outcome.status == DONE and count is not None:
+            images.setdefault(outcome.run.cell.name, {})[str(count)] = None
+    notes += [
+        f"the runs of {cell} differ in their number of training images: {', '.join(counts)}"
+        for cell, counts in images.items()
+        if len(counts) > 1
+    ]
     code = {s["code"]["sha256"]: s["code"]["commit"] for s in summaries if s.get("code")}
     if len(code) > 1:
         versions = ", ".join(

@@ -136,6 +136,14 @@ def check_earlier(runs: Sequence[CellRun]) -> None:
             open_log(run, truncate=False).close()
         if run.summary() is not None or run.has_work():
             _check_settings(run)
+            _check_length(run)
+
+
+def other_runs(runs: Sequence[CellRun], out: Path) -> list[str]:
+    """Finished runs in an ablation's folder that are none of these, as cell's folder and seed."""
+    own = {run.folder for run in runs}
+    found = sorted(path.parent for path in out.glob("*/seed_*/summary.json"))
+    return [f"{folder.parent.name}/{folder.name}" for folder in found if folder not in own]
 
 
 def _check_settings(run: CellRun) -> None:
@@ -160,6 +168,20 @@ def _check_settings(run: CellRun) -> None:
         raise UserError(
             f"{run.name} is {state}, but was run with other settings ({key} was {before}, now "
             f"{after}): choose another --out, or remove {run.folder}"
+        )
+
+
+def _check_length(run: CellRun) -> None:
+    """Refuse a finished run that was made longer by other hands: it is not what was recorded."""
+    train, made = run.settings["train"], (run.summary() or {}).get("iterations")
+    if made is None or train.get("epochs") is not None:
+        return
+    stops = (train.get("early_stop") or {}).get("metric") is not None
+    wanted = train["max_iter"]
+    if made > wanted or (made < wanted and not stops):
+        raise UserError(
+            f"{run.name} has made {made} iterations, not train.max_iter={wanted}: its folder was "
+            f"trained outside this ablation; remove {run.folder}, or choose another --out"
         )
 
 

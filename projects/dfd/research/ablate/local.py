@@ -6,12 +6,16 @@ import os
 import re
 import signal
 import subprocess
+import sys
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import torch
+
+import dfd
 
 from ...engine.console import end, override, start
 from ...engine.stop import EXIT_STOPPED, STOP_SIGNALS
@@ -91,6 +95,11 @@ def environments(parallel: int, processes: int = 1) -> list[dict[str, str]]:
         UserError: there are devices, and fewer than the processes of one run.
     """
     env = dict(os.environ)
+    package = str(Path(dfd.__file__).parents[1])
+    if package not in sys.path:
+        # Of an editable install, which a folder named dfd in the working directory would hide.
+        paths = [package, *filter(None, [env.get("PYTHONPATH")])]
+        env["PYTHONPATH"] = os.pathsep.join(paths)
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
     share = (processors or os.cpu_count()) // (parallel * processes)
     env.setdefault("OMP_NUM_THREADS", str(max(1, share)))
