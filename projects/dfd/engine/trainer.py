@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from ..errors import UserError
 from .machine import peak_memory_mib
+from .narrow_inputs import widen_narrow_inputs
 from .writers import recent_scalars, restore_scalars
 
 logger = logging.getLogger("dfd")
@@ -63,6 +64,8 @@ class Trainer(SimpleTrainer):
             raise UserError(f"train.accumulation_steps is {accumulation_steps}; it must be >= 1")
         if clip_grad_norm is not None and not clip_grad_norm > 0:
             raise UserError(f"train.clip_grad_norm is {clip_grad_norm}; it must be above 0 or null")
+        if amp is not None and self.device_type == "cpu":
+            widen_narrow_inputs(model)
         self.accumulation_steps = accumulation_steps
         self.clip_grad_norm = clip_grad_norm
         self._resumed_scalars: dict[str, Any] = {}
