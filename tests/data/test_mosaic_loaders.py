@@ -1,5 +1,6 @@
 """Mosaics in the training loader: what they are depends on seed, place and batch alone."""
 
+import itertools
 import pickle
 from pathlib import Path
 
@@ -15,7 +16,15 @@ from omegaconf import OmegaConf
 from plain import PlainDetector
 
 from dfd import DFDHead, DistilledDetector, FrozenTeacher, UserError
-from dfd.data import MosaicMapper, build_test_loader, build_train_loader, coco_json, skip_batches
+from dfd.data import (
+    MosaicMapper,
+    build_test_loader,
+    build_train_loader,
+    coco_json,
+    sizes_around,
+    skip_batches,
+)
+from dfd.distill.contract import UNLABELLED
 from dfd.distill.real_pixels import image_area
 from dfd.losses import MimicLoss
 
@@ -49,6 +58,25 @@ def batches(loader, steps=STEPS):
 @pytest.fixture(scope="module")
 def expected(name):
     return batches(loader_of(name))
+
+
+def test_mixup_of_labelled_images_beside_some_without_labels(name):
+    """Of these nothing is mixed, and none has to have an object."""
+    more = dict(unlabelled=name, unlabelled_batch_size=2)
+    (batch,) = itertools.islice(loader_of(name, SETTINGS | {"mixup_probability": 1.0}, **more), 1)
+    assert [item.get(UNLABELLED, False) for item in batch] == [False] * 4 + [True] * 2
+    assert not any("instances" in item for item in batch[4:])
+
+
+def test_sides_of_training_follow_that_of_evaluation():
+    assert sizes_around(size=640, below=160, above=160) == list(range(480, 801, 32))
+    assert sizes_around(size=96, below=160, above=32) == [32, 64, 96, 128]
+    cfg = LazyConfig.load("configs/bccd/student_yolox.py")
+    mapper = cfg.dataloader.train.mapper
+    assert instantiate(mapper.sizes) == [192, 224, 256]
+    mapper.size = 416
+    assert instantiate(mapper.sizes) == [384, 416, 448]
+    assert cfg.dataloader.test.mapper.augmentations[0].size == 416
 
 
 def test_same_seed_gives_the_same_pictures_whatever_loads_them(name, expected):
@@ -226,7 +254,7 @@ def test_config_makes_yolox_data_of_any_dataset(data):
     size = "dataloader.train.mapper.size=416"
     cfg = config_of(data, size, scale=(0.5, 1.5), mixup_probability=0)
     mapper = instantiate(cfg.dataloader.train.mapper)
-    assert mapper.size == 416 and mapper.sizes == tuple(range(480, 801, 32))
+    assert mapper.size == 416 and mapper.sizes == tuple(range(256, 577, 32))
     assert (mapper.off_from_batch, mapper.size_period) == (2 * 570, 2 * 10)
     assert mapper.affine.scale == (0.5, 1.5) and mapper.mixup_probability == 0
     assert cfg.dataloader.train.aspect_ratio_grouping is False
@@ -238,7 +266,7 @@ def test_saved_config_makes_the_same_pictures(tmp_path):
     root = f"dataloader.train.dataset.root={tmp_path / 'shapes'}"
     small = [f"dataloader.train.dataset.{k}" for k in ("num_train=6", "num_val=2", "image_size=64")]
     batch = ["dataloader.train.total_batch_size=2", "dataloader.train.num_workers=0"]
-    cfg = config_of("shapes", root, *small, *batch, size=64, sizes=(64, 96))
+    cfg = config_of("shapes", root, *small, *batch, size=64, below=0, above=32)
     LazyConfig.save(cfg, str(tmp_path / "config.yaml"))
     again = LazyConfig.load(str(tmp_path / "config.yaml"))
     first, second = (batches(instantiate(c.dataloader.train), 3) for c in (cfg, again))

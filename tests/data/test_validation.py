@@ -20,6 +20,7 @@ from detectron2.structures import Boxes, BoxMode, Instances
 from PIL import Image
 
 from dfd.data import (
+    TwoSizeMapper,
     build_evaluator,
     build_test_loader,
     build_train_loader,
@@ -839,11 +840,19 @@ def test_keypoints_that_are_none_or_not_equally_many(read):
     assert evaluate(name)["bbox"]["AP"] == pytest.approx(100)
 
 
-def test_keypoints_that_would_be_flipped_need_to_know_how(read):
+@pytest.mark.parametrize(
+    "flip",
+    [T.RandomFlip(), T.RandomApply(T.RandomFlip()), T.AugmentationList([T.RandomFlip()])],
+    ids=lambda flip: type(flip).__name__,
+)
+@pytest.mark.parametrize(
+    "kind", [DatasetMapper, functools.partial(TwoSizeMapper, teacher_scale=2)], ids=["one", "two"]
+)
+def test_keypoints_that_would_be_flipped_need_to_know_how(read, kind, flip):
     name = read("coco_json", with_keypoints())
     for indices in (None, [0, 1]):
-        mapper = DatasetMapper(
-            is_train=True, augmentations=[T.RandomFlip()], image_format="BGR", use_keypoint=True,
+        mapper = kind(
+            is_train=True, augmentations=[flip], image_format="BGR", use_keypoint=True,
             keypoint_hflip_indices=indices,
         )  # fmt: skip
         with pytest.raises(UserError, match="5 keypoints, which cannot be flipped.*hflip_indices"):

@@ -75,7 +75,21 @@ def misshaped(state):
     return "roi_heads.box_predictor.cls_score.weight has shape (7, 16), the model (4, 16)"
 
 
-@pytest.mark.parametrize("damage", [missing, missing_statistics, unexpected, misshaped])
+def diverged(state):
+    state["backbone.fpn_output4.weight"] = torch.full_like(
+        state["backbone.fpn_output4.weight"], torch.nan
+    )
+    return "backbone.fpn_output4.weight holds NaN: its training diverged"
+
+
+def rounded(state):
+    state["backbone.fpn_output4.weight"] = state["backbone.fpn_output4.weight"].int()
+    return "backbone.fpn_output4.weight is of torch.int32, no floating-point numbers"
+
+
+@pytest.mark.parametrize(
+    "damage", [missing, missing_statistics, unexpected, misshaped, diverged, rounded]
+)
 @pytest.mark.parametrize("norm", ["BN", "FrozenBN"])
 def test_partly_random_teacher_is_refused_by_key(tmp_path, damage, norm):
     from detectron2.config import instantiate
@@ -97,6 +111,33 @@ def test_pixel_mean_of_the_checkpoint_contradicts_the_config(tmp_path):
     torch.save({"model": state}, tmp_path / "teacher.pth")
     with pytest.raises(UserError, match="was trained with pixel_mean"):
         FrozenTeacher(model=model, checkpoint=str(tmp_path / "teacher.pth"))
+
+
+@pytest.mark.parametrize("part", ["model.", "model.student."])
+def test_pixels_of_the_training_are_those_of_the_config(tmp_path, part):
+    """The statistics are in no checkpoint of this project: its settings tell them."""
+    path = str(tmp_path / "teacher.pth")
+    model = build()
+    model.pixel_mean = torch.tensor([100.0, 110.0, 120.0])[:, None, None]
+    right = {f"{part}pixel_mean.{i}": str(v.item()) for i, v in enumerate(model.pixel_mean)}
+    right |= {f"{part}pixel_std.{i}": str(v.item()) for i, v in enumerate(model.pixel_std)}
+    right[f"{part}input_format"] = model.input_format
+
+    def teacher(changed=None, **settings):
+        torch.save({"model": model.state_dict(), "settings": right | (changed or {})}, path)
+        return FrozenTeacher(model=model, checkpoint=path, **settings)
+
+    teacher()
+    teacher({"model.teacher.model.pixel_mean.0": "0.0"})  # Of its own teacher.
+    with pytest.raises(UserError, match=r"was trained with pixel_mean \[0.0, "):
+        teacher({f"{part}pixel_mean.0": "0.0"})
+    with pytest.raises(UserError, match="was trained with pixel_std"):
+        teacher({f"{part}pixel_std.2": "57.0"})
+    with pytest.raises(UserError, match="with input_format RGB, but the config has BGR"):
+        teacher({f"{part}input_format": "RGB"})
+    teacher({f"{part}input_format": "RGB"}, input_format="RGB")
+    with pytest.raises(UserError, match="with input_format BGR, but the config has RGB"):
+        teacher(input_format="RGB")
 
 
 @pytest.mark.parametrize("content", [b"", b"not weights"])

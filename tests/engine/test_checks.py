@@ -2,6 +2,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from detectron2.utils import comm
 from omegaconf import OmegaConf
 from reppoints_toys import small_detector
 from torch.utils.data import DataLoader
@@ -17,6 +18,7 @@ from dfd.engine.checks import (
     check_labels,
     check_optimizer,
     check_output_dir,
+    check_synchronised_norms,
     check_unlabelled,
 )
 from dfd.losses import DFDLoss
@@ -117,6 +119,17 @@ def test_teacher_of_other_classes_only_where_the_config_says_so():
     with pytest.raises(UserError, match="the teacher's classes are"):
         check_classes(build(), make_teacher(class_names=other), CLASSES, CLASSES)
     check_classes(build(), make_teacher(class_names=other, check_classes=False), CLASSES, CLASSES)
+
+
+def test_norms_that_only_cuda_can_synchronise(monkeypatch):
+    """DistributedDataParallel says so by a traceback from each process."""
+    model = torch.nn.Sequential(torch.nn.SyncBatchNorm(4))
+    check_synchronised_norms(model, on_cuda=False)
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+    check_synchronised_norms(model, on_cuda=True)
+    check_synchronised_norms(torch.nn.BatchNorm2d(4), on_cuda=False)
+    with pytest.raises(UserError, match="SyncBatchNorm, which several processes can have on CUDA"):
+        check_synchronised_norms(model, on_cuda=False)
 
 
 @pytest.mark.parametrize(

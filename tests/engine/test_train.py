@@ -231,6 +231,25 @@ def test_python_api_resumes_and_tells_the_results_of_a_run_that_has_ended(data, 
     assert train(cfg, resume=True)["bbox"]["AP"] == results["bbox"]["AP"]
 
 
+def test_initial_weights_have_no_rows_of_other_classes(runs, data, configs, tmp_path):
+    """Which would fit by their number: the same classes in another order, as here."""
+    content = torch.load(runs["student"] / "model_final.pth", weights_only=True)
+    turned = content | {"class_names": content["class_names"][::-1]}
+    torch.save(turned, tmp_path / "turned.pth")
+    found = {}
+    for name, path in (("same", runs["student"] / "model_final.pth"), ("turned", "turned.pth")):
+        out = tmp_path / name
+        more = ["train.max_iter=1", "optimizer.lr=0", "train.eval_period=0"]
+        more += [f"train.init_checkpoint={tmp_path / path}", f"train.output_dir={out}"]
+        run(configs["student"], *data, *more)
+        found[name] = torch.load(out / "model_final.pth", weights_only=True)["model"]
+        told = "weights with a row for each class begin anew" in (out / "log.txt").read_text()
+        assert told == (name == "turned")
+    other = [k for k in found["same"] if not torch.equal(found["same"][k], found["turned"][k])]
+    assert "roi_heads.box_predictor.cls_score.weight" in other
+    assert all(key.startswith("roi_heads.box_predictor.") for key in other)
+
+
 @pytest.mark.parametrize("call", [train, evaluate])
 def test_python_api_raises_one_line_and_needs_no_default_in_the_config(configs, call):
     cfg = load_config(configs["student"], ["train.ema.decay=2"])

@@ -230,7 +230,17 @@ def test_bad_settings_are_refused_in_one_line(settings, named):
 def test_blocks_that_compute_otherwise_are_refused_in_windows():
     name = "vit_medium_patch16_gap_240"
     arguments = SMALL | {"block_fn": timm.models.vision_transformer.ParallelScalingBlock}
-    small(name, window_size=0, model_args=arguments)
+    images = torch.randn(1, 3, 64, 64)
+    # Fused attention is switched in each of them, whatever they call theirs.
+    for block in ("ParallelScalingBlock", "ParallelThingsBlock"):
+        kind = {"block_fn": getattr(timm.models.vision_transformer, block)}
+        network = small(name, window_size=0, model_args=SMALL | kind)
+        with torch.autocast("cpu", torch.bfloat16):
+            low = network(images)["last_feat"]
+        switches = [m.fused_attn for m in network.vit.modules() if hasattr(m, "fused_attn")]
+        assert switches and not any(switches)
+        torch.testing.assert_close(low.float(), network(images)["last_feat"], rtol=0, atol=0.2)
+        assert all(m.fused_attn for m in network.vit.modules() if hasattr(m, "fused_attn"))
     with pytest.raises(UserError, match="ParallelScalingBlocks.* set window_size=0"):
         small(name, window_size=2, model_args=arguments)
 

@@ -315,6 +315,9 @@ def test_over_a_trunk_of_timm():
         assert features.shape == (1, channels, 64 // stride, 96 // stride)
     sum(model.train()([image()]).values()).backward()
     assert all(p.grad is not None for p in trunk.parameters())
+    # A trunk that is made for one size of image says so through the pyramid.
+    trunk.__dict__["_img_size"] = 128
+    assert model.backbone.padding_constraints == {"size_divisibility": 32, "square_size": 128}
     with pytest.raises(UserError, match="trunk's levels have the strides .*c2.*out_features"):
         small(trunk=TimmPyramid(model_name="test_efficientnet"))
 

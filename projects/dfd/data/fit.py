@@ -110,5 +110,13 @@ def _with_keypoints(records: list[dict], mapper: Any, dataset: str) -> list[dict
 
 def _flips(augmentations: Sequence[Any]) -> bool:
     return any(
-        isinstance(a, T.RandomFlip) and getattr(a, "horizontal", True) for a in augmentations
+        isinstance(a, T.RandomFlip) and getattr(a, "horizontal", True) or _flips(_inner(a))
+        for a in augmentations
     )
+
+
+def _inner(augmentation: Any) -> Sequence[Any]:
+    """Those that an augmentation applies."""
+    if isinstance(augmentation, T.RandomApply):
+        return [augmentation.aug]
+    return getattr(augmentation, "augs", ())

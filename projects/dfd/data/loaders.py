@@ -111,7 +111,7 @@ def build_train_loader(
         return loader
     _check_batch_size("unlabelled_batch_size", unlabelled_batch_size)
     records = dataset_dicts(dataset=unlabelled, filter_empty=False)
-    records = [{**record, "annotations": []} for record in records]
+    records = [{**record, "annotations": [], UNLABELLED: True} for record in records]
     # Another order than that of the labelled ones, which may be among them.
     seed = int(np.random.SeedSequence((seed, 1)).generate_state(1)[0])
     more = _stream(records, unlabelled, unlabelled_batch_size, seed, **settings)

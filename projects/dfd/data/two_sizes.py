@@ -71,6 +71,10 @@ class _ThenResize:
         self.augmentations, self.resize = augmentations, resize
         self._kept: tuple[np.ndarray, torch.Tensor | None] | None = None
 
+    @property
+    def augs(self) -> list[T.Augmentation]:
+        return [*self.augmentations.augs, self.resize]
+
     def __call__(self, inputs: T.AugInput) -> T.TransformList:
         before = inputs.image.shape[:2]
         transforms = self.augmentations(inputs)

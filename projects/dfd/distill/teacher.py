@@ -26,6 +26,7 @@ from .precision import PRECISIONS, faster_copy, resolve_precision
 
 logger = logging.getLogger(__name__)
 
+
 class FrozenTeacher:
     """A detector whose pyramid the student is to learn.
 
@@ -96,8 +97,8 @@ class FrozenTeacher:
         self.check_classes = check_classes
         self.class_names = None if class_names is None else list(class_names)
         self._store = None if store is None else StoredPasses(store, store_gib)
-        self._load(checkpoint, allow_random)
         self.input_format = channel_order(model, input_format, "teacher")
+        self._load(checkpoint, allow_random)
         # What a pass runs, on its device.
         self._part: nn.Module | None = None
         self._modules: list[nn.Module] = []
@@ -111,7 +112,12 @@ class FrozenTeacher:
         """Read the weights of ``model``, and note where they came from."""
         if checkpoint:
             weights = read_weights(checkpoint, "model.teacher.checkpoint")
-            load_strict(self.model, weights, "model.teacher.checkpoint")
+            load_strict(
+                self.model,
+                weights,
+                "model.teacher.checkpoint",
+                input_format=self.input_format,
+            )
             names = weights.class_names and list(weights.class_names)
             if self.class_names and names and self.class_names != names:
                 raise UserError(

@@ -24,6 +24,7 @@ from .checks import (
     check_labels,
     check_mixed_precision,
     check_optimizer,
+    check_synchronised_norms,
     check_unlabelled,
 )
 from .config.make import make
@@ -179,6 +180,7 @@ def build_trainer(
     if isinstance(model, DistilledDetector):
         model.max_iter = cfg.train.max_iter
     on_cuda = torch.device(cfg.train.device).type == "cuda"
+    check_synchronised_norms(model, on_cuda)
     share_divisors(student_of(model))
     ddp = {"device_ids": [torch.cuda.current_device()] if on_cuda else None}
     return Trainer(

@@ -24,6 +24,7 @@ from ..distill.inherit import InheritReport
 from ..distill.processes import same_everywhere
 from ..distill.teacher import FrozenTeacher
 from ..errors import UserError
+from ..weights.strict import keys_of_classes
 
 
 def check_output_dir(path: str) -> None:
@@ -95,10 +96,6 @@ def check_classes(
         )
 
 
-# Parts of a key whose tensors have a row for each class, in Detectron2's detectors and ours.
-_OF_CLASSES = ("cls_score", "box_predictor", "cls_preds", "cls_out", "mask_head.predictor")
-
-
 def check_inherited_classes(
     report: InheritReport | None, teacher: FrozenTeacher, classes: Sequence[str]
 ) -> None:
@@ -110,7 +107,7 @@ def check_inherited_classes(
     names = teacher.class_names
     if report is None or names is None or list(names) == list(classes):
         return
-    wrong = [key for key in report.inherited if any(part in key for part in _OF_CLASSES)]
+    wrong = keys_of_classes(report.inherited)
     if wrong:
         raise UserError(
             f"model.inherit: {wrong[0]} would start from the teacher's classes {list(names)}, "
@@ -236,6 +233,17 @@ def check_mixed_precision(student: nn.Module) -> None:
         raise UserError(
             "train.amp.enabled is True, but the losses of Detectron2's FCOS do not run in mixed "
             "precision: set train.amp.enabled=False"
+        )
+
+
+def check_synchronised_norms(model: nn.Module, on_cuda: bool) -> None:
+    """Refuse norms that torch can synchronise between CUDA devices alone."""
+    if on_cuda or comm.get_world_size() == 1:
+        return
+    if any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()):
+        raise UserError(
+            "the model has norms of torch's SyncBatchNorm, which several processes can have on "
+            'CUDA alone: take norm "BN", or for Detectron2\'s layers "NaiveSyncBN"'
         )
 
 

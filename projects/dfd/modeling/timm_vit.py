@@ -208,7 +208,8 @@ class TimmViT(Backbone):
         """
         slow = device_type == "cpu" and torch.is_autocast_enabled("cpu")
         for block in self.vit.blocks:
-            block.attn.fused_attn = use_fused_attn() and not slow
+            for attention in _attentions(block):
+                attention.fused_attn = use_fused_attn() and not slow
 
     def _grid(self, images: Tensor) -> tuple[int, int]:
         stride = self.size_divisibility
@@ -288,6 +289,15 @@ def _drop_prefix(vit: nn.Module) -> None:
     vit.cls_token = vit.reg_token = None
     vit.num_prefix_tokens = 0
     for block in vit.blocks:
-        # Rotary attention leaves out so many tokens.
-        if hasattr(block.attn, "num_prefix_tokens"):
-            block.attn.num_prefix_tokens = 0
+        for attention in _attentions(block):
+            # Rotary attention leaves out so many tokens.
+            if hasattr(attention, "num_prefix_tokens"):
+                attention.num_prefix_tokens = 0
+
+
+def _attentions(block: nn.Module) -> list[nn.Module]:
+    """What of a block has the switch of timm's fused attention: it may compute several."""
+    attention = getattr(block, "attn", None)
+    if attention is not None:
+        return [attention]
+    return [module for module in block.modules() if hasattr(module, "fused_attn")]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,16 +17,27 @@ from .files import file_sha256, read_file
 
 # Kept by old checkpoints, rebuilt from the config by today's Detectron2.
 _REBUILT = ("cell_anchors", "pixel_mean", "pixel_std")
+# Parts of a key whose tensors have a row for each class, in Detectron2's detectors and ours.
+_OF_CLASSES = ("cls_score", "box_predictor", "cls_preds", "cls_out", "mask_head.predictor")
 
 
 @dataclass(frozen=True)
 class WeightFile:
-    """The content of a weight file: ``model`` maps names to tensors; the rest where it is known."""
+    """The content of a weight file: ``model`` maps names to tensors; the rest where it is known.
+
+    ``settings`` are those of the run that wrote it, by key, where it is a run of this project.
+    """
 
     path: str
     sha256: str
     model: dict[str, Tensor]
     class_names: list[str] | None = field(default=None)
+    settings: dict[str, str] = field(default_factory=dict)
+
+    def of_detector(self, key: str) -> str | None:
+        """A setting of the detector whose weights they are; None if it is not told."""
+        distilled = any(name.startswith("model.student.") for name in self.settings)
+        return self.settings.get(f"model.student.{key}" if distilled else f"model.{key}")
 
 
 def local_path(path: str, what: str) -> str:
@@ -83,7 +94,9 @@ def read_weights(path: str, what: str) -> WeightFile:
         if not isinstance(value, Tensor):
             raise UserError(f"{what}: {path} holds {key!r}, a {type(value).__name__}, not a tensor")
         model[key.removeprefix("module.")] = value
-    return WeightFile(path, sha256, model, _class_names(content))
+    settings = content.get("settings")
+    settings = dict(settings) if isinstance(settings, Mapping) else {}
+    return WeightFile(path, sha256, model, class_names_of(content), settings)
 
 
 def named_weights(content: Mapping[str, Any]) -> Any:
@@ -100,7 +113,12 @@ def own_layout(model: nn.Module, weights: Mapping[str, Any]) -> dict[str, Any]:
     return dict(weights) if convert is None else convert(weights)
 
 
-def _class_names(content: Mapping[str, Any]) -> list[str] | None:
+def keys_of_classes(keys: Iterable[str]) -> list[str]:
+    """Those of weights that have a row for each class."""
+    return [key for key in keys if any(part in key for part in _OF_CLASSES)]
+
+
+def class_names_of(content: Mapping[str, Any]) -> list[str] | None:
     """Those that the file tells: of this project, or of mmdetection's versions 2 and 3."""
     meta = content.get("meta")
     meta = meta if isinstance(meta, Mapping) else {}
@@ -112,37 +130,38 @@ def _class_names(content: Mapping[str, Any]) -> list[str] | None:
     return None
 
 
-def load_strict(model: nn.Module, weights: WeightFile, what: str) -> None:
+def load_strict(
+    model: nn.Module, weights: WeightFile, what: str, *, input_format: str | None = None
+) -> None:
     """Load every weight, or raise.
 
     A published layout that the model knows (``own_layout``) is brought into its own.
+
+    Args:
+        input_format: the order of channels that the model is given; None: its own attribute.
 
     Tolerated: anchors and pixel statistics that old checkpoints carry (the statistics must equal
     the model's), a batch-norm counter on one side only, and the renamings that Detectron2's own
     modules do.
 
     Raises:
-        UserError: a key is missing, unexpected or of another shape, or the pixel mean or standard
-            deviation differ from the config's; they are named.
+        UserError: a key is missing, unexpected, of another shape or no floating-point number, a
+            weight is not finite, or the pixel mean, standard deviation or order of channels of its
+            training differ from the config's; they are named.
     """
+    _check_pixels(model, weights, what, input_format or getattr(model, "input_format", None))
     expected = model.state_dict()
     state = own_layout(model, weights.model)
     state = {k: v for k, v in state.items() if not any(x in k for x in _REBUILT)}
-    for key in ("pixel_mean", "pixel_std"):
-        ours = getattr(model, key, None)
-        theirs = weights.model.get(key)
-        if ours is None or theirs is None:
-            continue
-        ours, theirs = ours.flatten().float().cpu(), theirs.flatten().float()
-        if ours.shape != theirs.shape or not torch.allclose(ours, theirs, rtol=1e-4):
-            raise UserError(
-                f"{what}: {weights.path} was trained with {key} {theirs.tolist()}, but the config "
-                f"has {ours.tolist()}"
-            )
     problems = [
         f"{key} has shape {tuple(value.shape)}, the model {tuple(expected[key].shape)}"
         for key, value in state.items()
         if key in expected and value.shape != expected[key].shape
+    ]
+    problems += [
+        f"{key} {_spoilt(value)}"
+        for key, value in state.items()
+        if key in expected and expected[key].is_floating_point() and _spoilt(value)
     ]
     if not problems:
         # Detectron2 fills in absent running statistics of frozen norms without a word.
@@ -157,3 +176,45 @@ def load_strict(model: nn.Module, weights: WeightFile, what: str) -> None:
         raise UserError(
             f"{what}: {weights.path} does not fit the model: {'; '.join(problems[:5])}{more}"
         )
+
+
+def _spoilt(value: Tensor) -> str:
+    """Why a tensor can be no weight, if it cannot; a mask that a network keeps may be infinite."""
+    if not value.is_floating_point():
+        return f"is of {value.dtype}, no floating-point numbers"
+    return "holds NaN: its training diverged" if value.isnan().any() else ""
+
+
+def _check_pixels(
+    model: nn.Module, weights: WeightFile, what: str, input_format: str | None
+) -> None:
+    """Compare what pixels become with what they became in the training of these weights.
+
+    Old files hold mean and deviation beside the weights, runs of this project the whole config.
+    """
+    for key in ("pixel_mean", "pixel_std"):
+        ours, theirs = getattr(model, key, None), _statistics(weights, key)
+        if ours is None or theirs is None:
+            continue
+        ours, theirs = ours.flatten().float().cpu(), theirs.flatten().float()
+        if ours.shape != theirs.shape or not torch.allclose(ours, theirs, rtol=1e-4):
+            raise UserError(
+                f"{what}: {weights.path} was trained with {key} {theirs.tolist()}, but the config "
+                f"has {ours.tolist()}"
+            )
+    trained = weights.of_detector("input_format")
+    if trained in ("BGR", "RGB") and input_format in ("BGR", "RGB") and trained != input_format:
+        raise UserError(
+            f"{what}: {weights.path} was trained with input_format {trained}, but the config has "
+            f"{input_format}"
+        )
+
+
+def _statistics(weights: WeightFile, key: str) -> Tensor | None:
+    if key in weights.model:
+        return weights.model[key]
+    texts = [weights.of_detector(f"{key}.{channel}") for channel in range(3)]
+    try:
+        return torch.tensor([float(text) for text in texts])
+    except (TypeError, ValueError):  # Left to a default, or an expression.
+        return None

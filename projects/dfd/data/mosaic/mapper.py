@@ -14,6 +14,7 @@ from detectron2.data.detection_utils import check_image_size, read_image
 from detectron2.structures import Boxes, BoxMode, Instances
 from torch.utils.data import get_worker_info
 
+from ...distill.contract import UNLABELLED
 from ...errors import UserError
 from ...ranges import check_count, check_number, check_probability, check_range
 from ..images import ReadableMapper
@@ -146,7 +147,8 @@ class MosaicMapper:
                 len(without_area),
                 without_area[0],
             )
-        if self.mixup_probability and not labelled:
+        unlabelled = all(record.get(UNLABELLED) for record in records)  # And so never mixed.
+        if self.mixup_probability and not labelled and not unlabelled:
             raise UserError(
                 f"MosaicMapper: none of the {len(records)} images has an object, and the second "
                 "image of mixup must have one: correct the annotations, or set mixup_probability=0"

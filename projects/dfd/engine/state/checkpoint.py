@@ -17,7 +17,7 @@ from torch import nn
 
 from ...errors import UserError, first_line
 from ...weights.files import ForeignContentError, read_file
-from ...weights.strict import named_weights, own_layout
+from ...weights.strict import class_names_of, keys_of_classes, named_weights, own_layout
 from ..writers import metrics_size
 from .files import whole_file
 from .random_state import random_state
@@ -98,6 +98,7 @@ class StudentCheckpointer(DetectionCheckpointer):
             "model": student.state_dict(),
             "class_names": self.class_names,
             "teacher_sha256": self.teacher_sha256,
+            "settings": self.settings,
             **kwargs,
         }
         with whole_file(path, "wb") as f:
@@ -219,18 +220,35 @@ class StudentCheckpointer(DetectionCheckpointer):
                 raise UserError(
                     f"{what}: {filename} holds {key!r}, a {type(value).__name__}, not a tensor"
                 )
-        return content
+        return {**content, "model": self._of_our_classes(state, content.get("class_names"))}
+
+    def _of_our_classes(
+        self, state: Mapping[str, Any], names: list[str] | None
+    ) -> Mapping[str, Any]:
+        """Initial weights without the rows of other classes, which would fit by their number."""
+        wrong = set() if names in (None, self.class_names) else set(keys_of_classes(state))
+        if wrong:
+            logger.warning(
+                "train.init_checkpoint was trained on the classes %s, the data's are %s: %d "
+                "weights with a row for each class begin anew (%s, ...)",
+                names,
+                self.class_names,
+                len(wrong),
+                min(wrong),
+            )
+        return {key: value for key, value in state.items() if key not in wrong}
 
     def _read(self, filename: str) -> dict[str, Any]:
         """A weight file as Detectron2's own checkpointer takes it, but without running code."""
         if not filename.endswith((".pkl", ".pyth")):
             content = super()._load_file(filename)  # It calls _torch_load.
-            weights = content["model"]
+            weights, names = content["model"], class_names_of(content)
             if isinstance(weights, Mapping):
+                names = names or class_names_of(weights)  # All that another project's file has.
                 weights = named_weights(weights)
             if isinstance(weights, Mapping) and all(isinstance(key, str) for key in weights):
                 weights = own_layout(self.model, weights)
-            return {**content, "model": weights}
+            return {**content, "model": weights, "class_names": names}
         data = read_file(filename)
         if not isinstance(data, Mapping):
             raise ValueError(f"it holds a {type(data).__name__}, not named weights")

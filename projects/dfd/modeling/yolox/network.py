@@ -108,11 +108,14 @@ class PAFPN(Backbone):
 
     @property
     def size_divisibility(self) -> int:
-        return max(LEVELS.values())
+        own = 1 if self._inputs is None else self.backbone.size_divisibility
+        return max(*LEVELS.values(), own)
 
     @property
     def padding_constraints(self) -> dict[str, int]:
-        return {"size_divisibility": self.size_divisibility}
+        # A trunk may be made for square images of one size.
+        trunk = {} if self._inputs is None else self.backbone.padding_constraints
+        return {**trunk, "size_divisibility": self.size_divisibility}
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """
