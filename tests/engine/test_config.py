@@ -1,3 +1,5 @@
+import os
+
 import pytest
 import torch
 from detectron2.config import LazyCall as L
@@ -5,6 +7,7 @@ from detectron2.config import LazyConfig, instantiate
 from detectron2.data import MetadataCatalog
 
 from dfd import UserError
+from dfd.engine.build import build_model, student_of
 from dfd.engine.config.load import load_config
 from dfd.engine.config.resolve import pin_defaults, resolve_config, set_length
 from dfd.losses import DFDLoss, MimicLoss
@@ -189,3 +192,27 @@ def test_automatic_values_behind_a_reference_are_filled_in():
     cfg.teachers.retinanet.update(checkpoint="", allow_random=True)
     teacher = instantiate(resolve_config(cfg).model.teacher)
     assert teacher.model.num_classes == 4
+
+
+def test_student_starts_the_same_wherever_its_teacher_is_written(data, configs, tmp_path):
+    """Each part takes random numbers: what is made first, another's students begin with."""
+    path = tmp_path / "teacher_first.py"
+    path.write_text(
+        "from detectron2.config import LazyCall as L, LazyConfig\n"
+        "from dfd import DistilledDetector\n"
+        f"_base = LazyConfig.load({os.path.abspath(configs['dfd'])!r})\n"
+        "dataloader, optimizer, train = _base.dataloader, _base.optimizer, _base.train\n"
+        "lr_multiplier = _base.lr_multiplier\n"
+        "model = L(DistilledDetector)(\n"
+        "    teacher=_base.model.teacher, head=_base.model.head, student=_base.model.student\n"
+        ")\n"
+    )
+    weights = []
+    for config in (configs["dfd"], configs["student"], str(path)):
+        more = ["train.device=cpu"]
+        more += [] if config == configs["student"] else ["model.teacher.allow_random=True"]
+        cfg = resolve_config(load_config(config, [*data, *more]))
+        torch.manual_seed(0)
+        student = student_of(build_model(cfg))
+        weights.append(student.state_dict()["backbone.fpn_output3.weight"])
+    assert all(torch.equal(weights[0], other) for other in weights[1:])
