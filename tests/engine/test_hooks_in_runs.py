@@ -185,7 +185,7 @@ def test_longer_run_knows_its_earlier_end(data, configs, tmp_path, monkeypatch):
     best = torch.load(tmp_path / "model_best.pth", weights_only=True)
     assert (best["metric"]["value"], best["iteration"]) == (0.9, 1)
     assert [line["bbox/AP"] for line in read_metrics(tmp_path) if "bbox/AP" in line] == [0.9, 0.1]
-    state = torch.load(tmp_path / "model_final.pth", weights_only=True)["early_stop"]
+    state = json.loads((tmp_path / "summary.json").read_text())["early_stop"]
     assert (state["value"], state["waited"]) == (0.9, 1)
 
 

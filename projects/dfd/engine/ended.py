@@ -1,14 +1,18 @@
-"""Whether a resumed run has anything left to do."""
+"""Runs that have ended: whether anything is left to do, and what a longer one has to know."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+from typing import Any
 
 from omegaconf import DictConfig
 
 from ..errors import UserError
 from .build import Run
-from .hooks.build import SUMMARY
+from .hooks.build import FOLLOWED, SUMMARY
+from .state.checkpoint import StudentCheckpointer
 
 # What results are of.
 _TESTED = ("dataloader.test.", "dataloader.evaluator.")
@@ -48,3 +52,30 @@ def has_stopped(cfg: DictConfig, run: Run) -> bool:
     """
     early_stop = run.checkpointer.checkpointables.get("early_stop")
     return early_stop is not None and early_stop.waited >= cfg.train.early_stop.patience
+
+
+def recall_end(
+    cfg: DictConfig, checkpointer: StudentCheckpointer, iterations: int
+) -> dict[str, Any]:
+    """Let a run that is made longer know what was evaluated after its last step.
+
+    Its last checkpoint was written before that evaluation, and a run that was killed in between
+    makes it again. Read before the summary is removed, in every process.
+
+    Args:
+        iterations: of the checkpoint that was resumed.
+
+    Returns:
+        What takes the place of the same in the state of the checkpoint.
+    """
+    summary: Any = None
+    with contextlib.suppress(OSError, ValueError):
+        with open(os.path.join(cfg.train.output_dir, SUMMARY), encoding="utf-8") as f:
+            summary = json.load(f)
+    if not isinstance(summary, dict) or summary.get("iterations") != iterations:
+        return {}
+    for name in FOLLOWED:
+        if name in checkpointer.checkpointables and summary.get(name):
+            checkpointer.checkpointables[name].load_state_dict(summary[name])
+    size = summary.get("metrics_size")
+    return {} if size is None else {"metrics_size": size}

@@ -41,7 +41,7 @@ from .config.saved import read_names, save_config
 from .config.schema import add_defaults, check_settings, check_training
 from .dry_run.run import dry_run
 from .dry_run.sandbox import leaving_nothing
-from .ended import has_ended, has_stopped
+from .ended import has_ended, has_stopped, recall_end
 from .evaluation import evaluate_checkpoint, evaluate_teacher, teacher_results
 from .hooks.build import SUMMARY, build_hooks
 from .state.checkpoint import StudentCheckpointer
@@ -287,21 +287,10 @@ def begin_files(cfg: DictConfig, run: Run, *, resume: bool) -> None:
     """Write the config; take back what a resumed run has written after its last checkpoint."""
     write_config(cfg)
     if resume:
-        cut_metrics(cfg.train.output_dir, _metrics_kept(cfg, run))
+        cut_metrics(cfg.train.output_dir, 0 if run.state is None else run.state["metrics_size"])
         with contextlib.suppress(FileNotFoundError):
             # A run that is made longer has not ended any more.
             os.remove(os.path.join(cfg.train.output_dir, SUMMARY))
-
-
-def _metrics_kept(cfg: DictConfig, run: Run) -> int:
-    """The bytes of metrics that a resumed run does not write again."""
-    if run.state is None:
-        return 0
-    size = run.state["metrics_size"]
-    if run.start < cfg.train.max_iter and not has_stopped(cfg, run):
-        return size
-    # It is evaluated again after its last step.
-    return run.state.get("metrics_size_unevaluated", size)
 
 
 def write_config(cfg: DictConfig) -> None:
@@ -325,7 +314,7 @@ def load_weights(
     """
     state = checkpointer.resume() if resume else None
     if state is not None:
-        return state
+        return state | recall_end(cfg, checkpointer, state["iteration"] + 1)
     if resume:
         logger.warning(
             "--resume: %s holds no checkpoint; starting from the beginning", cfg.train.output_dir

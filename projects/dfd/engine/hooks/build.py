@@ -30,7 +30,7 @@ from ..machine import processor_name
 from ..state.checkpoint import StudentCheckpointer
 from ..stop import StopRequest, guard_workers
 from ..wandb_writer import WandbWriter
-from ..writers import build_writers
+from ..writers import build_writers, metrics_size
 from . import (
     BestCheckpoint,
     Checkpoints,
@@ -48,6 +48,8 @@ logger = logging.getLogger("dfd")
 _PICTURED = ("image", "teacher_image", "valid", "teacher_valid", "file_name")
 
 SUMMARY = "summary.json"
+# What follows a metric, by its key in a checkpoint and in the summary.
+FOLLOWED = ("best_checkpoint", "early_stop")
 
 
 def build_hooks(
@@ -153,10 +155,11 @@ def run_facts(
     num_images: int | None,
 ) -> dict[str, Any]:
     """What the summary says about a run that has ended, beside time and memory."""
-    best = checkpointer.checkpointables.get("best_checkpoint")
+    followed = {name: checkpointer.checkpointables.get(name) for name in FOLLOWED}
     return {
         "results": results,
-        "best_checkpoint": best.state_dict() if best is not None else None,
+        **{name: best and best.state_dict() for name, best in followed.items()},
+        "metrics_size": metrics_size(cfg.train.output_dir),
         "parameters": sum(p.numel() for p in student_of(model).parameters()),
         "train_images": num_images,
         "seed": cfg.train.seed,

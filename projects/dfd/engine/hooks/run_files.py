@@ -21,7 +21,6 @@ from ..machine import peak_memory_mib
 from ..state.checkpoint import FINAL, StudentCheckpointer
 from ..state.files import whole_file
 from ..stop import Stopped, StopRequest
-from ..writers import metrics_size
 from .disparity_image import draw_disparity
 
 logger = logging.getLogger("dfd")
@@ -54,7 +53,6 @@ class Checkpoints(HookBase):
         self._period = period
         self._max_to_keep = max_to_keep
         self._stop = stop or StopRequest()
-        self._written = 0  # Bytes of metrics up to the last step.
 
     def before_train(self) -> None:
         start, end = self.trainer.start_iter, self.trainer.max_iter
@@ -73,7 +71,6 @@ class Checkpoints(HookBase):
             self._checkpointer.keep_last(self._max_to_keep)
         if last:
             self._checkpointer.save("model_final", iteration=iteration)
-            self._written = metrics_size(self._checkpointer.save_dir)
         if asked:
             logger.warning(
                 "%s: the run ends after %d of %d iterations, which are saved; --resume continues",
@@ -85,16 +82,6 @@ class Checkpoints(HookBase):
             raise Stopped(asked)
         if last:
             self._stop.end_steps()
-
-    def after_train(self) -> None:
-        # Again, with what the last evaluation has found, which came after the last step: a run that
-        # is made longer knows of it. It was there before, in case that evaluation fails.
-        if self.trainer.start_iter < self.trainer.max_iter == self.trainer.iter:
-            self._checkpointer.save(
-                "model_final",
-                iteration=self.trainer.max_iter - 1,
-                metrics_size_unevaluated=self._written,
-            )
 
 
 class DisparityImages(HookBase):
