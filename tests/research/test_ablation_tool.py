@@ -88,6 +88,20 @@ def test_bad_arguments_are_told_in_one_line_before_anything_is_written(
     assert not any(tmp_path.iterdir())
 
 
+def test_a_misspelt_class_is_told_before_anything_is_run(ablate, tmp_path):
+    data = [
+        f"dataloader.{split}.{o}"
+        for split in ("train", "test")
+        for o in write_coco(tmp_path, split, 1)
+    ]
+    given = ["--config-file", CONFIG, "--out", tmp_path / "out", "--list", *data]
+    ablate(*given, "--metric", "AP-disc")
+    with pytest.raises(SystemExit, match="--metric AP-dics: the test data's classes are disc, box, bar"):
+        ablate(*given, "--metric", "AP-dics")
+    # Of data that are elsewhere nothing is known here.
+    ablate(*given[:5], "--metric", "AP-dics")
+
+
 def test_a_missing_submitit_is_told_with_the_remedy(ablate, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "submitit", None)
     with pytest.raises(SystemExit, match=r"needs submitit: pip install -e '.\[cluster\]'"):

@@ -18,7 +18,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from omegaconf.errors import OmegaConfBaseException
+
+from ...data import class_names, registered_name
 from ...engine.config.find import find_config
+from ...engine.config.load import load_config
 from ...engine.console import Interrupted, say, stop_on_signals
 from ...engine.stop import EXIT_STOPPED
 from ...errors import UserError
@@ -35,6 +39,9 @@ from . import (
     parse_slurm,
     plan_runs,
 )
+from .cells import Cell
+
+_OF_CLASS = "AP-"
 
 
 class Parser(argparse.ArgumentParser):
@@ -119,6 +126,7 @@ def plan(args: argparse.Namespace) -> Ablation:
         raise UserError("--slurm is given without --cluster slurm")
     check_metric(args.metric)
     cells = make_cells(grids=args.grid, variants=args.cell, overrides=args.overrides)
+    _check_class(args, cells[0])
     out = Path(args.out)
     return Ablation(
         config_file=args.config_file,
@@ -136,6 +144,19 @@ def plan(args: argparse.Namespace) -> Ablation:
         cluster=args.cluster,
         parameters=parse_slurm(args.slurm or "") if args.cluster == "slurm" else {},
     )
+
+
+def _check_class(args: argparse.Namespace, cell: Cell) -> None:
+    """Refuse AP of a class that the test data do not have, before all runs are made for it."""
+    if not args.metric.startswith(_OF_CLASS):
+        return
+    try:
+        dataset = load_config(args.config_file, cell.overrides).dataloader.test.dataset
+        names = class_names(registered_name(dataset))
+    except (UserError, OmegaConfBaseException):
+        return  # The config's faults are told with its cell, the data may be where the runs are.
+    if args.metric.removeprefix(_OF_CLASS) not in names:
+        raise UserError(f"--metric {args.metric}: the test data's classes are {', '.join(names)}")
 
 
 def run(ablation: Ablation) -> None:
