@@ -96,7 +96,7 @@ def test_a_misspelt_class_is_told_before_anything_is_run(ablate, tmp_path):
     ]
     given = ["--config-file", CONFIG, "--out", tmp_path / "out", "--list", *data]
     ablate(*given, "--metric", "AP-disc")
-    with pytest.raises(SystemExit, match="--metric AP-dics: the test data's classes are disc, box, bar"):
+    with pytest.raises(SystemExit, match="AP-dics: the test data.s classes are disc, box, bar"):
         ablate(*given, "--metric", "AP-dics")
     # Of data that are elsewhere nothing is known here.
     ablate(*given[:5], "--metric", "AP-dics")
