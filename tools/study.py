@@ -74,7 +74,7 @@ def _five_families(cells: str) -> Setting:
     ablations["vit"] = Ablation(cells, "study_share/dfd_cnn_vit.py")
     splits = ("dataloader.train.dataset.split=train", "dataloader.test.dataset.split=val")
     overrides = (*splits, "train.amp.enabled=auto")
-    return Setting("bccd/teacher.py", "0:3", ablations, overrides, teacher_of="five_families")
+    return Setting("bccd/teacher.py", "0:3", ablations, overrides, teacher_of="leniency")
 
 
 SETTINGS = {

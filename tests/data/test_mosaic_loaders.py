@@ -21,7 +21,6 @@ from dfd.data import (
     build_test_loader,
     build_train_loader,
     coco_json,
-    sizes_around,
     skip_batches,
 )
 from dfd.distill.contract import UNLABELLED
@@ -68,15 +67,17 @@ def test_mixup_of_labelled_images_beside_some_without_labels(name):
     assert not any("instances" in item for item in batch[4:])
 
 
-def test_sides_of_training_follow_that_of_evaluation():
-    assert sizes_around(size=640, below=160, above=160) == list(range(480, 801, 32))
-    assert sizes_around(size=96, below=160, above=32) == [32, 64, 96, 128]
-    cfg = LazyConfig.load("configs/bccd/student_yolox.py")
-    mapper = cfg.dataloader.train.mapper
-    assert instantiate(mapper.sizes) == [192, 224, 256]
+def test_training_at_other_sides_than_evaluation_is_refused():
+    """Where one of the two is changed and the other forgotten."""
+    mapper = LazyConfig.load("configs/bccd/student_yolox.py").dataloader.train.mapper
+    mapper.size_period, mapper.off_from_batch = 1, None
     mapper.size = 416
-    assert instantiate(mapper.sizes) == [384, 416, 448]
-    assert cfg.dataloader.test.mapper.augmentations[0].size == 416
+    with pytest.raises(UserError, match="size is 416, that of evaluation.* are 192 to 256: set bo"):
+        instantiate(mapper)
+    mapper.sizes = [384, 416]
+    assert instantiate(mapper).size == 416
+    mapper.sizes = None
+    assert instantiate(mapper).sizes is None
 
 
 def test_same_seed_gives_the_same_pictures_whatever_loads_them(name, expected):
@@ -251,10 +252,11 @@ def config_of(data, *overrides, **settings):
 
 @pytest.mark.parametrize("data", ["coco", "coco_json", "voc", "shapes"])
 def test_config_makes_yolox_data_of_any_dataset(data):
-    size = "dataloader.train.mapper.size=416"
-    cfg = config_of(data, size, scale=(0.5, 1.5), mixup_probability=0)
+    mapper = "dataloader.train.mapper"
+    sizes = [f"{mapper}.size=416", f"{mapper}.sizes=[384,416]"]
+    cfg = config_of(data, *sizes, scale=(0.5, 1.5), mixup_probability=0)
     mapper = instantiate(cfg.dataloader.train.mapper)
-    assert mapper.size == 416 and mapper.sizes == tuple(range(256, 577, 32))
+    assert mapper.size == 416 and mapper.sizes == (384, 416)
     assert (mapper.off_from_batch, mapper.size_period) == (2 * 570, 2 * 10)
     assert mapper.affine.scale == (0.5, 1.5) and mapper.mixup_probability == 0
     assert cfg.dataloader.train.aspect_ratio_grouping is False
@@ -266,7 +268,7 @@ def test_saved_config_makes_the_same_pictures(tmp_path):
     root = f"dataloader.train.dataset.root={tmp_path / 'shapes'}"
     small = [f"dataloader.train.dataset.{k}" for k in ("num_train=6", "num_val=2", "image_size=64")]
     batch = ["dataloader.train.total_batch_size=2", "dataloader.train.num_workers=0"]
-    cfg = config_of("shapes", root, *small, *batch, size=64, below=0, above=32)
+    cfg = config_of("shapes", root, *small, *batch, size=64, sizes=(64, 96))
     LazyConfig.save(cfg, str(tmp_path / "config.yaml"))
     again = LazyConfig.load(str(tmp_path / "config.yaml"))
     first, second = (batches(instantiate(c.dataloader.train), 3) for c in (cfg, again))

@@ -138,6 +138,16 @@ def test_pixels_of_the_training_are_those_of_the_config(tmp_path, part):
     teacher({f"{part}input_format": "RGB"}, input_format="RGB")
     with pytest.raises(UserError, match="with input_format BGR, but the config has RGB"):
         teacher(input_format="RGB")
+    # A distilled student was trained with what the whole was given.
+    teacher({"model.input_format": "RGB"}, input_format="RGB")
+    with pytest.raises(UserError, match="with input_format RGB, but the config has BGR"):
+        teacher({"model.input_format": "RGB"})
+    # A detector of other channels, against itself and others.
+    model.pixel_mean = torch.arange(4.0)[:, None, None]
+    four = {f"{part}pixel_mean.{i}": str(float(i)) for i in range(4)}
+    teacher(four)
+    with pytest.raises(UserError, match="was trained with pixel_mean"):
+        teacher(four | {f"{part}pixel_mean.3": "9"})
 
 
 @pytest.mark.parametrize("content", [b"", b"not weights"])

@@ -10,6 +10,7 @@ import pytest
 import torch
 from commands import run
 from detectron2.checkpoint import DetectionCheckpointer
+from interrupted import Killed, at_iteration, interrupted
 from run_files import assert_same, read_metrics
 from toys import build
 
@@ -159,14 +160,16 @@ def test_early_stop_ends_a_run_and_more_patience_continues_it(data, configs, tmp
     (tmp_path / "summary.json").unlink()
     metrics = read_metrics(tmp_path)
     run(configs["student"], "--resume", *stopped)
-    assert json.loads((tmp_path / "summary.json").read_text())["iterations"] == 2
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["iterations"] == 2 and summary["early_stop"]["waited"] == 1
     assert_same(read_metrics(tmp_path), metrics, "metrics")
 
     run(configs["student"], "--resume", *shared, "train.early_stop.patience=9")
     assert json.loads((tmp_path / "summary.json").read_text())["iterations"] == 5
 
 
-def test_longer_run_knows_its_earlier_end(data, configs, tmp_path, monkeypatch):
+@pytest.mark.parametrize("killed", [False, True], ids=["straight on", "killed in between"])
+def test_longer_run_knows_its_earlier_end(data, configs, tmp_path, monkeypatch, killed):
     """What was evaluated after the last step of then stays known, logged and counted."""
     scores = [0.9, 0.1]
     monkeypatch.setattr(
@@ -181,6 +184,10 @@ def test_longer_run_knows_its_earlier_end(data, configs, tmp_path, monkeypatch):
         "train.early_stop.patience=5",
     ]
     run(configs["student"], *shared, "train.max_iter=2")
+    if killed:  # Before its first checkpoint.
+        with interrupted(Killed, Trainer, "run_step", at_iteration(3), 1):
+            run(configs["student"], "--resume", *shared, "train.max_iter=4")
+        assert not (tmp_path / "summary.json").exists()
     run(configs["student"], "--resume", *shared, "train.max_iter=4")
     best = torch.load(tmp_path / "model_best.pth", weights_only=True)
     assert (best["metric"]["value"], best["iteration"]) == (0.9, 1)
@@ -193,6 +200,7 @@ def test_ended_run_gives_no_results_of_other_test_data(whole, data, configs, tmp
     shutil.copytree(whole, tmp_path / "run")
     shared = [*data, *HOOKS, f"train.output_dir={tmp_path / 'run'}", "--resume"]
     other = "dataloader.test.mapper.augmentations.0.max_size=50"
+    shared.append(f"dataloader.evaluator.output_dir={tmp_path / 'elsewhere'}")
     for more in ([], ["--dry-run"]):
         run(configs["student"], *shared, *more)
         with pytest.raises(SystemExit):

@@ -148,9 +148,16 @@ def test_a_run_that_was_made_longer_by_hand_is_refused(ablation, made, refused):
     assert str(error.value).startswith(said)
 
 
-def test_a_run_that_may_stop_early_may_be_shorter(ablation):
-    stops = ["train.early_stop.metric=bbox/AP", "train.early_stop.patience=1"]
-    given = ablation(values=(4, 5), overrides=[*stops, "train.eval_period=1"])
+@pytest.mark.parametrize(
+    "stops",
+    [
+        ["train.early_stop.metric=bbox/AP", "train.early_stop.patience=1", "train.eval_period=1"],
+        ["train.hooks=[{_target_: my_code.Stop}]"],
+    ],
+    ids=["early stop", "own hook"],
+)
+def test_a_run_that_may_stop_early_may_be_shorter(ablation, stops):
+    given = ablation(values=(4, 5), overrides=stops)
     given.execute()
     summary = given.runs[0].folder / "summary.json"
     summary.write_text(json.dumps(json.loads(summary.read_text()) | {"iterations": 2}))

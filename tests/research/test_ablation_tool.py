@@ -88,18 +88,27 @@ def test_bad_arguments_are_told_in_one_line_before_anything_is_written(
     assert not any(tmp_path.iterdir())
 
 
-def test_a_misspelt_class_is_told_before_anything_is_run(ablate, tmp_path):
+def test_a_misspelt_class_is_told_before_anything_is_run(ablate, tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr(command, "run", started.append)
     data = [
         f"dataloader.{split}.{o}"
         for split in ("train", "test")
         for o in write_coco(tmp_path, split, 1)
     ]
-    given = ["--config-file", CONFIG, "--out", tmp_path / "out", "--list", *data]
+    given = ["--config-file", CONFIG, "--out", tmp_path / "out", *data]
     ablate(*given, "--metric", "AP-disc")
     with pytest.raises(SystemExit, match="AP-dics: the test data.s classes are disc, box, bar"):
         ablate(*given, "--metric", "AP-dics")
     # Of data that are elsewhere nothing is known here.
-    ablate(*given[:5], "--metric", "AP-dics")
+    ablate(*given[:4], "--metric", "AP-dics")
+    assert len(started) == 2
+    # The list makes no data.
+    out = tmp_path / "shapes"
+    root = [f"dataloader.{split}.dataset.root={out}" for split in ("train", "test")]
+    made = ["--config-file", "configs/demo/dfd.py", "--out", tmp_path / "out", *root]
+    ablate(*made, "--list", "--metric", "AP-disc")
+    assert not out.exists()
 
 
 def test_a_missing_submitit_is_told_with_the_remedy(ablate, tmp_path, monkeypatch):

@@ -81,7 +81,7 @@ def test_what_would_be_run(tool, tmp_path, monkeypatch, capsys):
     for command in commands:
         if "study_families" in " ".join(command):
             assert "teachers.bccd.checkpoint" in command[-1]
-            assert command[-1].endswith("five_families/teacher/model_final.pth")
+            assert command[-1].endswith("leniency/teacher/model_final.pth")
     rows = (tmp_path / "out" / "study.csv").read_text().splitlines()
     families = [f"{cells}_{pair}" for cells in ("leniency", "criteria") for pair in PAIRS]
     settings = ["bccd", "shapes", *families]

@@ -7,30 +7,30 @@ For any of the datasets beside this file, in a config:
 
     use_mosaic(dataloader)
 
-The student's images are then set by dataloader.train.mapper: size (of evaluation, around which
-those of training follow), mosaic_probability and so on, see dfd.data.MosaicMapper.
+The student's images are then set by dataloader.train.mapper: size (of training and evaluation),
+sizes, mosaic_probability and so on, see dfd.data.MosaicMapper.
 """
 
 from detectron2.config import LazyCall as L
 
-from dfd.data import Letterbox, MosaicMapper, closing_batch, in_batches, sizes_around
+from dfd.data import Letterbox, MosaicMapper, closing_batch, in_batches
 
 _accumulation = "${train.accumulation_steps}"
 
 
-def use_mosaic(dataloader, size=640, below=160, above=160, **settings):
+def use_mosaic(dataloader, size=640, sizes=tuple(range(480, 801, 32)), **settings):
     """Turn the loaders of a config into YOLOX's, in place.
 
     Args:
         size: side of the pictures.
-        below, above: how far those of training, of which every 10 iterations have one, are from it.
+        sizes: of training, of which every 10 iterations have one.
         settings: others of MosaicMapper.
     """
     train, test = dataloader.train, dataloader.test
     train.mapper = L(MosaicMapper)(
         size=size,
         image_format=train.mapper.image_format,
-        sizes=L(sizes_around)(size="${..size}", below=below, above=above),
+        sizes=list(sizes),
         size_period=L(in_batches)(iterations=10, accumulation_steps=_accumulation),
         # A share of the run; the learning rate's schedule has the same.
         off_from_batch=L(closing_batch)(
@@ -42,13 +42,14 @@ def use_mosaic(dataloader, size=640, below=160, above=160, **settings):
     test.mapper.augmentations = [L(Letterbox)(size="${dataloader.train.mapper.size}")]
 
 
-def use_milder_mosaic(dataloader, size=416, below=96, above=224, **settings):
+def use_milder_mosaic(dataloader, size=416, sizes=tuple(range(320, 641, 32)), **settings):
     """As ``use_mosaic``, without mixup and with less change of scale: YOLOX-tiny's, and with
     mosaic_probability=0.5 YOLOX-nano's."""
-    settings = {"scale": (0.5, 1.5), "mixup_probability": 0.0, **settings}
-    use_mosaic(dataloader, size, below, above, **settings)
+    use_mosaic(
+        dataloader, size, sizes, **{"scale": (0.5, 1.5), "mixup_probability": 0.0, **settings}
+    )
 
 
 def use_small_mosaic(dataloader):
     """For short runs on small pictures: a mosaic in half of them."""
-    use_milder_mosaic(dataloader, size=224, below=32, above=32, mosaic_probability=0.5)
+    use_milder_mosaic(dataloader, size=224, sizes=(192, 224, 256), mosaic_probability=0.5)

@@ -13,7 +13,7 @@ from .loaders import (
     stream_seed,
 )
 from .mosaic.mapper import MosaicMapper
-from .mosaic.settings import closing_batch, in_batches, sizes_around
+from .mosaic.settings import closing_batch, in_batches
 from .padding import MarkPadding
 from .reader import DatasetReport
 from .registered import class_names, dataset_dicts, dataset_report, registered_name
@@ -48,7 +48,6 @@ __all__ = [
     "in_batches",
     "registered_name",
     "size_ratio",
-    "sizes_around",
     "skip_batches",
     "stream_seed",
     "voc_folder",

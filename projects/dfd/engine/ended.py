@@ -14,6 +14,8 @@ from .build import Run
 from .hooks.build import FOLLOWED, SUMMARY
 from .state.checkpoint import StudentCheckpointer
 
+# The summary of a run that was made longer since, beside the one to come.
+_EARLIER = ".summary_before.json"
 # What results are of.
 _TESTED = ("dataloader.test.", "dataloader.evaluator.")
 
@@ -54,13 +56,27 @@ def has_stopped(cfg: DictConfig, run: Run) -> bool:
     return early_stop is not None and early_stop.waited >= cfg.train.early_stop.patience
 
 
+def set_end_aside(output_dir: str, *, goes_on: bool) -> None:
+    """Take away the summary of a run that has not ended any more; kept for :func:`recall_end`.
+
+    Args:
+        goes_on: whether the run does, or begins anew.
+    """
+    earlier = os.path.join(output_dir, _EARLIER)
+    with contextlib.suppress(FileNotFoundError):
+        if goes_on:
+            os.replace(os.path.join(output_dir, SUMMARY), earlier)
+        else:
+            os.remove(earlier)
+
+
 def recall_end(
     cfg: DictConfig, checkpointer: StudentCheckpointer, iterations: int
 ) -> dict[str, Any]:
     """Let a run that is made longer know what was evaluated after its last step.
 
     Its last checkpoint was written before that evaluation, and a run that was killed in between
-    makes it again. Read before the summary is removed, in every process.
+    makes it again. To be called in every process before the summary is set aside.
 
     Args:
         iterations: of the checkpoint that was resumed.
@@ -68,14 +84,23 @@ def recall_end(
     Returns:
         What takes the place of the same in the state of the checkpoint.
     """
-    summary: Any = None
-    with contextlib.suppress(OSError, ValueError):
-        with open(os.path.join(cfg.train.output_dir, SUMMARY), encoding="utf-8") as f:
-            summary = json.load(f)
-    if not isinstance(summary, dict) or summary.get("iterations") != iterations:
+    if iterations >= cfg.train.max_iter:
+        return {}
+    for name in (SUMMARY, _EARLIER):
+        end = _read(os.path.join(cfg.train.output_dir, name))
+        if end.get("iterations") == iterations and "metrics_size" in end:
+            break
+    else:
         return {}
     for name in FOLLOWED:
-        if name in checkpointer.checkpointables and summary.get(name):
-            checkpointer.checkpointables[name].load_state_dict(summary[name])
-    size = summary.get("metrics_size")
-    return {} if size is None else {"metrics_size": size}
+        if name in checkpointer.checkpointables and end.get(name):
+            checkpointer.checkpointables[name].load_state_dict(end[name])
+    return {"metrics_size": end["metrics_size"]}
+
+
+def _read(path: str) -> dict[str, Any]:
+    with contextlib.suppress(OSError, ValueError):
+        with open(path, encoding="utf-8") as f:
+            content = json.load(f)
+        return content if isinstance(content, dict) else {}
+    return {}

@@ -41,7 +41,7 @@ from .config.saved import read_names, save_config
 from .config.schema import add_defaults, check_settings, check_training
 from .dry_run.run import dry_run
 from .dry_run.sandbox import leaving_nothing
-from .ended import has_ended, has_stopped, recall_end
+from .ended import has_ended, has_stopped, recall_end, set_end_aside
 from .evaluation import evaluate_checkpoint, evaluate_teacher, teacher_results
 from .hooks.build import SUMMARY, build_hooks
 from .state.checkpoint import StudentCheckpointer
@@ -288,9 +288,7 @@ def begin_files(cfg: DictConfig, run: Run, *, resume: bool) -> None:
     write_config(cfg)
     if resume:
         cut_metrics(cfg.train.output_dir, 0 if run.state is None else run.state["metrics_size"])
-        with contextlib.suppress(FileNotFoundError):
-            # A run that is made longer has not ended any more.
-            os.remove(os.path.join(cfg.train.output_dir, SUMMARY))
+    set_end_aside(cfg.train.output_dir, goes_on=run.state is not None)
 
 
 def write_config(cfg: DictConfig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -34,10 +35,33 @@ class WeightFile:
     class_names: list[str] | None = field(default=None)
     settings: dict[str, str] = field(default_factory=dict)
 
-    def of_detector(self, key: str) -> str | None:
-        """A setting of the detector whose weights they are; None if it is not told."""
+    @property
+    def _detector(self) -> str:
+        """Where in the settings the detector is whose weights they are."""
         distilled = any(name.startswith("model.student.") for name in self.settings)
-        return self.settings.get(f"model.student.{key}" if distilled else f"model.{key}")
+        return "model.student." if distilled else "model."
+
+    @property
+    def input_format(self) -> str | None:
+        """BGR or RGB, what it was trained with; None if it is not told.
+
+        Where it was distilled, the whole may have been given another than its student's default.
+        """
+        for key in ("model.input_format", f"{self._detector}input_format"):
+            if self.settings.get(key) in ("BGR", "RGB"):
+                return self.settings[key]
+        return None
+
+    def channels(self, key: str) -> Tensor | None:
+        """A number for each channel, the mean or deviation of its training; None: not told."""
+        if key in self.model:
+            return self.model[key]
+        numbers: list[float] = []
+        with contextlib.suppress(ValueError):  # An expression.
+            while (text := self.settings.get(f"{self._detector}{key}.{len(numbers)}")) is not None:
+                numbers.append(float(text))
+            return torch.tensor(numbers) if numbers else None
+        return None
 
 
 def local_path(path: str, what: str) -> str:
@@ -193,7 +217,7 @@ def _check_pixels(
     Old files hold mean and deviation beside the weights, runs of this project the whole config.
     """
     for key in ("pixel_mean", "pixel_std"):
-        ours, theirs = getattr(model, key, None), _statistics(weights, key)
+        ours, theirs = getattr(model, key, None), weights.channels(key)
         if ours is None or theirs is None:
             continue
         ours, theirs = ours.flatten().float().cpu(), theirs.flatten().float()
@@ -202,19 +226,9 @@ def _check_pixels(
                 f"{what}: {weights.path} was trained with {key} {theirs.tolist()}, but the config "
                 f"has {ours.tolist()}"
             )
-    trained = weights.of_detector("input_format")
-    if trained in ("BGR", "RGB") and input_format in ("BGR", "RGB") and trained != input_format:
+    trained = weights.input_format
+    if trained and input_format and trained != input_format:
         raise UserError(
             f"{what}: {weights.path} was trained with input_format {trained}, but the config has "
             f"{input_format}"
         )
-
-
-def _statistics(weights: WeightFile, key: str) -> Tensor | None:
-    if key in weights.model:
-        return weights.model[key]
-    texts = [weights.of_detector(f"{key}.{channel}") for channel in range(3)]
-    try:
-        return torch.tensor([float(text) for text in texts])
-    except (TypeError, ValueError):  # Left to a default, or an expression.
-        return None

@@ -9,7 +9,7 @@ from .student import dataloader, train
 
 model = dense_config("retinanet")
 model.num_classes = "auto"
-use_mosaic(dataloader, size=64, below=32, above=32)
+use_mosaic(dataloader, size=64, sizes=(32, 64, 96))
 dataloader.train.mapper.size_period.iterations = 2
 dataloader.train.mapper.off_from_batch.closing = 0.25
 lr_multiplier.closing = 0.25

@@ -20,7 +20,7 @@ model = L(DistilledDetector)(
     teacher=L(FrozenTeacher)(model=_teacher, allow_random=True),
     head=L(DFDHead)(criterion=L(DFDLoss)()),
 )
-use_mosaic(dataloader, size=64, below=0, above=32, mixup_probability=0.5, scale=(0.5, 1.5))
+use_mosaic(dataloader, size=64, sizes=[64, 96], mixup_probability=0.5, scale=(0.5, 1.5))
 dataloader.train.mapper.size_period.iterations = 1
 dataloader.train.mapper.off_from_batch.closing = 0.5
 train.ema.update(decay=0.9, warmup=2)

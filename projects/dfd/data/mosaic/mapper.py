@@ -85,7 +85,8 @@ class MosaicMapper:
             hsv_gains: hue (of 180), saturation and value (of 255): the most by which each moves.
             flip_probability: of exchanging left and right.
             off_from_batch: from this batch on there is neither mosaic nor mixup; None: never.
-            sizes: multiples of 32, of which each ``size_period`` batches have one; None: ``size``.
+            sizes: multiples of 32, of which each ``size_period`` batches have one, from some not
+                above ``size`` to some not below it; None: ``size``.
             size_period: in batches, which are more than iterations under gradient accumulation.
 
         Raises:
@@ -121,6 +122,11 @@ class MosaicMapper:
         if off_from_batch is not None:
             check_count("MosaicMapper.off_from_batch", off_from_batch, 0)
         self.sizes = None if sizes is None else check_sizes("MosaicMapper.sizes", sizes)
+        if self.sizes and not min(self.sizes) <= self.size <= max(self.sizes):
+            raise UserError(
+                f"MosaicMapper.size is {size}, that of evaluation, but sizes, those of training, "
+                f"are {min(self.sizes)} to {max(self.sizes)}: set both"
+            )
         self.size_period = check_count("MosaicMapper.size_period", size_period, 1)
         self._read = ReadableMapper(_ReadRGB())
         self._records: Sequence[dict] = ()

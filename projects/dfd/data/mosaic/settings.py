@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...errors import UserError
-from ...ranges import check_count, check_probability, is_integer, is_number
+from ...ranges import check_probability, is_integer, is_number
 
 _STRIDE = 32
 
@@ -32,17 +32,6 @@ def closing_batch(*, max_iter: int, closing: float = 15 / 300, accumulation_step
 def in_batches(*, iterations: int, accumulation_steps: int = 1) -> int:
     """A loader's batches in so many iterations of a run, for configs."""
     return iterations * accumulation_steps
-
-
-def sizes_around(*, size: int, below: int, above: int) -> list[int]:
-    """The multiples of 32 from ``size - below`` to ``size + above``, for configs.
-
-    So that the sides of training follow that of evaluation, where this alone is changed.
-    """
-    check_size("MosaicMapper.size", size)
-    for name, value in (("below", below), ("above", above)):
-        check_count(f"sizes_around: {name}", value, 0)
-    return [s for s in range(_STRIDE, size + above + 1, _STRIDE) if s >= size - below]
 
 
 def check_gains(name: str, value: Any) -> tuple[float, ...]:

@@ -163,7 +163,6 @@ class EarlyStop(_FollowsMetric):
     def __init__(self, best: Best, period: int, patience: int) -> None:
         super().__init__(best, period)
         self._patience = patience
-        self._counted = 0  # Iterations that had been done at the last value.
 
     def after_step(self) -> None:
         if not self._due():
@@ -171,7 +170,6 @@ class EarlyStop(_FollowsMetric):
         best, done = self._best, self.trainer.iter + 1
         if comm.is_main_process():
             best.update(self._new_value(), done)
-            self._counted = done
         if comm.all_gather(best.waited)[0] >= self._patience:
             logger.info(
                 "Early stop after %d of %d iterations: %s has not been better for %d evaluations%s",
@@ -184,8 +182,9 @@ class EarlyStop(_FollowsMetric):
             self.trainer.max_iter = done
 
     def after_train(self) -> None:
-        # A run that is made longer has had this evaluation, if it was a regular one.
-        done = self.trainer.iter
-        regular = self._period > 0 and done % self._period == 0
-        if regular and done == self.trainer.max_iter != self._counted and comm.is_main_process():
-            self._best.update(self._new_value(), done)
+        # A run that is made longer has had this evaluation, if it was a regular one. One that was
+        # stopped early has counted it.
+        best, done = self._best, self.trainer.iter
+        regular = self._period > 0 and done % self._period == 0 and done == self.trainer.max_iter
+        if regular and best.waited < self._patience and comm.is_main_process():
+            best.update(self._new_value(), done)

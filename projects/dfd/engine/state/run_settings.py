@@ -27,6 +27,7 @@ _FREE = (
     "train.wandb.",
     "dataloader.train.num_workers",
     "dataloader.test.num_workers",
+    "dataloader.evaluator.output_dir",
 )
 # What a checkpoint holds would win over the first, without a word; the others say what is at which
 # place in the data.

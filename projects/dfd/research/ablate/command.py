@@ -18,8 +18,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from omegaconf.errors import OmegaConfBaseException
-
 from ...data import class_names, registered_name
 from ...engine.config.find import find_config
 from ...engine.config.load import load_config
@@ -126,7 +124,6 @@ def plan(args: argparse.Namespace) -> Ablation:
         raise UserError("--slurm is given without --cluster slurm")
     check_metric(args.metric)
     cells = make_cells(grids=args.grid, variants=args.cell, overrides=args.overrides)
-    _check_class(args, cells[0])
     out = Path(args.out)
     return Ablation(
         config_file=args.config_file,
@@ -153,8 +150,8 @@ def _check_class(args: argparse.Namespace, cell: Cell) -> None:
     try:
         dataset = load_config(args.config_file, cell.overrides).dataloader.test.dataset
         names = class_names(registered_name(dataset))
-    except (UserError, OmegaConfBaseException):
-        return  # The config's faults are told with its cell, the data may be where the runs are.
+    except Exception:  # Of whatever reads the data, which may be where the runs are alone.
+        return
     if args.metric.removeprefix(_OF_CLASS) not in names:
         raise UserError(f"--metric {args.metric}: the test data's classes are {', '.join(names)}")
 
@@ -187,6 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if args.list:
             say(ablation.describe())
         else:
+            _check_class(args, ablation.cells[0])
             run(ablation)
     except UserError as error:
         sys.exit(f"error: {error}")

@@ -176,7 +176,8 @@ def _check_length(run: CellRun) -> None:
     train, made = run.settings["train"], (run.summary() or {}).get("iterations")
     if made is None or train.get("epochs") is not None:
         return
-    stops = (train.get("early_stop") or {}).get("metric") is not None
+    # A user's hook may end a run too.
+    stops = (train.get("early_stop") or {}).get("metric") is not None or train.get("hooks")
     wanted = train["max_iter"]
     if made > wanted or (made < wanted and not stops):
         raise UserError(
