@@ -133,7 +133,7 @@ def test_best_by_the_emas_metric_is_the_ema(data, configs, tmp_path, monkeypatch
     assert_same(dict(evaluated[3]), dict(second["ema"]["model"]), "ema")
 
 
-def test_early_stop_ends_a_run_and_more_patience_continues_it(data, configs, tmp_path, caplog):
+def test_early_stop_ends_a_run_and_more_patience_continues_it(data, configs, tmp_path):
     shared = [
         *data,
         f"train.output_dir={tmp_path}",
@@ -147,7 +147,8 @@ def test_early_stop_ends_a_run_and_more_patience_continues_it(data, configs, tmp
     ]
     stopped = [*shared, "train.early_stop.patience=1"]
     run(configs["student"], *stopped)
-    assert "Early stop after 2 of 5 iterations: val_loss has not been better" in caplog.text
+    log = (tmp_path / "log.txt").read_text
+    assert "Early stop after 2 of 5 iterations: val_loss has not been better" in log()
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["iterations"] == 2
     assert "AP" in summary["results"]["bbox"]
@@ -155,7 +156,7 @@ def test_early_stop_ends_a_run_and_more_patience_continues_it(data, configs, tmp
     assert read_metrics(tmp_path)[-1]["iteration"] == 2
 
     run(configs["student"], "--resume", *stopped)
-    assert "Nothing to do" in caplog.text
+    assert "Nothing to do" in log()
     # Killed after its last step, but before it was evaluated.
     (tmp_path / "summary.json").unlink()
     metrics = read_metrics(tmp_path)
