@@ -192,7 +192,10 @@ def test_longer_run_knows_its_earlier_end(data, configs, tmp_path, monkeypatch, 
     run(configs["student"], "--resume", *shared, "train.max_iter=4")
     best = torch.load(tmp_path / "model_best.pth", weights_only=True)
     assert (best["metric"]["value"], best["iteration"]) == (0.9, 1)
-    assert [line["bbox/AP"] for line in read_metrics(tmp_path) if "bbox/AP" in line] == [0.9, 0.1]
+    lines = read_metrics(tmp_path)
+    assert [line["bbox/AP"] for line in lines if "bbox/AP" in line] == [0.9, 0.1]
+    steps = [line["iteration"] for line in lines if "total_loss" in line]
+    assert steps == [0, 1, 2, 3]  # And no step is left out for that.
     state = json.loads((tmp_path / "summary.json").read_text())["early_stop"]
     assert (state["value"], state["waited"]) == (0.9, 1)
 

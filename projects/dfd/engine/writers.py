@@ -84,10 +84,16 @@ def read_metrics(path: str) -> list[dict[str, Any]]:
 class ContinuedJSONWriter(JSONWriter):
     """Detectron2's, which knows what the file holds already and does not write it again."""
 
-    def __init__(self, json_file: str) -> None:
+    def __init__(self, json_file: str, start: int | None = None) -> None:
+        """
+        Args:
+            start: the first iteration that is written. The file may have a line of it: the
+                evaluation after the last step of a run that is made longer.
+        """
         lines = read_metrics(json_file) if os.path.isfile(json_file) else []
         super().__init__(json_file, window_size=_SMOOTHING_WINDOW)
-        self._last_write = max((line["iteration"] for line in lines), default=-1)
+        last = max((line["iteration"] for line in lines), default=-1)
+        self._last_write = last if start is None else min(last, start - 1)
 
 
 class ContinuedTensorboardWriter(TensorboardXWriter):
@@ -110,6 +116,6 @@ def build_writers(output_dir: str, max_iter: int, start: int = 0) -> list[EventW
     """
     return [
         _Printer(max_iter),
-        ContinuedJSONWriter(os.path.join(output_dir, METRICS)),
+        ContinuedJSONWriter(os.path.join(output_dir, METRICS), start),
         ContinuedTensorboardWriter(output_dir, start),
     ]

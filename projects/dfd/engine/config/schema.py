@@ -187,8 +187,8 @@ _SECTIONS = {
     name: list(default) for name, default in TRAIN_DEFAULTS.items() if isinstance(default, dict)
 }
 _OURS = dict(_rules(Train, "train"))
-# Sections of Detectron2's that this project reads whole.
-_SECTIONS |= {"amp": ["enabled", "dtype"], "checkpointer": ["period", "max_to_keep"]}
+# Sections of Detectron2's that this project reads whole; a config may lack them.
+_READ_WHOLE = {"amp": ["enabled", "dtype"], "checkpointer": ["period", "max_to_keep"]}
 # What else of Detectron2's there is in ``train`` beside the keys below.
 _PLAIN = ("init_checkpoint", "device", "ddp", "cudnn_benchmark")
 _DETECTRON2 = {
@@ -235,8 +235,10 @@ def check_settings(cfg: DictConfig) -> None:
         UserError: a setting is of the wrong kind or outside its range, or refers to nothing; or a
             section of this project's has one that is not known.
     """
-    for name, known in _SECTIONS.items():
+    for name, known in {**_SECTIONS, **_READ_WHOLE}.items():
         node = _value(cfg, f"train.{name}")
+        if name in _READ_WHOLE and not isinstance(node, DictConfig):
+            continue  # Told below.
         unknown = sorted(set(node) - set(known)) if isinstance(node, DictConfig) else [str(node)]
         if unknown:
             raise UserError(f"train.{name} has no {unknown[0]!r}: it has {', '.join(known)}")
@@ -259,7 +261,7 @@ def check_settings(cfg: DictConfig) -> None:
 def _check_spelling(train: DictConfig) -> None:
     """A user's own keys may stand in ``train``, but not one that looks like one of ours."""
     keys = [key.split(".")[1] for key in _DETECTRON2 if key.startswith("train.")]
-    known = {*TRAIN_DEFAULTS, *_SECTIONS, *_PLAIN, *keys}
+    known = {*TRAIN_DEFAULTS, *_READ_WHOLE, *_PLAIN, *keys}
     for key in sorted(set(map(str, train)) - known):
         meant = difflib.get_close_matches(key, known, n=1, cutoff=0.8)
         if meant:
