@@ -179,3 +179,12 @@ def test_names_in_a_file_import_nothing_that_is_not_there():
     one, other = ({"x": text} for text in ("antigravity.x", "antigravity.y"))
     assert differing(flat_settings(one), flat_settings(other)) == ["x"]
     assert "antigravity" not in set(sys.modules) - before
+
+
+def test_number_of_images_without_labels_is_that_of_the_run():
+    """Another one is another stream of data; older runs did not count them."""
+    key, rest = "the number of images without labels", {"settings left to defaults": ""}
+    assert changed_settings({key: "6", **rest}, {key: "6", **rest}) == []
+    assert changed_settings(rest, {key: "10", **rest}) == []
+    with pytest.raises(UserError, match=f"{key} is 10, was 6: it cannot change within a run"):
+        changed_settings({key: "6", **rest}, {key: "10", **rest})

@@ -161,16 +161,16 @@ def load_strict(
 
     A published layout that the model knows (``own_layout``) is brought into its own.
 
-    Args:
-        input_format: the order of channels that the model is given; None: its own attribute.
-
     Tolerated: anchors and pixel statistics that old checkpoints carry (the statistics must equal
     the model's), a batch-norm counter on one side only, and the renamings that Detectron2's own
     modules do.
 
+    Args:
+        input_format: the order of channels that the model is given; None: its own attribute.
+
     Raises:
         UserError: a key is missing, unexpected, of another shape or no floating-point number, a
-            weight is not finite, or the pixel mean, standard deviation or order of channels of its
+            weight is NaN, or the pixel mean, standard deviation or order of channels of its
             training differ from the config's; they are named.
     """
     _check_pixels(model, weights, what, input_format or getattr(model, "input_format", None))
