@@ -238,8 +238,10 @@ def test_curves_of_any_name_are_drawn(folders):
     names = ["_old", r"a$\foo$", *map(str, range(10))]
     runs = load_runs(dict.fromkeys(names, folders["student"]))
     drawn = []
+    legend = Axes.legend
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Axes, "legend", lambda axes, **_: drawn.append(axes))
+        # Drawn all the same: a formula that cannot be read raises only then.
+        patch.setattr(Axes, "legend", lambda axes, **k: drawn.append(axes) or legend(axes, **k))
         assert loss_curves(runs).startswith(b"\x89PNG")
     handles, labels = drawn[0].get_legend_handles_labels()
     assert len(labels) == len(names)
