@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from coco_files import write_coco
+from detectron2.utils.events import EventStorage
 from forked import forked
 from torch.nn.parallel import DistributedDataParallel
 from toys import build, make_batch
@@ -112,6 +113,30 @@ def test_own_detectors(kind, device, amp):
     assert values["dfd/ratio"] > 0 and values["loss_dfd_p3"] > 0
     with torch.no_grad():
         assert len(model.eval()(make_batch())) == 2
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_teachers_pass_beside_the_students(device):
+    """The losses of many steps are those of one stream: no memory is read early, or too late."""
+    losses = []
+    for overlap in (False, True):
+        torch.manual_seed(0)
+        model = distilled(precision="fp32").to(device).train()
+        model.overlap = overlap
+        found = []
+        for step in range(20):
+            batch = masked_batch()
+            for item in batch:  # Other features in every step, so that old ones would be noticed.
+                item["image"] = item["image"].roll(3 * step, dims=-1)
+            torch.manual_seed(step)
+            with EventStorage(step):
+                losses_now = model(batch)
+            sum(losses_now.values()).backward()
+            model.zero_grad()
+            found.append({k: v.detach() for k, v in losses_now.items() if "dfd" in k})
+        losses.append(found)
+        assert (model._side is not None) == (overlap and device == "cuda")
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("device", DEVICES)

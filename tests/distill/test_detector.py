@@ -1,3 +1,4 @@
+import contextlib
 import copy
 
 import pytest
@@ -13,6 +14,7 @@ from torch import nn
 from toys import make_batch
 
 from dfd import DFDHead, DistilledDetector, FrozenTeacher, UserError
+from dfd.distill.contract import UNLABELLED
 from dfd.distill.detector import batch_statistics
 from dfd.losses import DFDLoss, G2SDLoss
 
@@ -254,6 +256,49 @@ def test_switched_off_distillation_does_not_run_the_teacher(settings, monkeypatc
     assert not any(name.startswith("loss_dfd_p") for name in losses)
     # Or DistributedDataParallel would wait for them in vain.
     assert all(p.grad is not None for p in model.head.parameters())
+
+
+@pytest.mark.parametrize("unlabelled", [False, True])
+def test_features_of_a_side_stream_are_read_once_it_has_been_waited_for(unlabelled, monkeypatch):
+    """Else the loss would be of whatever lies there: the kernels have only been queued."""
+    events = []
+
+    class Recorder:
+        @contextlib.contextmanager
+        def work(self):
+            events.append("away")
+            yield
+            events.append("back")
+
+        def join(self):
+            events.append("join")
+
+    model = distilled()
+    monkeypatch.setattr(model, "_side", Recorder())
+    for name in ("student", "head"):
+        part = getattr(model, name)
+        part.register_forward_pre_hook(lambda *_, name=name: events.append(name))
+    run = FrozenTeacher._run
+    monkeypatch.setattr(
+        FrozenTeacher, "_run", lambda *a, **k: events.append("teacher") or run(*a, **k)
+    )
+    batch = make_batch()
+    if unlabelled:
+        batch.append({"image": batch[0]["image"], UNLABELLED: True})
+    train_step(model, batch)
+    passes = 1 + unlabelled
+    assert events == ["away", *["teacher"] * passes, "back", "student", "join", *["head"] * passes]
+
+
+def test_overlap_elsewhere_than_on_cuda_is_said_once(caplog):
+    losses = []
+    for overlap in (True, False):
+        torch.manual_seed(0)
+        model = distilled()
+        model.overlap = overlap
+        losses.append([train_step(model, make_batch())[0] for _ in range(2)])
+    assert losses[0] == losses[1]
+    assert caplog.text.count("model.overlap has no effect on cpu") == 1
 
 
 def test_distillation_loss_that_is_always_zero_is_noticed():

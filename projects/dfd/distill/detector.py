@@ -28,6 +28,7 @@ from .head_outputs import read_head, tap_head
 from .inherit import InheritReport, inherit_weights
 from .predictions import PredictionHead
 from .real_pixels import image_area
+from .side_stream import SideStream
 from .teacher import FrozenTeacher
 
 logger = logging.getLogger(__name__)
@@ -54,6 +55,7 @@ class DistilledDetector(nn.Module):
         predictions: PredictionHead | None = None,
         inherit: Sequence[str] = (),
         input_format: str | None = None,
+        overlap: bool = False,
     ) -> None:
         """
         Args:
@@ -65,6 +67,8 @@ class DistilledDetector(nn.Module):
                 ``inherit.inherit_weights``; done by ``inherit_from_teacher()``.
             input_format: "BGR" or "RGB", the channel order of the batches, which is the
                 student's; None to take the student's own ``input_format`` (BGR where it has none).
+            overlap: run the teacher's pass beside the student's forward, on a CUDA stream of its
+                own, for the memory of both at once. Elsewhere than on CUDA it changes nothing.
 
         Raises:
             UserError: the pyramids share no stride, or the channel order contradicts the
@@ -124,6 +128,8 @@ class DistilledDetector(nn.Module):
         # Whether to wait for log_pending() with what is worth logging, and what waits.
         self.log_later = False
         self._pending: list[tuple[list[str], Tensor]] = []
+        self.overlap = overlap
+        self._side: SideStream | None = None
 
     @property
     def device(self) -> torch.device:
@@ -157,7 +163,9 @@ class DistilledDetector(nn.Module):
         # which stay until the backward pass, are made.
         needed = active or predicting
         batches = [batch for batch in (labelled, unlabelled) if batch] if needed else []
-        theirs = [self._teacher_features(batch) for batch in batches]
+        side = self._side_stream() if needed else None
+        with side.work() if side else contextlib.nullcontext():
+            theirs = [self._teacher_features(batch) for batch in batches]
         # Of images without labels the student needs no more than its features.
         ours = {}
         if unlabelled:
@@ -170,6 +178,8 @@ class DistilledDetector(nn.Module):
             watched as outputs,
         ):
             losses = dict(self.student(labelled))
+        if side:
+            side.join()
         idle = {} if active else self.head.idle_losses()
         if not needed:
             return losses | idle
@@ -182,6 +192,16 @@ class DistilledDetector(nn.Module):
             )
         self._record(losses, distillation, stats)
         return losses | idle | distillation
+
+    def _side_stream(self) -> SideStream | None:
+        """The stream of the teacher's pass; None: it is the student's."""
+        if self._side is None and self.overlap:
+            if self.device.type == "cuda":
+                self._side = SideStream(self.device)
+            else:
+                logger.warning("model.overlap has no effect on %s", self.device.type)
+                self.overlap = False
+        return self._side
 
     def _distil(
         self,
