@@ -5,7 +5,7 @@
 One table: parameters, FLOPs (fvcore's count of multiply-adds), size, latency of one image,
 throughput in batches, and the memory that a process with this model alone takes. Times are from the
 resized image to its detections, measured in turns, so that a machine that others use slows all
-alike. The images are the first of the run's test data, or --images.
+alike. The images are some of the run's test data, evenly spaced, or --images.
 """
 
 from __future__ import annotations
