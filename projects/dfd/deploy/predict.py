@@ -129,7 +129,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     path = {"type": os.path.expanduser}
     add("inputs", nargs="+", metavar="FILE", help="an image, a video, or a folder of them")
     add("--out", **path, required=True, metavar="DIR", help="a new folder for the results")
-    add("--exported", **path, metavar="FILE", help="its file of dfd export, in onnxruntime or torch")
+    add("--exported", **path, metavar="FILE", help="its file of dfd export instead of the model")
     add("--score", type=float, default=0.3, help="lowest score of a detection (default: 0.3)")
     add("--every", type=int, default=1, metavar="N", help="of videos every N-th frame (default: 1)")
     add("--no-images", action="store_true", help="write detections.json alone")
