@@ -216,6 +216,50 @@ def test_transform_of_a_user_that_pads_nothing(record):
     assert item["valid"].sum() == HEIGHT * WIDTH
 
 
+class Photometric(T.Transform):
+    """A user's that changes pixels where they are, with nothing but what it must have."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.change = change
+
+    def apply_image(self, image):
+        return self.change(image.astype(float)).clip(0, 255).astype(np.uint8)
+
+    def apply_coords(self, coords):
+        return coords
+
+
+def stretched(image):
+    return (image - image.min()) / max(1, np.ptp(image)) * 255
+
+
+def erased(image):
+    image[:8, :16] = 0
+    return image
+
+
+@pytest.mark.parametrize(
+    ("change", "real"),
+    [
+        (stretched, None),
+        (lambda image: image + 200, None),
+        (lambda image: image + np.random.normal(0, 40, image.shape), None),
+        (erased, HEIGHT * WIDTH - 8 * 16),
+    ],
+)
+def test_a_users_colours_are_not_taken_for_padding(change, real):
+    """Else images would not be distilled, in part or at all."""
+    np.random.seed(0)
+    steps = T.TransformList([Photometric(change)])
+    found = real_pixels(steps, HEIGHT, WIDTH)
+    assert (None if found is None else int(found.sum())) == real
+    assert np.random.rand() == np.random.RandomState(0).rand()  # The training's draws stay.
+    padded = T.TransformList([T.PadTransform(0, 0, 16, 8), *steps.transforms])
+    found = real_pixels(padded, HEIGHT, WIDTH)
+    assert int(found.sum()) == (real or HEIGHT * WIDTH)
+
+
 def test_transform_that_cannot_be_asked_is_one_line(record):
     with pytest.raises(UserError, match="Broken does not tell .*once only.*`valid`") as error:
         mapper([Broken()])(record)

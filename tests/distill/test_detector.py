@@ -16,7 +16,7 @@ from toys import make_batch
 from dfd import DFDHead, DistilledDetector, FrozenTeacher, UserError
 from dfd.distill.contract import UNLABELLED
 from dfd.distill.detector import batch_statistics
-from dfd.losses import DFDLoss, G2SDLoss
+from dfd.losses import DFDLoss, FeatureCriterion, G2SDLoss
 
 
 def distilled(student=None, teacher=None, criterion=None, inherit=(), **head):
@@ -138,8 +138,54 @@ def test_distillation_loss_absent_because_the_backbone_did_not_run():
             f"loss_{i}": student.backbone(student.preprocess_image(batch).tensor)["p2"].sum()
             for i in range(calls)
         }
-        with pytest.raises(RuntimeError, match=f"FPN ran {calls} times"):
+        with pytest.raises(UserError, match=f"FPN ran {calls} times"):
             train_step(distilled(student), make_batch())
+
+
+@pytest.mark.parametrize("share", [1.0, None])
+def test_head_that_changes_the_pyramid_in_place_is_refused(share):
+    """Else the student's features after its ReLU would be compared with the teacher's before."""
+    student = build("retinanet")
+    student.head.register_forward_pre_hook(
+        lambda module, args: ([args[0][0].relu_()] + args[0][1:],)
+    )
+    with pytest.raises(UserError, match=r"what follows FPN changes p3 in place.*inplace=False"):
+        train_step(distilled(student, gradient_share=share), make_batch())
+
+
+@pytest.mark.parametrize("side", ["student", "teacher"])
+def test_stride_that_is_not_the_declared_one_is_refused(side):
+    """Else the student's whole image would be compared with the teacher's upper left quarter."""
+    models = {"student": build(seed=0), "teacher": build(seed=1)}
+    backbone = models[side].backbone
+    forward = backbone.forward
+    backbone.forward = lambda x: {k: v[..., ::2, ::2] for k, v in forward(x).items()}
+    with pytest.raises(UserError, match=r"FPN puts out .* cells on p2 .* the stride of 4 in its"):
+        train_step(distilled(**models), make_batch())
+
+
+@pytest.mark.parametrize("side", ["student", "teacher"])
+def test_detector_that_resizes_its_images_is_refused(side):
+    """Else the cells of one would be compared with other places of the other's image."""
+    models = {"student": build(seed=0), "teacher": build(seed=1)}
+    preprocess = models[side].preprocess_image
+
+    def larger(batch):
+        return preprocess([{"image": item["image"].repeat(1, 2, 2)} for item in batch])
+
+    models[side].preprocess_image = larger
+    match = rf"the {side}'s preprocess_image makes 128 x 192 pixels of an image of 64 x 96"
+    with pytest.raises(UserError, match=match):
+        train_step(distilled(**models), make_batch())
+
+
+@pytest.mark.parametrize("output", [list, dict])
+def test_output_that_is_not_the_declared_one_is_refused(output):
+    student = build()
+    forward = student.backbone.forward
+    student.backbone.forward = lambda x: output(list(forward(x).items())[:2])
+    with pytest.raises(UserError, match=r"FPN puts out .*output_shape\(\) says \['p2', 'p3'"):
+        train_step(distilled(student), make_batch())
 
 
 def test_level_left_out_for_want_of_a_partner_is_told(caplog):
@@ -301,9 +347,96 @@ def test_overlap_elsewhere_than_on_cuda_is_said_once(caplog):
     assert caplog.text.count("model.overlap has no effect on cpu") == 1
 
 
+def _of(result):
+    class Own(FeatureCriterion):
+        def forward(self, level):
+            self.stats = {"half": 0.5}
+            return result(level)
+
+    return Own()
+
+
+class Stats(FeatureCriterion):
+    def forward(self, level):
+        self.stats = {"map": level.student.detach()}
+        return level.student.mean()
+
+
+@pytest.mark.parametrize(
+    ("criterion", "said"),
+    [
+        (_of(lambda level: level.student.mean(dim=(1, 2, 3))), r"returns shape \(2,\)"),
+        (_of(lambda level: 1.5), "returns float"),
+        (_of(lambda level: None), "returns NoneType"),
+        (_of(lambda level: level.student.detach().mean()), "without a gradient"),
+        (Stats(), r"stats\['map'\] of model.head.criterion, a Stats, is \(2, "),
+    ],
+)
+def test_criterion_that_gives_no_loss_is_refused(criterion, said):
+    """One without a gradient would be logged for the whole training, and teach nothing."""
+    with pytest.raises(UserError, match=said):
+        train_step(distilled(criterion=criterion), make_batch())
+
+
+def test_criterion_below_zero_with_plain_numbers_in_its_stats_is_one_like_others():
+    model = distilled(criterion=_of(lambda level: -level.student.square().mean()))
+    for iteration in range(12):
+        _, storage = train_step(model, make_batch(), iteration)
+    assert storage.latest()["dfd/p3/half"][0] == 0.5
+
+
+class Dropping(nn.Sequential):
+    """An adapter that draws in training, and has statistics."""
+
+    def __init__(self, in_channels, out_channels):
+        super().__init__(
+            nn.Conv2d(in_channels, out_channels, 1), nn.BatchNorm2d(out_channels), nn.Dropout(0.5)
+        )
+
+
+def test_pictures_draw_nothing_and_leave_the_head_as_it_was():
+    """Else a run with them would be another one."""
+    model = distilled(adapter=Dropping).train()
+    before = copy.deepcopy(model.state_dict())
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    model.disparity_maps(make_batch())
+    assert torch.equal(torch.rand(1), expected)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert all(module.training for module in model.head.modules())
+
+
+@pytest.mark.parametrize(
+    ("adapter", "said"),
+    [
+        (nn.Conv2d(8, 8, 1), "is a Conv2d: each level needs one of its own"),
+        (lambda i, o: None, "returns a NoneType for"),
+        (lambda i, o: nn.Conv2d(i, o + 1, 1), r"makes \(2, 9, .* it must make \(2, 8, "),
+    ],
+)
+def test_adapter_that_makes_something_else_is_refused(adapter, said):
+    with pytest.raises(UserError, match=said):
+        train_step(distilled(adapter=adapter), make_batch())
+
+
+def test_levels_that_are_frozen_are_told(caplog):
+    """Their loss would be logged, and change nothing."""
+    model = distilled(trunk=True)
+    for name in ("stem", "res2"):
+        getattr(model.student.backbone.bottom_up, name).requires_grad_(False)
+    for _ in range(2):
+        train_step(model, make_batch())
+    assert caplog.text.count("Distilled in vain, for the student's res2 are frozen") == 1
+    model = distilled()
+    model.student.backbone.requires_grad_(False)
+    with pytest.raises(UserError, match="student's p2, .* are frozen, so distillation would"):
+        train_step(model, make_batch())
+
+
 def test_distillation_loss_that_is_always_zero_is_noticed():
     student = build(seed=0)
-    student.backbone.requires_grad_(False)
     model = distilled(student, copy.deepcopy(student), criterion=DFDLoss(lenient_on="none"))
     model.train()
     for module in model.modules():

@@ -79,7 +79,7 @@ def taller(batch):
     return [batch[0], toys.make_batch(sizes=((160, 64),))[0]]
 
 
-@pytest.mark.parametrize(("change", "anew"), [(one_pixel, 1), (mirrored, 1), (taller, 2)])
+@pytest.mark.parametrize(("change", "anew"), [(one_pixel, 1), (mirrored, 1), (taller, 3)])
 def test_whatever_is_changed_is_computed(tmp_path, computed, change, anew):
     teacher = teacher_of(tmp_path)
     teacher(BATCH, input_format="BGR")
@@ -104,10 +104,21 @@ def other_mean():
     return model
 
 
+def other_on_larger_images():
+    """As another size of windows is, which images of one window do not show."""
+    model = toys.build(seed=1)
+    forward = model.backbone.forward
+    model.backbone.forward = lambda x: {
+        name: feature * (1 + (x.shape[-1] > 64)) for name, feature in forward(x).items()
+    }
+    return model
+
+
 @pytest.mark.parametrize(
     ("settings", "order", "what"),
     [
         ({"model": slightly_other}, "BGR", {}),
+        ({"model": other_on_larger_images}, "BGR", {}),
         ({"model": other_mean}, "BGR", {}),
         ({"seed": 2}, "BGR", {}),
         ({"precision": "bf16"}, "BGR", {}),

@@ -313,7 +313,7 @@ class Learnt(PredictionLoss):
         (lambda: detector("retinanet", teacher="faster_rcnn"), "head is a RetinaNetHead, the"),
         (lambda: detector("retinanet", check_classes=False), "may be of other classes"),
         (lambda: PredictionHead(loss=DFDLoss()), "loss is a DFDLoss: derive it"),
-        (lambda: PredictionHead(loss=Learnt()), "has parameters, which no"),
+        (lambda: PredictionHead(loss=Learnt()), "has parameters or buffers, which no"),
         (lambda: PredictionHead(loss=[ObjectnessLoss(), "boxes"]), "loss is a str: derive it"),
         (lambda: PredictionHead(loss=[]), "model.predictions.loss is empty"),
         (lambda: BoxMimicLoss(weight=-1), "weight=-1"),

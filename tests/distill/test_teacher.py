@@ -299,6 +299,41 @@ def test_a_norm_before_its_convolution_is_not_folded():
         torch.testing.assert_close(faster_copy(network, torch.float32)(x), network(x))
 
 
+class Standardised(Conv2d):
+    """A user's, whose weights are standardised in every forward."""
+
+    def forward(self, x):
+        weight = self.weight - self.weight.mean(dim=(1, 2, 3), keepdim=True)
+        return self.norm(nn.functional.conv2d(x, weight, None, 1, 1))
+
+
+class Clamped(nn.BatchNorm2d):
+    def forward(self, x):
+        return super().forward(x).clamp(min=0)
+
+
+def _of_unusual_layers():
+    yield Standardised(3, 8, 3, padding=1, bias=False, norm=nn.BatchNorm2d(8))
+    yield Conv2d(3, 8, 3, norm=Clamped(8))
+    yield Conv2d(3, 8, 3, norm=nn.BatchNorm2d(8, affine=False))
+    yield Conv2d(3, 8, 3, norm=nn.BatchNorm2d(8, track_running_stats=False))
+    yield nn.utils.parametrizations.weight_norm(Conv2d(3, 8, 3, norm=nn.BatchNorm2d(8)))
+    hooked = Conv2d(3, 8, 3, norm=nn.BatchNorm2d(8))
+    hooked.norm.register_forward_hook(lambda module, args, output: output + 1)
+    yield hooked
+
+
+@pytest.mark.parametrize("layer", range(6))
+def test_layers_of_other_forwards_are_not_folded(layer):
+    torch.manual_seed(0)
+    network, x = list(_of_unusual_layers())[layer], torch.randn(2, 3, 8, 8)
+    for _ in range(20):  # Statistics of its norm.
+        network(3 * x + 1)
+    network.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(faster_copy(network, torch.float32)(x), network(x))
+
+
 def test_norms_with_an_activation_within_are_no_plain_ones():
     """timm's, which would lose it."""
     trunk = TimmPyramid(model_name="test_efficientnet").eval()

@@ -11,9 +11,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from detectron2.config import instantiate
 
 import dfd.engine
-from dfd.engine import argument_parser, main
+from dfd import FrozenTeacher
+from dfd.engine import argument_parser, load_config, main
 
 pytestmark = pytest.mark.slow
 
@@ -85,6 +87,12 @@ def test_detector(folder):
     run("config_detector.py", *SHAPES)
     last = metrics(folder / "output" / "one_level")[0][-1]
     assert last["loss_dfd_p4"] > 0 and "loss_dfd_p3" not in last
+    # It keeps its pixel mean among its weights; what it has learnt can be evaluated, and teach.
+    weights = folder / "output" / "one_level" / "model_final.pth"
+    run("config_detector.py", *SHAPES, "--eval-only", f"train.init_checkpoint={weights}")
+    with torch.no_grad():
+        detector = instantiate(load_config("config_detector.py").model.student)
+        FrozenTeacher(model=detector, checkpoint=str(weights))
 
 
 def test_the_detector_learns(folder):

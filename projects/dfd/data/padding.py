@@ -62,8 +62,11 @@ def real_pixels(transforms: T.TransformList, height: int, width: int) -> torch.T
     for step in steps:
         if type(step) in _COLOURS:
             continue
-        light, dark = _again(step, light), _again(step, dark)
-        if type(step) in (T.ResizeTransform, BilinearResize):
+        before = light, dark
+        light, dark = _both_again(step, *before)
+        if not (light != dark).any() and _keeps_places(step, *before):
+            light, dark = before  # Contrast stretched, say: it tells no shade from another.
+        elif type(step) in (T.ResizeTransform, BilinearResize):
             dark = np.where(_inside(light != dark, step), dark, light)
     real = light != dark
     return None if real.all() else torch.from_numpy(np.ascontiguousarray(real))
@@ -83,6 +86,30 @@ def _inside(real: np.ndarray, step: T.ResizeTransform) -> np.ndarray:
     ]
     kernel = np.ones([2 * side + 1 for side in reach], np.uint8)
     return cv2.erode(real.astype(np.uint8), kernel) > 0
+
+
+def _both_again(
+    step: T.Transform, light: np.ndarray, dark: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Both images through a step that draws the same for either (noise, say), and for nobody."""
+    state = np.random.get_state()
+    found = []
+    for image in (light, dark):
+        found.append(_again(step, image))
+        np.random.set_state(state)
+    return found[0], found[1]
+
+
+def _keeps_places(step: T.Transform, light: np.ndarray, dark: np.ndarray) -> bool:
+    """Whether a step moves nothing, of two images that differ somewhere before it."""
+    if not (light != dark).any():
+        return False
+    height, width = light.shape
+    corners = np.array([[0.0, 0.0], [width, 0.0], [0.0, height], [width, height]])
+    try:
+        return np.allclose(step.apply_coords(corners.copy()), corners)
+    except Exception:  # It has no boxes to move; or it cannot say.
+        return False
 
 
 def _again(step: T.Transform, image: np.ndarray) -> np.ndarray:

@@ -40,8 +40,19 @@ def make_adapter(
             "conv3x3", "mlp" (see ``ChannelMLP``), "none" (refused unless the channels agree), or a
             function of (in_channels, out_channels) that returns a module.
     """
+    if isinstance(kind, nn.Module):
+        raise UserError(
+            f"model.head.adapter is a {type(kind).__name__}: each level needs one of its own, so "
+            "give a function of (in_channels, out_channels) that returns a module"
+        )
     if callable(kind):
-        return kind(in_channels, out_channels)
+        adapter = kind(in_channels, out_channels)
+        if not isinstance(adapter, nn.Module):
+            raise UserError(
+                f"model.head.adapter returns a {type(adapter).__name__} for {in_channels} to "
+                f"{out_channels} channels: it must return a module"
+            )
+        return adapter
     if kind not in ADAPTERS:
         raise UserError(f"model.head.adapter is {kind!r}; it must be one of {', '.join(ADAPTERS)}")
     if kind == "none" and in_channels != out_channels:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
+from detectron2.structures import ImageList
 from torch import Tensor, nn
 
 from ..errors import UserError
@@ -135,19 +137,20 @@ def tap(modules: Sequence[nn.Module], split: Split | None = None) -> Iterator[di
             are left here.
 
     Raises:
-        RuntimeError: one of them did not run exactly once.
+        UserError: one of them did not run exactly once, put out something else than its
+            ``output_shape()`` says, or had its features changed by what came after it.
     """
     features: dict[str, Tensor] = {}
     calls = dict.fromkeys(modules, 0)
+    versions: dict[str, int] = {}
 
     def keep(module: nn.Module, args: tuple, output: dict[str, Tensor]) -> dict[str, Tensor] | None:
         calls[module] += 1
-        if split is None:
-            features.update(output)
-            return None
-        output, kept = split(output)
+        _check_features(module, args, output)
+        passed, kept = (None, output) if split is None else split(output)
         features.update(kept)
-        return output
+        versions.update({name: _version(feature) for name, feature in kept.items()})
+        return passed
 
     handles = [module.register_forward_hook(keep) for module in modules]
     try:
@@ -157,9 +160,68 @@ def tap(modules: Sequence[nn.Module], split: Split | None = None) -> Iterator[di
             handle.remove()
     for module, count in calls.items():
         if count != 1:
-            raise RuntimeError(
+            raise UserError(
                 f"{type(module).__name__} ran {count} times in one forward; distillation needs its "
-                "features exactly once"
+                "features exactly once (called as backbone(x), not as backbone.forward(x))"
+            )
+    changed = [name for name, version in versions.items() if _version(features[name]) != version]
+    if changed:
+        raise UserError(
+            f"what follows {', '.join(type(module).__name__ for module in modules)} changes "
+            f"{', '.join(changed)} in place, so that other features would be distilled than it "
+            "puts out: let it make new tensors (ReLU(inplace=False))"
+        )
+
+
+def _version(feature: Tensor) -> int:
+    """Counts the changes in place of a tensor; 0 where torch keeps no count."""
+    return 0 if feature.is_inference() else feature._version
+
+
+def _check_features(module: nn.Module, args: tuple, output: object) -> None:
+    """Compare what a module puts out with what it declares: levels are paired by that.
+
+    Raises:
+        UserError: it is no dict of the declared levels, or a map has another stride.
+    """
+    name, declared = type(module).__name__, module.output_shape()
+    if not isinstance(output, Mapping) or not set(declared) <= set(output):
+        found = sorted(output) if isinstance(output, Mapping) else f"a {type(output).__name__}"
+        raise UserError(
+            f"{name} puts out {found}, but its output_shape() says {sorted(declared)}: it must put "
+            "out a dict of these"
+        )
+    images = args[0] if args else None
+    if not isinstance(images, Tensor):  # Of stems, whose input is a pyramid.
+        return
+    for level, shape in declared.items():
+        cells = tuple(output[level].shape[-2:])
+        sides = tuple(images.shape[-2:])
+        expected = tuple(math.ceil(side / shape.stride) for side in sides)
+        # Kernels that do not reach over the border leave out the last cell.
+        if any(abs(have - want) > 1 for have, want in zip(cells, expected, strict=True)):
+            raise UserError(
+                f"{name} puts out {cells[0]} x {cells[1]} cells on {level} of an input of "
+                f"{sides[0]} x {sides[1]} pixels, but the stride of {shape.stride} in its "
+                f"output_shape() makes {expected[0]} x {expected[1]}: correct the stride"
+            )
+
+
+def check_not_resized(
+    model: nn.Module, items: Sequence[dict[str, Tensor]], images: ImageList, who: str
+) -> None:
+    """Refuse a ``preprocess_image`` that resizes: cells would be looked for where they are not.
+
+    Raises:
+        UserError: an image has another size than its item.
+    """
+    for item, size in zip(items, images.image_sizes, strict=True):
+        given, size = tuple(item["image"].shape[-2:]), tuple(map(int, size))
+        if size != given:
+            raise UserError(
+                f"the {who}'s preprocess_image makes {size[0]} x {size[1]} pixels of an image of "
+                f"{given[0]} x {given[1]} ({type(model).__name__}): let the mapper resize images "
+                "instead"
             )
 
 

@@ -18,6 +18,7 @@ from .contract import (
     UNLABELLED,
     channel_order,
     check_fits_square_padding,
+    check_not_resized,
     feature_modules,
     run_features,
     stems_of,
@@ -128,6 +129,7 @@ class DistilledDetector(nn.Module):
         # Whether to wait for log_pending() with what is worth logging, and what waits.
         self.log_later = False
         self._pending: list[tuple[list[str], Tensor]] = []
+        self._checked_sizes = self._checked_frozen = False
         self.overlap = overlap
         self._side: SideStream | None = None
 
@@ -154,6 +156,7 @@ class DistilledDetector(nn.Module):
         check_fits_square_padding(self.student, batched_inputs, "student")
         if not self.training:
             return self.student(batched_inputs)
+        self._check_sizes(batched_inputs)
         iteration = get_event_storage().iter if has_event_storage() else 0
         active = self.head.factor(iteration) > 0
         predicting = self.predictions is not None and self.predictions.factor(iteration) > 0
@@ -180,6 +183,7 @@ class DistilledDetector(nn.Module):
             losses = dict(self.student(labelled))
         if side:
             side.join()
+        self._check_learns(features if active else {})
         idle = {} if active else self.head.idle_losses()
         if not needed:
             return losses | idle
@@ -192,6 +196,37 @@ class DistilledDetector(nn.Module):
             )
         self._record(losses, distillation, stats)
         return losses | idle | distillation
+
+    @torch.no_grad()
+    def _check_sizes(self, batch: Sequence[dict]) -> None:
+        """Of the first batch alone: what a student does to one, it does to all."""
+        if not self._checked_sizes and hasattr(self.student, "preprocess_image"):
+            images = self.student.preprocess_image(batch)
+            check_not_resized(self.student, batch, images, "student")
+        self._checked_sizes = True
+
+    def _check_learns(self, features: dict[str, Tensor]) -> None:
+        """Tell, in the first training step, which levels the student cannot change.
+
+        Raises:
+            UserError: that is all of them.
+        """
+        if self._checked_frozen or not features or not torch.is_grad_enabled():
+            return
+        self._checked_frozen = True
+        names = [pair.name for pair in self.head.pairs]
+        frozen = [name for name in names if not features[name].requires_grad]
+        if len(frozen) == len(names):
+            raise UserError(
+                f"the student's {', '.join(names)} are frozen, so distillation would change "
+                "nothing: unfreeze its backbone (freeze_at, requires_grad)"
+            )
+        if frozen:
+            logger.warning(
+                "Distilled in vain, for the student's %s are frozen: name the others alone in "
+                "model.head.levels, or lower freeze_at",
+                ", ".join(frozen),
+            )
 
     def _side_stream(self) -> SideStream | None:
         """The stream of the teacher's pass; None: it is the student's."""
@@ -293,12 +328,13 @@ class DistilledDetector(nn.Module):
         for names, _ in pending:
             # In this order: the total is the last of its forward.
             scalars = {name: next(numbers) for name in names}
-            self._zero_steps = self._zero_steps + 1 if next(numbers) < _ZERO else 0
+            self._zero_steps = self._zero_steps + 1 if abs(next(numbers)) < _ZERO else 0
             if self._zero_steps > _MAX_ZERO_STEPS:
                 raise UserError(
                     f"the distillation loss was 0 for {self._zero_steps} iterations: the "
                     "student's pyramid equals the teacher's, or the weights of all levels or "
-                    "regions are 0"
+                    "regions are 0, or the criterion gives 0 (one that is to begin later: take "
+                    "model.head.warmup_iters)"
                 )
             if has_event_storage():
                 get_event_storage().put_scalars(smoothing_hint=True, **scalars)
@@ -329,14 +365,21 @@ class DistilledDetector(nn.Module):
     def disparity_maps(self, batched_inputs: Sequence[dict]) -> dict[str, tuple[Tensor, Tensor]]:
         """Where student and teacher are apart: level name to (N,H,W) disparity and bool valid.
 
-        The student runs in eval mode, but for batch norms, which use the statistics of the batch
-        as the training loss does: before the first iterations they have no others. It is left as
-        it was.
+        Student and head run in eval mode, but for batch norms, which use the statistics of the
+        batch as the training loss does: before the first iterations they have no others. They are
+        left as they were.
         """
         check_fits_square_padding(self.student, batched_inputs, "student")
         with batch_statistics(self.student):
             images = self.student.preprocess_image(batched_inputs)
             features = run_features(self.student, images.tensor, "student", **self.head.features)
+        # Without dropout in an adapter, which would draw from the training's random numbers.
+        with batch_statistics(self.head):
+            return self._maps(batched_inputs, features)
+
+    def _maps(
+        self, batched_inputs: Sequence[dict], features: dict[str, Tensor]
+    ) -> dict[str, tuple[Tensor, Tensor]]:
         teacher_pyramid = self.teacher(
             batched_inputs,
             input_format=self.input_format,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..losses.base import FeatureCriterion, LevelFeatures, check_criterion
-from ..ranges import check_count, check_number
+from ..ranges import check_count, check_number, is_number
 from .adapters import make_adapter
 from .contract import Split
 from .disparity import disparity_map, mean_of_blocks, scale_features, zero_outside
@@ -40,6 +40,43 @@ class _Pixels(NamedTuple):
 
     own: RealPixels
     of_teacher: RealPixels
+
+
+def _checked_loss(criterion: nn.Module, loss: object, level: LevelFeatures) -> Tensor:
+    """
+    Raises:
+        UserError: it is no scalar, or no gradient leads from it to the student.
+    """
+    name = f"model.head.criterion, a {type(criterion).__name__},"
+    if not isinstance(loss, Tensor) or loss.dim() != 0:
+        what = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise UserError(f"{name} returns {what}: it must return a tensor of one number, shape ()")
+    # Of images that show nothing it may be a constant 0.
+    if level.student.requires_grad and not loss.requires_grad and loss != 0:
+        raise UserError(
+            f"{name} returns a loss without a gradient, so the student would learn nothing from "
+            "it: compute it from level.student without detach() and no_grad()"
+        )
+    return loss
+
+
+def _checked_stats(criterion: nn.Module, level: str, device: torch.device) -> dict[str, Tensor]:
+    """What a criterion has to log, as tensors of one number.
+
+    Raises:
+        UserError: something of it is none.
+    """
+    stats = {}
+    for key, value in criterion.stats.items():
+        value = torch.as_tensor(value, device=device) if is_number(value) else value
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            what = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise UserError(
+                f"stats[{key!r}] of model.head.criterion, a {type(criterion).__name__}, is {what}: "
+                "it must be one number"
+            )
+        stats[f"dfd/{level}/{key}"] = value.detach().reshape(())
+    return stats
 
 
 class DFDHead(nn.Module):
@@ -352,10 +389,13 @@ class DFDHead(nn.Module):
         if not isinstance(adapter, nn.Identity):
             # Padding is hidden from its kernels, as what lies beyond the map is.
             student = adapter(zero_outside(student, valid))
-            if student.shape[-2:] != cells:
+            expected = (len(teacher), pair.teacher_channels, *cells)
+            if not isinstance(student, Tensor) or student.shape != expected:
+                found = getattr(student, "shape", None)
+                what = type(student).__name__ if found is None else tuple(found)
                 raise UserError(
-                    f"model.head.adapter makes {tuple(student.shape[-2:])} cells of "
-                    f"{tuple(cells)} on {pair.name}: it must keep their number"
+                    f"model.head.adapter makes {what} on {pair.name}: it must make {expected}, the "
+                    "teacher's channels on the student's cells"
                 )
         # One memory format for both: arithmetic between two of them is several times slower.
         layout = torch.contiguous_format
@@ -440,11 +480,10 @@ class DFDHead(nn.Module):
             # Squares and their sums overflow fp16 and lose digits in bf16.
             with torch.autocast(device.type, enabled=False):
                 level = self._pool(level)
-                losses[pair.name] = criterion(level)
+                losses[pair.name] = _checked_loss(criterion, criterion(level), level)
             valid = level.valid
             cells[pair.name] = level.student[:, 0].numel() if valid is None else valid.sum()
-            for key, value in criterion.stats.items():
-                stats[f"dfd/{pair.name}/{key}"] = value
+            stats |= _checked_stats(criterion, pair.name, device)
         factor = self.factor(iteration)
         weights = self._resolve_level_weights(cells)
         self.stats = stats

@@ -21,10 +21,10 @@ class StoredPasses:
     """Runs a network on the images whose features are not in a store, and keeps them there.
 
     The key of an image is a hash of its pixels as the network is shown them, of the size that its
-    batch is padded to, and of the network, which is known by what it makes of a fixed image:
-    weights, structure, precision, code, device and the pixels' statistics all show there. An image
-    that is mirrored or changed by one pixel has another key. Each image is computed alone, so that
-    an entry does not depend on the batch in which it came first.
+    batch is padded to, and of the network, which is known by what it makes of a fixed image of that
+    size: weights, structure, precision, code, device and the pixels' statistics all show there. An
+    image that is mirrored or changed by one pixel has another key. Each image is computed alone, so
+    that an entry does not depend on the batch in which it came first.
     """
 
     def __init__(self, folder: str, max_gib: float) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 
 import torch
-from detectron2.layers import Conv2d, FrozenBatchNorm2d
+from detectron2.layers import Conv2d, FrozenBatchNorm2d, NaiveSyncBatchNorm
 from torch import nn
+from torch.nn.utils import parametrize
 
 from ..errors import UserError
 from .int8 import check_int8, use_int8
@@ -68,9 +69,7 @@ def faster_copy(network: nn.Module, dtype: torch.dtype) -> nn.Module:
     network = copy.deepcopy(network).eval()
     of_weights = torch.float32 if dtype == torch.int8 else dtype
     for module in list(network.modules()):
-        if isinstance(module, Conv2d) and isinstance(
-            module.norm, nn.modules.batchnorm._BatchNorm | FrozenBatchNorm2d
-        ):
+        if isinstance(module, Conv2d) and _can_fold(module, module.norm):
             _fold(module, module.norm)
             module.norm = None
         # Of a module that says so (YOLOX's) alone: names do not tell which of the two comes first.
@@ -89,6 +88,26 @@ def faster_copy(network: nn.Module, dtype: torch.dtype) -> nn.Module:
             "make faster: use auto"
         )
     return network
+
+
+# What computes a batch norm and nothing else, whatever derives from it.
+_NORMS = {
+    norm.forward
+    for norm in (nn.BatchNorm2d, nn.SyncBatchNorm, NaiveSyncBatchNorm, FrozenBatchNorm2d)
+}
+
+
+def _can_fold(conv: Conv2d, norm: nn.Module | None) -> bool:
+    """Whether a norm is a batch norm in eval mode, and comes straight behind its convolution.
+
+    A class of its own may standardise weights, normalise first, or have an activation in its norm.
+    """
+    if norm is None or type(norm).forward not in _NORMS or type(conv).forward is not Conv2d.forward:
+        return False
+    if norm.running_var is None or norm.weight is None:
+        return False
+    hooks = [h for m in (conv, norm) for h in (m._forward_hooks, m._forward_pre_hooks)]
+    return not any(hooks) and not parametrize.is_parametrized(conv)
 
 
 def _fold(conv: nn.Conv2d, norm: nn.Module) -> None:

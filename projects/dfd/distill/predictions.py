@@ -34,9 +34,9 @@ def _check_loss(loss: object) -> None:
             f"model.predictions.loss is a {type(loss).__name__}: derive it from "
             "dfd.losses.PredictionLoss"
         )
-    if any(True for _ in loss.parameters()):
+    if loss.state_dict():
         raise UserError(
-            f"model.predictions.loss, a {type(loss).__name__}, has parameters, which no "
+            f"model.predictions.loss, a {type(loss).__name__}, has parameters or buffers, which no "
             "checkpoint would hold: it must have none"
         )
 

@@ -15,6 +15,7 @@ from ..weights.strict import WeightFile, load_strict, read_weights
 from .contract import (
     channel_order,
     check_fits_square_padding,
+    check_not_resized,
     feature_modules,
     feature_part,
     run_features,
@@ -203,7 +204,9 @@ class FrozenTeacher:
 
     def _image_list(self, items: Sequence[dict[str, Tensor]]):
         check_fits_square_padding(self.model, items, "teacher")
-        return self.model.preprocess_image([{"image": item["image"]} for item in items])
+        images = self.model.preprocess_image([{"image": item["image"]} for item in items])
+        check_not_resized(self.model, items, images, "teacher")
+        return images
 
     def _network_input(self, items: Sequence[dict[str, Tensor]]) -> Tensor:
         return self._image_list(items).tensor
@@ -240,8 +243,12 @@ class FrozenTeacher:
         if self._store is None:
             return self._run(images, **what)
         shown = [item["image"] for item in items]
-        variant = (str(device), self._dtype, *sorted(what.items()))
-        return self._store(shown, images, lambda x: self._run(x, **what), self._probe, variant)
+        # What windows, positions or pooling do to a grid shows at that grid alone.
+        size = tuple(images.shape[-2:])
+        variant = (str(device), self._dtype, size, *sorted(what.items()))
+        return self._store(
+            shown, images, lambda x: self._run(x, **what), lambda: self._probe(size), variant
+        )
 
     def _run(self, images: Tensor, **what: bool) -> dict[str, Tensor]:
         low = self._dtype in (torch.bfloat16, torch.float16)
@@ -250,10 +257,10 @@ class FrozenTeacher:
         with torch.autocast(images.device.type, dtype=self._dtype, enabled=low):
             return run_features(self._part, images, "teacher", **what)
 
-    def _probe(self) -> Tensor:
-        """The network's input of an image that is the same for every teacher."""
+    def _probe(self, size: tuple[int, int]) -> Tensor:
+        """The network's input of an image of that size that is the same for every teacher."""
         generator = torch.Generator().manual_seed(0)
-        image = torch.randint(0, 256, (3, 64, 64), generator=generator, dtype=torch.uint8)
+        image = torch.randint(0, 256, (3, *size), generator=generator, dtype=torch.uint8)
         return self._network_input([{"image": image}])
 
     @torch.no_grad()

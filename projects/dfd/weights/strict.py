@@ -176,7 +176,8 @@ def load_strict(
     _check_pixels(model, weights, what, input_format or getattr(model, "input_format", None))
     expected = model.state_dict()
     state = own_layout(model, weights.model)
-    state = {k: v for k, v in state.items() if not any(x in k for x in _REBUILT)}
+    # A detector that keeps them in its state has them there as weights.
+    state = {k: v for k, v in state.items() if k in expected or not any(x in k for x in _REBUILT)}
     problems = [
         f"{key} has shape {tuple(value.shape)}, the model {tuple(expected[key].shape)}"
         for key, value in state.items()
