@@ -9,7 +9,7 @@ train = dict(
     device="auto",  # Ours: cuda where there is one, else cpu.
     # Ours: so many batches of total_batch_size / accumulation_steps images make one step.
     accumulation_steps=1,
-    clip_grad_norm=None,  # Ours: the largest norm of the gradient over all parameters.
+    clip_grad_norm=None,  # Ours: the largest norm of the gradient.
     amp=dict(enabled=False, dtype="bf16"),  # Ours: the dtype. On CUDA and CPU.
     ddp=dict(broadcast_buffers=False, find_unused_parameters=False, fp16_compression=False),
     checkpointer=dict(period=5000, max_to_keep=100),

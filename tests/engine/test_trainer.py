@@ -160,6 +160,47 @@ def test_model_left_in_eval_mode_is_noticed():
         trainer.train(0, 1)
 
 
+@pytest.mark.parametrize("weight", [1.0, 100.0])
+def test_the_heads_gradient_does_not_shorten_the_students_step(weight):
+    """By a limit for both, a weight that changes nothing else would."""
+    model = distilled(build(), weight=weight)
+    _, trainer = gradients(model, [images(0)], clip_grad_norm=1e-2)
+    for part in (model.student, model.head):
+        norm = torch.stack([p.grad.norm() for p in part.parameters() if p.grad is not None]).norm()
+        assert norm == pytest.approx(1e-2, rel=1e-3)
+    assert scalars(trainer)["grad_norm"] > 1
+
+
+class Counting(HookBase):
+    def __init__(self):
+        self.steps = 0
+
+    def after_step(self):
+        self.steps += 1
+
+    def state_dict(self):
+        return {"steps": self.steps}
+
+    def load_state_dict(self, state):
+        self.steps = state["steps"]
+
+
+def test_each_of_several_hooks_of_a_class_goes_on():
+    """Detectron2 keeps the state of the first alone."""
+    hooks, trainers = [[Counting(), Counting()] for _ in range(2)], []
+    for _ in hooks:
+        model = Toy()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        trainers.append(Trainer(model, [torch.ones(2, 4)] * 3, optimizer, device="cpu"))
+    hooks[0][1].steps = 5
+    trainers[0].register_hooks(hooks[0])
+    trainers[0].train(0, 2)
+    state = trainers[0].state_dict()
+    trainers[1].load_state_dict(state)
+    trainers[1].register_hooks(hooks[1])
+    assert [hook.steps for hook in hooks[1]] == [2, 7]
+
+
 @pytest.mark.parametrize(("amp", "named"), [("fp16", "needs CUDA"), ("fp8", "'fp8'")])
 def test_impossible_precision_is_refused(amp, named):
     with pytest.raises(UserError, match=named):

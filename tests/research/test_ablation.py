@@ -35,6 +35,7 @@ from dfd.research.ablate.tables import (
     result_table,
     to_markdown,
 )
+from dfd.research.ablate.without_effect import without_effect
 
 CONFIG = "tests/engine/configs/dfd.py"
 LENIENT = "model.head.criterion.lenient_on=[high,low]"
@@ -46,6 +47,24 @@ LENIENT = "model.head.criterion.lenient_on=[high,low]"
 )
 def test_seeds(text, seeds):
     assert parse_seeds(text) == seeds
+
+
+@pytest.mark.parametrize(
+    ("variants", "named"),
+    [
+        (["own=", "twice=model.head.criterion.weight=2"], "own and twice"),
+        (["a=model.head.weight=2", "b=model.head.weight=3", "c=model.head.levels=[p3]"], "a and b"),
+        (["plain=model.head.weight=0", "own="], None),
+        (["a=model.head.weight=2", "b=model.head.gradient_share=0.5"], None),
+        (["own=model.head.gradient_share=null", "b=model.head.weight=2"], None),
+        (["own=model.head.levels=[p3]", "b=model.head.levels=[p4]"], None),
+    ],
+)
+def test_weights_that_change_nothing_under_the_limit_are_told(variants, named):
+    """Else two equal students would be compared, and their noise read."""
+    found = without_effect(CONFIG, make_cells(variants=variants))
+    assert len(found) == (named is not None)
+    assert not found or found[0].startswith(f"{named} differ in the weight of distillation alone")
 
 
 @pytest.mark.parametrize(

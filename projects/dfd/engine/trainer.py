@@ -6,6 +6,7 @@ import contextlib
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from ..distill.detector import DistilledDetector
 from ..errors import UserError
 from .machine import peak_memory_mib
 from .narrow_inputs import widen_narrow_inputs
@@ -50,8 +52,9 @@ class Trainer(SimpleTrainer):
             device: where the model is.
             amp: "bf16", "fp16" (CUDA only), or None for fp32.
             accumulation_steps: batches whose gradients are averaged into one step; >= 1.
-            clip_grad_norm: a gradient whose norm over all parameters is larger is scaled down to
-                it; > 0, None for no limit.
+            clip_grad_norm: a gradient whose norm is larger is scaled down to it; that of a
+                distillation head by itself, for its length says nothing of the student's. > 0,
+                None for no limit.
         """
         super().__init__(model, data_loader, optimizer)
         if amp is not None and amp not in AMP_DTYPES:
@@ -70,18 +73,23 @@ class Trainer(SimpleTrainer):
         self.clip_grad_norm = clip_grad_norm
         self._resumed_scalars: dict[str, Any] = {}
         self._resumed_hooks: dict[str, Any] = {}
+        self._clipped = _parts(self._detector)
         self.grad_scaler = torch.amp.GradScaler(self.device_type, enabled=amp == "fp16")
 
     def register_hooks(self, hooks: Sequence[HookBase | None]) -> None:
         """As Detectron2's; a hook of which a resumed checkpoint holds the state is given it.
 
-        It holds the state of the first hook of each class.
         """
         super().register_hooks(hooks)
-        for hook in self._hooks:
-            state = self._resumed_hooks.pop(type(hook).__qualname__, None)
+        for name, hook in _named_hooks(self._hooks):
+            state = self._resumed_hooks.pop(name, None)
             if state is not None:
                 hook.load_state_dict(state)
+
+    @property
+    def _detector(self) -> nn.Module:
+        """The model, without what spreads it over processes."""
+        return self.model.module if isinstance(self.model, DistributedDataParallel) else self.model
 
     def train(self, start_iter: int, max_iter: int) -> None:
         """As Detectron2's, but a user's error is not buried under a traceback."""
@@ -181,7 +189,7 @@ class Trainer(SimpleTrainer):
     @contextlib.contextmanager
     def _log_later(self) -> Iterator[None]:
         """Within the context, a model that can log later does so at the end."""
-        model = self.model.module if isinstance(self.model, DistributedDataParallel) else self.model
+        model = self._detector
         if not hasattr(model, "log_pending"):
             yield
             return
@@ -196,7 +204,8 @@ class Trainer(SimpleTrainer):
         """Limit the gradient's norm, and return what it was, unread."""
         self.grad_scaler.unscale_(self.optimizer)
         if self.clip_grad_norm is not None:
-            return nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad_norm)
+            norms = [nn.utils.clip_grad_norm_(p, self.clip_grad_norm) for p in self._clipped]
+            return torch.linalg.vector_norm(torch.stack(norms))
         # clip_grad_norm_ would go over all gradients once more, to multiply them by 1.
         return _total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
 
@@ -265,6 +274,9 @@ class Trainer(SimpleTrainer):
 
     def state_dict(self) -> dict:
         state = super().state_dict()
+        # Detectron2 keeps that of the first hook of each class.
+        hooks = {name: hook.state_dict() for name, hook in _named_hooks(self._hooks)}
+        state["hooks"] = {name: held for name, held in hooks.items() if held}
         state["grad_scaler"] = self.grad_scaler.state_dict()
         state["scalars"] = recent_scalars(self.storage)
         return state
@@ -286,6 +298,25 @@ class Trainer(SimpleTrainer):
                     f"the parameters of optimizer group {own.get('name')} are not those of the "
                     f"saved {other.get('name')}"
                 )
+
+
+def _parts(model: nn.Module) -> list[list[nn.Parameter]]:
+    """The student's parameters, or those of a plain detector; then those of a distillation head."""
+    if not isinstance(model, DistilledDetector):
+        return [list(model.parameters())]
+    head = list(model.head.parameters())
+    apart = {id(parameter) for parameter in head}
+    rest = [parameter for parameter in model.parameters() if id(parameter) not in apart]
+    return [part for part in (rest, head) if part]
+
+
+def _named_hooks(hooks: Iterable[HookBase]) -> Iterator[tuple[str, HookBase]]:
+    """Each hook with its class's name; the second of a class with #2 behind it, and so on."""
+    seen: Counter[str] = Counter()
+    for hook in hooks:
+        name = type(hook).__qualname__
+        seen[name] += 1
+        yield name if seen[name] == 1 else f"{name}#{seen[name]}", hook
 
 
 def _total_norm(gradients: list[Tensor]) -> Tensor:

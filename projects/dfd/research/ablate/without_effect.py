@@ -1,0 +1,55 @@
+"""Settings that cells differ in, and that change nothing in their runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from ...engine.config.load import load_config
+from ...engine.console import split_override
+from .cells import Cell
+
+_WEIGHTS = ("model.head.weight", "model.head.criterion.weight")
+
+
+def without_effect(config_file: str, cells: Sequence[Cell]) -> list[str]:
+    """What to say of cells that differ in the strength of a distillation that is held to a limit.
+
+    Args:
+        config_file: of the ablation.
+        cells: as ``cells.make_cells`` gives them.
+    """
+    keys = {split_override(text)[1] for cell in cells for text in cell.overrides}
+    if not keys.intersection(_WEIGHTS):
+        return []
+    alike: list[tuple[Any, list[str]]] = []
+    for cell in cells:
+        rest = _without_weights(load_config(config_file, cell.overrides))
+        if rest is None:
+            continue
+        names = next((names for other, names in alike if other == rest), None)
+        if names is None:
+            alike.append((rest, [cell.name]))
+        else:
+            names.append(cell.name)
+    return [
+        f"{' and '.join(names)} differ in the weight of distillation alone, which changes nothing "
+        "while the limit of its gradient holds: set model.head.gradient_share instead"
+        for _, names in alike
+        if len(names) > 1
+    ]
+
+
+def _without_weights(cfg: DictConfig) -> Any:
+    """A config but for the weights; None where there is no limit, or no distillation."""
+    share = OmegaConf.select(cfg, "model.head.gradient_share", default=1.0)
+    weights = [OmegaConf.select(cfg, key, default=1.0) for key in _WEIGHTS]
+    head = OmegaConf.select(cfg, "model.head")
+    if not isinstance(head, DictConfig) or share is None or share == math.inf or 0 in weights:
+        return None
+    for key in _WEIGHTS:
+        OmegaConf.update(cfg, key, None, force_add=True)
+    return OmegaConf.to_container(cfg, resolve=False)
