@@ -103,7 +103,9 @@ class FrozenBackbone(FrozenTeacher):
         if not source:
             logger.warning("Teacher: RANDOM WEIGHTS, as model.teacher.allow_random=True permits")
             return
-        path = source if isinstance(source, str) else f"timm's {backbone.model_name}"
+        named = getattr(backbone, "model_name", None)
+        path = f"timm's {named}" if named else f"a {type(backbone).__name__}'s own"
+        path = source if isinstance(source, str) else path
         # Of the tensors, for weights by name are in no file that could be compared.
         self.weights = WeightFile(path, _hash(backbone), {}, None)
         logger.info("Teacher: %s, sha256 of its weights %s", path, self.weights.sha256[:16])

@@ -208,19 +208,13 @@ class DistilledDetector(nn.Module):
     def _check_learns(self, features: dict[str, Tensor]) -> None:
         """Tell, in the first training step, which levels the student cannot change.
 
-        Raises:
-            UserError: that is all of them.
+        No error, as they may be unfrozen later.
         """
         if self._checked_frozen or not features or not torch.is_grad_enabled():
             return
         self._checked_frozen = True
         names = [pair.name for pair in self.head.pairs]
         frozen = [name for name in names if not features[name].requires_grad]
-        if len(frozen) == len(names):
-            raise UserError(
-                f"the student's {', '.join(names)} are frozen, so distillation would change "
-                "nothing: unfreeze its backbone (freeze_at, requires_grad)"
-            )
         if frozen:
             logger.warning(
                 "Distilled in vain, for the student's %s are frozen: name the others alone in "
