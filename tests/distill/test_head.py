@@ -214,7 +214,7 @@ def test_pooled_blocks_are_of_real_cells_alone(pooled):
 
 
 def test_adapter_that_makes_another_map_is_refused():
-    with pytest.raises(UserError, match=r"model.head.adapter makes \(1, .* on p3: it must make \(1, "):
+    with pytest.raises(UserError, match=r"adapter makes \(1, .* on p3: it must make \(1, "):
         make_head(adapter=lambda i, o: nn.Conv2d(i, o, 3))(*pyramids(), SIZES)
 
 
