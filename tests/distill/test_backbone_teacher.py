@@ -30,9 +30,7 @@ def teacher_of(backbone, **settings):
         backbone=backbone,
         pixel_mean=[100.0, 110.0, 120.0],
         pixel_std=[50.0, 60.0, 70.0],
-        allow_random=True,
-        precision="fp32",
-        **settings,
+        **{"allow_random": True, "precision": "fp32"} | settings,
     )
 
 
@@ -113,6 +111,19 @@ def test_weights_are_strict_and_known_by_a_hash(tmp_path):
 def test_a_random_one_is_refused():
     with pytest.raises(UserError, match="random weights, which teach nothing.*pretrained"):
         FrozenBackbone(backbone=vit(), pixel_mean=[0.0] * 3, pixel_std=[1.0] * 3)
+
+
+def test_one_that_loads_its_weights_by_itself_says_so_and_is_known_by_them():
+    hashes = []
+    for change in (0.0, 0.0, 1e-3):
+        backbone = toys.build(seed=1).backbone
+        backbone.pretrained = True
+        with torch.no_grad():
+            backbone.fpn_output2.bias += change
+        weights = teacher_of(backbone, allow_random=False).weights
+        assert weights.path == "a FPN's own"
+        hashes.append(weights.sha256)
+    assert hashes[0] == hashes[1] != hashes[2]
 
 
 def test_what_only_detectors_can_do_is_refused():

@@ -98,7 +98,9 @@ class FrozenBackbone(FrozenTeacher):
         if not source and not allow_random:
             raise UserError(
                 "model.teacher.backbone has random weights, which teach nothing: set its "
-                "pretrained to True or a file (model.teacher.allow_random=True permits it)"
+                "pretrained to True or a file (one of your own that loads its weights by itself "
+                "says so by an attribute pretrained; model.teacher.allow_random=True permits "
+                "random ones)"
             )
         if not source:
             logger.warning("Teacher: RANDOM WEIGHTS, as model.teacher.allow_random=True permits")
