@@ -260,6 +260,14 @@ def test_a_users_colours_are_not_taken_for_padding(change, real):
     assert int(found.sum()) == (real or HEIGHT * WIDTH)
 
 
+def test_a_step_that_pads_and_levels_the_shades_is_not_all_real():
+    def padded(image):
+        return np.pad(stretched(image), ((0, 8), (0, 16), (0, 0))[: image.ndim])
+
+    found = real_pixels(T.TransformList([Photometric(padded)]), HEIGHT, WIDTH)
+    assert tuple(found.shape) == (HEIGHT + 8, WIDTH + 16) and not found.any()
+
+
 def test_transform_that_cannot_be_asked_is_one_line(record):
     with pytest.raises(UserError, match="Broken does not tell .*once only.*`valid`") as error:
         mapper([Broken()])(record)

@@ -421,6 +421,52 @@ def test_adapter_that_makes_something_else_is_refused(adapter, said):
         train_step(distilled(adapter=adapter), make_batch())
 
 
+def _student_that_returns_more():
+    """As Sparse R-CNN's, whose preprocess_image gives sizes beside the images."""
+    student = build()
+    preprocess = student.preprocess_image
+
+    class Pair(tuple):
+        tensor = property(lambda self: self[0].tensor)
+        image_sizes = property(lambda self: self[0].image_sizes)
+
+    student.preprocess_image = lambda batch: Pair((preprocess(batch), None))
+    return student
+
+
+def _student_with_more_than_maps():
+    student = build()
+    forward = student.backbone.forward
+    student.backbone.forward = lambda x: forward(x) | {"aux": None}
+    return student
+
+
+def _student_that_pads_for_itself():
+    student = build()
+    forward = student.backbone.forward
+    student.backbone.forward = lambda x: forward(nn.functional.pad(x, (0, 64 - x.shape[-1] % 64)))
+    return student
+
+
+@pytest.mark.parametrize("share", [1.0, None])
+@pytest.mark.parametrize(
+    "student",
+    [_student_that_returns_more, _student_with_more_than_maps, _student_that_pads_for_itself],
+)
+def test_unusual_students_that_are_right_are_let_through(student, share):
+    losses, _ = train_step(distilled(student(), gradient_share=share), make_batch())
+    assert losses["loss_dfd_p2"] > 0
+
+
+def test_what_happens_to_levels_that_are_not_distilled_does_not_matter():
+    student = build("retinanet")
+    student.head.register_forward_pre_hook(
+        lambda module, args: (args[0][:-1] + [args[0][-1].relu_()],)
+    )
+    losses, _ = train_step(distilled(student, levels=["p3"]), make_batch())
+    assert losses["loss_dfd_p3"] > 0
+
+
 def test_levels_that_are_frozen_are_told(caplog):
     """Their loss would be logged, and change nothing."""
     model = distilled(trunk=True)

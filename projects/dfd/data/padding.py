@@ -64,7 +64,8 @@ def real_pixels(transforms: T.TransformList, height: int, width: int) -> torch.T
             continue
         before = light, dark
         light, dark = _both_again(step, *before)
-        if not (light != dark).any() and _keeps_places(step, *before):
+        alike = light.shape == before[0].shape and not (light != dark).any()
+        if alike and _keeps_places(step, *before):
             light, dark = before  # Contrast stretched, say: it tells no shade from another.
         elif type(step) in (T.ResizeTransform, BilinearResize):
             dark = np.where(_inside(light != dark, step), dark, light)

@@ -129,12 +129,15 @@ def run_features(
 
 
 @contextlib.contextmanager
-def tap(modules: Sequence[nn.Module], split: Split | None = None) -> Iterator[dict[str, Tensor]]:
+def tap(
+    modules: Sequence[nn.Module], split: Split | None = None, wanted: Sequence[str] | None = None
+) -> Iterator[dict[str, Tensor]]:
     """Within the context, the named features that each of these modules puts out are left here.
 
     Args:
         split: makes of a module's features those that the detector goes on with, and those that
             are left here.
+        wanted: those that must be as they are declared, of all modules together; None: all.
 
     Raises:
         UserError: one of them did not run exactly once, put out something else than its
@@ -146,10 +149,16 @@ def tap(modules: Sequence[nn.Module], split: Split | None = None) -> Iterator[di
 
     def keep(module: nn.Module, args: tuple, output: dict[str, Tensor]) -> dict[str, Tensor] | None:
         calls[module] += 1
-        _check_features(module, args, output)
+        _check_features(module, args, output, wanted)
         passed, kept = (None, output) if split is None else split(output)
         features.update(kept)
-        versions.update({name: _version(feature) for name, feature in kept.items()})
+        versions.update(
+            {
+                name: _version(feature)
+                for name, feature in kept.items()
+                if isinstance(feature, Tensor) and (wanted is None or name in wanted)
+            }
+        )
         return passed
 
     handles = [module.register_forward_hook(keep) for module in modules]
@@ -178,13 +187,18 @@ def _version(feature: Tensor) -> int:
     return 0 if feature.is_inference() else feature._version
 
 
-def _check_features(module: nn.Module, args: tuple, output: object) -> None:
+def _check_features(
+    module: nn.Module, args: tuple, output: object, wanted: Sequence[str] | None
+) -> None:
     """Compare what a module puts out with what it declares: levels are paired by that.
 
     Raises:
         UserError: it is no dict of the declared levels, or a map has another stride.
     """
-    name, declared = type(module).__name__, module.output_shape()
+    name, declared = type(module).__name__, dict(module.output_shape())
+    # A backbone may pad its input to what its coarsest level can be made of.
+    unit = max(shape.stride for shape in declared.values())
+    declared = {k: v for k, v in declared.items() if wanted is None or k in wanted}
     if not isinstance(output, Mapping) or not set(declared) <= set(output):
         found = sorted(output) if isinstance(output, Mapping) else f"a {type(output).__name__}"
         raise UserError(
@@ -197,14 +211,22 @@ def _check_features(module: nn.Module, args: tuple, output: object) -> None:
     for level, shape in declared.items():
         cells = tuple(output[level].shape[-2:])
         sides = tuple(images.shape[-2:])
-        expected = tuple(math.ceil(side / shape.stride) for side in sides)
-        # Kernels that do not reach over the border leave out the last cell.
-        if any(abs(have - want) > 1 for have, want in zip(cells, expected, strict=True)):
+        if not all(map(_fits, cells, sides, [shape.stride] * 2, [unit] * 2)):
+            expected = [math.ceil(side / shape.stride) for side in sides]
             raise UserError(
                 f"{name} puts out {cells[0]} x {cells[1]} cells on {level} of an input of "
                 f"{sides[0]} x {sides[1]} pixels, but the stride of {shape.stride} in its "
                 f"output_shape() makes {expected[0]} x {expected[1]}: correct the stride"
             )
+
+
+def _fits(cells: int, side: int, stride: int, unit: int) -> bool:
+    """Whether a level has so many cells along a side, which may have been padded or cut to a unit.
+
+    Kernels that do not reach over the border leave out one cell more.
+    """
+    least, most = (round_to(side / unit) * unit / stride for round_to in (math.floor, math.ceil))
+    return least - 1 <= cells <= most + 1
 
 
 def check_not_resized(

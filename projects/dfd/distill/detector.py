@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from detectron2.layers.batch_norm import NaiveSyncBatchNorm
+from detectron2.structures import ImageList
 from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
 
@@ -175,9 +176,11 @@ class DistilledDetector(nn.Module):
             images = self.student.preprocess_image(unlabelled).tensor
             ours = run_features(self.student, images, "student", **self.head.features)
         modules = feature_modules(self.student, "student", **self.head.features)
+        distilled = [pair.name for pair in self.head.pairs]
+        split = self.head.split(iteration, ours) if active else None
         watched = tap_head(self.student, "student") if predicting else contextlib.nullcontext()
         with (
-            tap(modules, self.head.split(iteration, ours) if active else None) as features,
+            tap(modules, split, distilled) as features,
             watched as outputs,
         ):
             losses = dict(self.student(labelled))
@@ -202,7 +205,8 @@ class DistilledDetector(nn.Module):
         """Of the first batch alone: what a student does to one, it does to all."""
         if not self._checked_sizes and hasattr(self.student, "preprocess_image"):
             images = self.student.preprocess_image(batch)
-            check_not_resized(self.student, batch, images, "student")
+            if isinstance(images, ImageList):  # Some detectors return more than that.
+                check_not_resized(self.student, batch, images, "student")
         self._checked_sizes = True
 
     def _check_learns(self, features: dict[str, Tensor]) -> None:
@@ -368,7 +372,8 @@ class DistilledDetector(nn.Module):
             images = self.student.preprocess_image(batched_inputs)
             features = run_features(self.student, images.tensor, "student", **self.head.features)
         # Without dropout in an adapter, which would draw from the training's random numbers.
-        with batch_statistics(self.head):
+        training = self.head.training
+        with batch_statistics(self.head) if training else contextlib.nullcontext():
             return self._maps(batched_inputs, features)
 
     def _maps(

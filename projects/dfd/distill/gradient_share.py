@@ -102,7 +102,8 @@ class GradientShare:
         names = [
             name
             for name, feature in both.items()
-            if feature.requires_grad and (levels is None or _level(name) in levels)
+            if getattr(feature, "requires_grad", False)  # Some backbones put out more than maps.
+            and (levels is None or _level(name) in levels)
         ]
         if names:
             split = _Split.apply(self, names, warmup, *(both[name] for name in names))

@@ -55,7 +55,8 @@ def _checked_loss(criterion: nn.Module, loss: object, level: LevelFeatures) -> T
     if level.student.requires_grad and not loss.requires_grad and loss != 0:
         raise UserError(
             f"{name} returns a loss without a gradient, so the student would learn nothing from "
-            "it: compute it from level.student without detach() and no_grad()"
+            "it: compute it from level.student without detach() and no_grad() (one that is to "
+            "begin later: take model.head.warmup_iters)"
         )
     return loss
 

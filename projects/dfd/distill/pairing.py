@@ -49,10 +49,10 @@ def describe_levels(shapes: Mapping[str, ShapeSpec]) -> str:
 def _by_stride(shapes: Mapping[str, ShapeSpec], side: str) -> dict[int, str]:
     names: dict[int, str] = {}
     for name, shape in shapes.items():
-        if not shape.stride or not shape.channels or "." in name:
+        if not shape.stride or not shape.channels:
             raise UserError(
-                f"the {side}'s level {name!r} has stride {shape.stride} and {shape.channels} "
-                "channels in its backbone's output_shape(): give both, and a name without dots"
+                f"the {side}'s level {name} has stride {shape.stride} and {shape.channels} "
+                "channels in its backbone's output_shape(): it must give both"
             )
         if shape.stride in names:
             raise UserError(

@@ -307,7 +307,8 @@ def _parts(model: nn.Module) -> list[list[nn.Parameter]]:
     head = list(model.head.parameters())
     apart = {id(parameter) for parameter in head}
     rest = [parameter for parameter in model.parameters() if id(parameter) not in apart]
-    return [part for part in (rest, head) if part]
+    # Of one that has no gradient, torch would give the norm on another device.
+    return [part for part in (rest, head) if any(p.requires_grad for p in part)]
 
 
 def _named_hooks(hooks: Iterable[HookBase]) -> Iterator[tuple[str, HookBase]]:

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +87,9 @@ class Ablation:
             notes += [f"{len(done.intersection(own))} of {len(own)} done"] if own else []
             lines += ["", f"{name} ({', '.join(notes)})" if notes else name]
             lines += [f"    {_change(base, text)}" for text in overrides] or ["    no change"]
-        return "\n".join([*lines, *(f"\n{note}" for note in self.doubts()), "", *self._places()])
+        return "\n".join([*lines, *(f"\n{note}" for note in self.doubts), "", *self._places()])
 
+    @cached_property
     def doubts(self) -> list[str]:
         """What speaks against the comparison before anything is run."""
         return [f"Note: {note}." for note in without_effect(self.config_file, self.cells)]
@@ -209,7 +211,7 @@ class Ablation:
         rows = result_table(results, metric=self.metric, over_images=over_images)
         said = explanation(draws=draws if over_images else 0, **about)
         notes = [said, *([reason] if reason else []), *_notes(outcomes), *self._left_out()]
-        notes += self.doubts()
+        notes += self.doubts
         plot = draw_results(results, metric=self.metric)
         found = details(outcomes, self.cells, baseline=self.baseline, metric=self.metric)
         more = detail_table(found)

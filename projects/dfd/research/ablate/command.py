@@ -185,7 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             say(ablation.describe())
         else:
             _check_class(args, ablation.cells[0])
-            for doubt in ablation.doubts():
+            for doubt in ablation.doubts:
                 say(doubt)
             run(ablation)
     except UserError as error:

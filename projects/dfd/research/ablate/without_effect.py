@@ -48,7 +48,9 @@ def _without_weights(cfg: DictConfig) -> Any:
     share = OmegaConf.select(cfg, "model.head.gradient_share", default=1.0)
     weights = [OmegaConf.select(cfg, key, default=1.0) for key in _WEIGHTS]
     head = OmegaConf.select(cfg, "model.head")
-    if not isinstance(head, DictConfig) or share is None or share == math.inf or 0 in weights:
+    if OmegaConf.select(cfg, "model.teacher") is None or not isinstance(head, DictConfig):
+        return None
+    if share is None or share == math.inf or 0 in weights:
         return None
     for key in _WEIGHTS:
         OmegaConf.update(cfg, key, None, force_add=True)
