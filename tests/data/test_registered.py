@@ -3,14 +3,17 @@
 import copy
 import json
 import logging
+import os
 
+import cv2
 import numpy as np
 import pytest
+import torch
 from coco_files import write_mixed_coco
 from detectron2.config import LazyCall as L
 from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
 from detectron2.data.datasets import register_coco_instances
-from detectron2.structures import BoxMode
+from detectron2.structures import Boxes, BoxMode, Instances
 
 from dfd.data import (
     build_evaluator,
@@ -20,6 +23,7 @@ from dfd.data import (
     dataset_report,
     registered_name,
 )
+from dfd.data.registered import labels_sha256
 from dfd.errors import UserError
 
 NAME = "dfd_test_registered"
@@ -116,6 +120,43 @@ def test_evaluation_is_against_the_original_file(register):
     dataset_dicts(dataset=NAME)
     assert len(evaluator._coco_api.anns) == 34
     assert len(build_evaluator(dataset=NAME)._coco_api.anns) == 34
+
+
+def test_ap_of_a_class_is_its_own_whatever_the_order_of_the_ids(forget, tmp_path):
+    """COCO's evaluation goes by category ids, Detectron2's names by those of the classes."""
+    path = str(tmp_path / "image.png")
+    cv2.imwrite(path, np.zeros((64, 64, 3), np.uint8))
+    labels = [
+        {"bbox": [4.0, 4.0, 30.0, 30.0], "bbox_mode": BoxMode.XYXY_ABS, "category_id": kind}
+        for kind in (0, 1)
+    ]
+    record = {"file_name": path, "image_id": 1, "height": 64, "width": 64, "annotations": labels}
+    register_records([record], classes=("cat", "dog"))
+    MetadataCatalog.get(NAME).thing_dataset_id_to_contiguous_id = {7: 0, 3: 1}
+    evaluator = build_evaluator(dataset=NAME)
+    evaluator.reset()
+    found = Instances((64, 64))
+    found.pred_boxes = Boxes(torch.tensor([[4.0, 4.0, 30.0, 30.0]]))
+    found.scores, found.pred_classes = torch.ones(1), torch.tensor([0])
+    evaluator.process([record], [{"instances": found}])
+    scores = evaluator.evaluate()["bbox"]
+    assert scores["AP-cat"] == pytest.approx(100) and scores["AP-dog"] == 0
+
+
+def test_labels_are_known_by_a_hash(forget, tmp_path):
+    hashes = []
+    for box, folder in (([4, 4, 30, 30], "a"), ([4, 4, 30, 30], "b"), ([4, 4, 30, 31], "a")):
+        path = str(tmp_path / folder / "image.png")
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        cv2.imwrite(path, np.zeros((64, 64, 3), np.uint8))
+        label = {"bbox": box, "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0}
+        record = {"file_name": path, "image_id": 1, "height": 64, "width": 64}
+        name = f"{NAME}_{len(hashes)}"
+        DatasetCatalog.register(name, lambda r=record, a=label: [r | {"annotations": [a]}])
+        MetadataCatalog.get(name).thing_classes = ["cat", "dog"]
+        hashes.append(labels_sha256(name))
+        DatasetCatalog.remove(name)
+    assert hashes[0] == hashes[1] != hashes[2]
 
 
 def test_records_that_the_catalog_keeps_are_not_changed(forget, tmp_path):

@@ -1,6 +1,8 @@
 """dfd export: what onnxruntime finds is what the student finds."""
 
+import errno
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -13,17 +15,18 @@ import torch
 import toys
 from detectron2.config import instantiate
 from detectron2.structures import Boxes, Instances
+from omegaconf import OmegaConf
 from PIL import Image
 from reppoints_toys import small_detector
 from torch import nn
 from vit_toys import detectron2_vit_config, timm_vit_config
 
 from dfd.deploy import benchmark, export, predict
-from dfd.deploy.agreement import compare
+from dfd.deploy.agreement import Agreement, compare
 from dfd.deploy.onnx_model import OnnxModel
 from dfd.deploy.program_model import ProgramModel, program_size
 from dfd.deploy.student import Student, load_student
-from dfd.engine.run_folder import load_runs
+from dfd.engine.run_folder import RunFolder, load_runs
 from dfd.errors import UserError
 from dfd.modeling import YOLOX
 
@@ -236,6 +239,38 @@ def test_what_counts_as_the_same(second, unmatched):
     assert compare(lambda _: found(), lambda _: found(), [0]).unmatched == 0
 
 
+def test_scores_near_zero_do_not_excuse_each_other():
+    rows = [(0.0, 0.0019, 0), (20.0, 0.0018, 0), (5.0, 0.0010, 0)]
+    both = found(*rows), found(rows[0], (24.0, 0.0018, 0), rows[2])
+    assert compare(lambda _: both[0], lambda _: both[1], [0]).unmatched == 2
+    # What is at the threshold needs no equal here either.
+    lowest = found(*rows, (35.0, 0.0010 * 1.005, 0))
+    assert compare(lambda _: both[0], lambda _: lowest, [0]).unmatched == 0
+
+
+def test_a_teacher_of_other_images_is_refused_at_the_start():
+    teacher = {"checkpoint": "x.pth", "scale": {"_target_": "dfd.data.size_ratio"}}
+    teacher["scale"] |= {"teacher": 128, "student": 64}
+    cfg = OmegaConf.create({"model": {"student": {}, "teacher": teacher}})
+    with pytest.raises(UserError, match="sees images of 2 times the .* give --no-teacher"):
+        benchmark.check_teacher(RunFolder("run", "", cfg, {}, []))
+    cfg.model.teacher.scale = 1.0
+    benchmark.check_teacher(RunFolder("run", "", cfg, {}, []))
+
+
+def test_a_full_disk_is_told_and_nothing_is_left(tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(export, "export_onnx", lambda *_: b"graph")
+    monkeypatch.setattr(export, "OnnxModel", lambda _: None)
+    monkeypatch.setattr(export, "compare", lambda *_: Agreement(1, 0, 0.0, 0.0))
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match="x.onnx cannot be written .No space left on device.: make"):
+        export.export(student_of(None), pictures((64, 96)), tmp_path / "x.onnx")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.fixture
 def call(finished, tmp_path, monkeypatch):
     """A command on the finished run, within a folder of its own."""
@@ -329,6 +364,9 @@ def test_a_file_of_another_run_is_told(finished, call, tmp_path):
         (benchmark, ["--no-teacher", "--out", "there.onnx"], "--out there.onnx: it exists"),
         (benchmark, ["--out", "a.png/x/b.json"], "--out: folder a.png/x cannot be made"),
         (export, ["--out", "a.png/x/b.onnx"], "--out: folder a.png/x cannot be made"),
+        (export, ["--out", "y" * 300 + ".onnx"], "yy.onnx: File name too long: choose another"),
+        (benchmark, ["--out", "y" * 300, "--no-teacher"], "yy: File name too long"),
+        (benchmark, ["--device", "gpu"], "--device gpu: Expected one of cpu, cuda"),
         (benchmark, [], "names no weights of a teacher: give --no-teacher"),
     ],
 )

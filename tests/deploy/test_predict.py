@@ -146,6 +146,7 @@ def test_a_broken_video_is_passed_over(predict, tmp_path, capsys):
     ("arguments", "message"),
     [
         (["nowhere.jpg"], "nowhere.jpg: no such file or folder"),
+        (["x" * 300], "xx: no such file or folder"),
         (["empty"], "empty: there is no image or video in this folder"),
         (["a/1.png", "b/1.png"], "would both be called 1.png"),
         (["a", "--score", "2"], "--score 2.0: it must be from 0 to 1"),
@@ -155,6 +156,10 @@ def test_a_broken_video_is_passed_over(predict, tmp_path, capsys):
         (["a", "--exported", "x.onnx", "--weights", "model_ema.pth"], "leave out --weights"),
         (["a", "--exported", "x.onnx", "--device", "cuda"], "has its own weights and runs on the"),
         (["a", "--out", "full/kept.txt/out"], "folder full/kept.txt/out cannot be made (Not a dir"),
+        (["a", "--out", "y" * 300], "yy: File name too long: choose another"),
+        (["a", "--device", "gpu"], "--device gpu: Expected one of cpu, cuda"),
+        (["a", "--device", "cuda:99"], "--device cuda:99: "),
+        (["a", "--device", "meta"], "--device meta: "),
         (["a", "--out", "full"], "--out full: it exists and is not empty"),
     ],
 )

@@ -394,6 +394,12 @@ class Dropping(nn.Sequential):
         )
 
 
+def test_a_level_of_one_cell_has_no_disparity_to_tell():
+    """One value that is standardised by itself is 0 on both sides: it would look learnt."""
+    maps = distilled(criterion=DFDLoss(scale="channel")).disparity_maps(make_batch([(64, 64)]))
+    assert not maps["p6"][1].any() and maps["p5"][1].all()
+
+
 def test_pictures_draw_nothing_and_leave_the_head_as_it_was():
     """Else a run with them would be another one."""
     model = distilled(adapter=Dropping).train()

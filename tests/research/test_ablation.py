@@ -22,6 +22,7 @@ from dfd.research.ablate.estimates import (
     compare,
     details,
     different_conditions,
+    no_difference,
     run_table,
     to_csv,
 )
@@ -30,6 +31,7 @@ from dfd.research.ablate.manifest import manifest
 from dfd.research.ablate.progress import Progress, share_done
 from dfd.research.ablate.tables import (
     detail_table,
+    draw_results,
     explanation,
     render_page,
     result_table,
@@ -211,9 +213,21 @@ def test_the_table_says_how_many_pairs_there_are(tmp_path):
         + ["wins", "verdict"],
         ["a", "4", "25.00 ± 12.91", "50.00", "–", "baseline", "–", "–"],
         ["b|c", "2", "25.00 ± 19.80", "50.00", "–", "+0.00 ± 12.71", "1 of 2"]
-        + ["not settled (visible from 14.08)"],
+        + ["not settled (visible from 16.33)"],
         ["d", "1", "30.50 ± –", "61.00", "–", "+0.50 ± –", "1 of 1", "–"],
     ]
+
+
+def test_a_cell_that_changed_nothing_is_told(tmp_path):
+    """Else an average of weights, say, which no table shows, would pass for measured."""
+    runs = outcomes(tmp_path)
+    runs[4].summary["results"]["bbox"]["AP"] = 10.0
+    runs[7].summary["results"]["bbox"]["AP"] = 40.0
+    results = compare(runs, CELLS, baseline=CELLS[0], metric="AP")
+    (note,) = no_difference(results)
+    assert note.startswith("the results of b|c are those of the baseline on every seed")
+    assert result_table(results, metric="AP")[2][-1] == "not settled"
+    assert draw_results(results, metric=r"AP-a$\foo$").startswith(b"\x89PNG")
 
 
 def test_another_metric_takes_the_first_place(tmp_path):
@@ -248,7 +262,10 @@ def test_runs_made_under_other_conditions_are_noted(tmp_path):
     runs[0].summary.update(train_images=29)
     runs[1].summary.update(train_images=205)
     runs[4].summary.update(train_images=7)  # Of another cell, which may have other data.
-    threads, images, code, replaced = different_conditions(runs)
+    runs[0].summary.update(test_data="1")
+    runs[1].summary.update(test_data="2")
+    threads, images, labels, code, replaced = different_conditions(runs)
+    assert labels == "the labels of the test data were changed between runs: AP do not compare"
     assert images == "the runs of a differ in their number of training images: 29, 205"
     assert code == ("the runs differ in this project's code: 123+changes, no commit, sha256 ab")
     assert threads == "the runs differ in threads: 2, 1"
@@ -375,10 +392,213 @@ def test_the_baseline_is_the_first_cell_unless_named():
 
 
 @pytest.mark.parametrize(
-    "key", ["dataset.num_images=2", "dataset.json=other.json", "dataset.subset_seed=3"]
+    "key",
+    ["test.dataset.num_images=2", "test.dataset.json=other.json", "test.dataset.subset_seed=3"]
+    + ["evaluator.dataset=other"],
 )
 def test_cells_that_are_tested_on_other_data_are_refused(key, tmp_path):
-    cells = make_cells(variants=["one=", f"two=dataloader.test.{key}"])
+    cells = make_cells(variants=["one=", f"two=dataloader.{key}"])
+    where = key.partition(".dataset")[0]
+    match = f"cell two would be tested on other data .*dataloader.{where}.dataset: .* is .*"
+    with pytest.raises(UserError, match=match):
+        plan_runs(config_file=CONFIG, cells=cells, seeds=[0], out=tmp_path)
+
+
+def test_the_table_says_how_many_pairs_there_are(tmp_path):
+    results = compare(outcomes(tmp_path), CELLS, baseline=CELLS[0], metric="AP")
+    assert result_table(results, metric="AP") == [
+        ["cell", "n", "AP mean ± sd", "AP50", "AP75", "difference to baseline ± 95 %"]
+        + ["wins", "verdict"],
+        ["a", "4", "25.00 ± 12.91", "50.00", "–", "baseline", "–", "–"],
+        ["b|c", "2", "25.00 ± 19.80", "50.00", "–", "+0.00 ± 12.71", "1 of 2"]
+        + ["not settled (visible from 16.33)"],
+        ["d", "1", "30.50 ± –", "61.00", "–", "+0.50 ± –", "1 of 1", "–"],
+    ]
+
+
+def test_a_cell_that_changed_nothing_is_told(tmp_path):
+    """Else an average of weights, say, which no table shows, would pass for measured."""
+    runs = outcomes(tmp_path)
+    runs[4].summary["results"]["bbox"]["AP"] = 10.0
+    runs[7].summary["results"]["bbox"]["AP"] = 40.0
+    results = compare(runs, CELLS, baseline=CELLS[0], metric="AP")
+    (note,) = no_difference(results)
+    assert note.startswith("the results of b|c are those of the baseline on every seed")
+    assert result_table(results, metric="AP")[2][-1] == "not settled"
+    assert draw_results(results, metric=r"AP-a$\foo$").startswith(b"\x89PNG")
+
+
+def test_another_metric_takes_the_first_place(tmp_path):
+    results = compare(outcomes(tmp_path), CELLS, baseline=CELLS[2], metric="AP50")
+    rows = result_table(results, metric="AP50")
+    assert rows[0][2:5] == ["AP50 mean ± sd", "AP", "AP75"]
+    assert rows[1][-3:] == ["-1.00 ± –", "0 of 1", "–"]
+    assert rows[2][-3:] == ["–", "–", "–"]  # b|c has no seed that d has.
+    with pytest.raises(UserError, match="--metric AP-bar: no run has it; they have AP, AP50, AP-d"):
+        compare(outcomes(tmp_path), CELLS, baseline=CELLS[0], metric="AP-bar")
+
+
+def test_every_run_is_a_row_of_the_csv(tmp_path):
+    text = to_csv(run_table(outcomes(tmp_path)))
+    rows = list(csv.DictReader(text.splitlines()))
+    assert len(rows) == 9
+    assert list(rows[0])[:4] == ["cell", "seed", "status", "k"]
+    assert rows[4]["AP"] == "11" and rows[4]["AP75"] == "" and rows[4]["AP-disc"] == "1"
+    assert rows[5]["status"] == "failed" and rows[5]["error"] == "no, such file"
+    assert rows[6]["status"] == "not run" and rows[6]["AP"] == ""
+
+
+def test_runs_made_under_other_conditions_are_noted(tmp_path):
+    runs = outcomes(tmp_path)
+    assert different_conditions(runs) == []
+    teacher = {"path": "t.pth", "sha256": "1"}
+    runs[0].summary.update(threads=2, teacher=teacher)
+    runs[1].summary.update(teacher=teacher | {"sha256": "2"})
+    for i, outcome in enumerate(runs[:3]):
+        code = {"sha256": "ab" if i else "cd", "commit": None if i else "123+changes"}
+        outcome.summary.update(code=code)
+    runs[0].summary.update(train_images=29)
+    runs[1].summary.update(train_images=205)
+    runs[4].summary.update(train_images=7)  # Of another cell, which may have other data.
+    runs[0].summary.update(test_data="1")
+    runs[1].summary.update(test_data="2")
+    threads, images, labels, code, replaced = different_conditions(runs)
+    assert labels == "the labels of the test data were changed between runs: AP do not compare"
+    assert images == "the runs of a differ in their number of training images: 29, 205"
+    assert code == ("the runs differ in this project's code: 123+changes, no commit, sha256 ab")
+    assert threads == "the runs differ in threads: 2, 1"
+    assert "t.pth was replaced" in replaced
+
+
+def test_details_are_ratios_of_the_same_seeds_and_shares_of_the_lead(tmp_path):
+    runs = outcomes(tmp_path)
+    a, b, d = CELLS
+    for outcome in runs:
+        outcome.summary.update(peak_memory_mib=100.0)
+    runs[4].summary.update(seconds_per_iteration=0.3, peak_memory_mib=150.0)
+    runs[4].summary["results"]["bbox"]["APs"] = 7.0
+    found = details(runs, CELLS, baseline=a, metric="AP")
+    assert found["a"].seconds == found["a"].memory == 1.0
+    # Seeds 0 and 3: 0.3 / 0.1 and 1; 150 / 100 and 1.
+    assert found["b|c"].seconds == pytest.approx(2.0) and found["b|c"].memory == 1.25
+    assert found["b|c"].sizes == {"APs": 7.0, "APm": None, "APl": None}
+    assert found["d"].recovered is None  # No run has measured a teacher.
+    # One that has, speaks for all with that teacher: d has 30.5, a 30 with that seed, the teacher
+    # 35; of a's other seeds nothing is known of d.
+    runs[8].summary.update(teacher={"path": "t", "sha256": "1", "AP": 35.0})
+    runs[4].summary.update(teacher={"path": "t", "sha256": "1"})
+    runs[7].summary.update(teacher={"path": "t", "sha256": "2"})
+    found = details(runs, CELLS, baseline=a, metric="AP")
+    assert found["d"].recovered == pytest.approx(0.5 / 5) and found["b|c"].recovered == 0.0
+    assert found["a"].recovered is None
+    runs[8].summary["teacher"]["AP"] = 29.0  # It has no lead that could be made up.
+    assert details(runs, CELLS, baseline=a, metric="AP")["d"].recovered is None
+    rows = detail_table(found)
+    assert rows[0] == ["cell", "APs", "APm", "APl", "teacher's lead recovered", "time", "memory"]
+    assert rows[2] == ["b|c", "7.00", "–", "–", "0%", "2.00", "1.25"]
+    assert rows[3] == ["d", "–", "–", "–", "10%", "1.00", "1.00"]
+
+
+def test_manifest_has_what_each_number_was_made_of(tmp_path):
+    runs = outcomes(tmp_path)
+    code = {"sha256": "ab", "commit": "123"}
+    runs[4].summary.update(code=code, teacher={"path": "t", "sha256": "1"})
+    runs[4].run.folder.mkdir(parents=True)
+    (runs[4].run.folder / "model_final.pth").write_bytes(b"weights")
+    command = ["dfd", "ablate", "--out", "my folder"]
+    told = json.loads(manifest(runs, CELLS, config_file="c.py", baseline="a", command=command))
+    assert told["command"] == "dfd ablate --out 'my folder'" and told["baseline"] == "a"
+    assert told["config_file"] == "c.py" and list(told["cells"]) == ["a", "b|c", "d"]
+    done, failed, open_run, other = told["cells"]["b|c"]["runs"]
+    assert told["cells"]["b|c"]["overrides"] == ["k=2"]
+    assert done["seed"] == 0 and done["status"] == "done" and done["code"] == code
+    assert done["results"]["bbox"]["AP"] == 11.0 and done["teacher"]["sha256"] == "1"
+    assert done["weights_sha256"] == hashlib.sha256(b"weights").hexdigest()
+    assert failed == {"seed": 1, "status": "failed"}
+    assert open_run == {"seed": 2, "status": "not run"}
+    assert other["weights_sha256"] is None
+
+
+def test_markdown_keeps_its_columns():
+    text = to_markdown([["cell", "n"], ["b|c", "2"]], "Note.")
+    assert text == "| cell | n |\n|---|---:|\n| b\\|c | 2 |\n\nNote.\n"
+
+
+def test_the_page_has_all_of_it_and_needs_nothing_else(tmp_path):
+    runs = outcomes(tmp_path)
+    for outcome in runs[:6]:
+        outcome.run.folder.mkdir(parents=True)
+        lines = [{"iteration": i, "loss_cls": 1.0, "loss_dfd_p2": 0.5} for i in range(3)]
+        text = "\n".join(map(json.dumps, lines)) + '\n{"iterat'
+        (outcome.run.folder / "metrics.json").write_text(text)
+        object.__setattr__(outcome.run, "settings", {"train": {}})
+    results = compare(runs, CELLS, baseline=CELLS[0], metric="AP")
+    page = render_page(
+        title="<T>",
+        rows=result_table(results, metric="AP"),
+        notes=[explanation(baseline="a", metric="AP")],
+        plot=b"plot",
+        more=detail_table(details(runs, CELLS, baseline=CELLS[0], metric="AP")),
+        outcomes=runs,
+        overrides=[(cell.name, cell.overrides) for cell in CELLS],
+    )
+    plot, curves = 1, 2  # Curves of a and b|c; d logged nothing.
+    assert page.count("<img ") == page.count('src="data:image/') == page.count("src=")
+    assert page.count("<img ") == plot + curves
+    assert "http" not in page and "<script" not in page
+    assert "&lt;T&gt;" in page and "<td>+0.00 ± 12.71</td>" in page and "no, such file" in page
+    assert "not corrected for the number of comparisons" in page
+
+
+def test_time_left_is_by_the_pace_so_far(tmp_path, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    progress = Progress(total=10, done=2)
+    now[0] += 60
+    assert progress.seconds_left(0.0) is None
+    assert progress.seconds_left(0.5) == pytest.approx(60 * 7.5 / 0.5)
+    progress.add(failed=False)
+    progress.add(failed=True)  # Neither made nor left.
+    assert progress.seconds_left(0.5) == pytest.approx(60 * 5.5 / 1.5)
+    assert progress.text([]) == "3 of 10 runs done, 0 running, 1 failed, about 6 min 00 s left"
+    run = CellRun(CELLS[0], 0, tmp_path, {})
+    assert share_done(run) == 0.0
+    run.folder.mkdir(parents=True)
+    (run.folder / "config.yaml").write_text("train: {max_iter: 8}")
+    assert share_done(run) == 0.0
+    (run.folder / "metrics.json").write_text('{"iteration": 1}\n{"iteration": 5}\n{"itera')
+    assert share_done(run) == 0.75
+
+
+def test_what_an_earlier_attempt_did_is_no_pace(tmp_path, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    run = CellRun(CELLS[0], 0, tmp_path, {})
+    run.folder.mkdir(parents=True)
+    (run.folder / "config.yaml").write_text("train: {max_iter: 8}")
+    (run.folder / "metrics.json").write_text('{"iteration": 5}\n')
+    progress = Progress(total=2, done=0)
+    assert progress.text([run]).endswith("time left not known yet")
+    now[0] += 60  # For an eighth of a run; an eighth of this one and all of another are left.
+    (run.folder / "metrics.json").write_text('{"iteration": 6}\n')
+    assert progress.text([run]).endswith("about 9 min 00 s left")
+
+
+def test_the_baseline_is_the_first_cell_unless_named():
+    assert find_cell(CELLS, None) is CELLS[0]
+    assert find_cell(CELLS, "d") is CELLS[2]
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["test.dataset.num_images=2", "test.dataset.json=other.json", "test.dataset.subset_seed=3"]
+    + ["evaluator.dataset.json=other.json"],
+)
+def test_cells_that_are_tested_on_other_data_are_refused(key, tmp_path):
+    other = [] if "evaluator" not in key else ["dataloader.evaluator.dataset={json: a.json}"]
+    cells = make_cells(
+        variants=[f"one={' '.join(map(shlex.quote, other))}"] + [f"two=dataloader.{key}"]
+    )
     name = key.partition("=")[0].rpartition(".")[2]
     with pytest.raises(UserError, match=f"cell two would be tested on other data .*{name} is .*"):
         plan_runs(config_file=CONFIG, cells=cells, seeds=[0], out=tmp_path)

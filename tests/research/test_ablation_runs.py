@@ -371,6 +371,8 @@ def signals():
     from dfd.engine.console import SIGNALS, stop_on_signals
 
     before = {number: signal.getsignal(number) for number in SIGNALS}
+    for number in SIGNALS:  # One that is ignored where the tests were started would stay so.
+        signal.signal(number, signal.SIG_DFL)
     stop_on_signals()
     yield
     for number, handler in before.items():

@@ -100,6 +100,10 @@ def test_a_misspelt_class_is_told_before_anything_is_run(ablate, tmp_path, monke
     ablate(*given, "--metric", "AP-disc")
     with pytest.raises(SystemExit, match="AP-dics: the test data.s classes are disc, box, bar"):
         ablate(*given, "--metric", "AP-dics")
+    # Detectron2 gives no AP of the class where there is but one.
+    one = [f"dataloader.{split}.dataset.classes=[disc]" for split in ("train", "test")]
+    with pytest.raises(SystemExit, match="AP-disc: the test data have one class, whose AP is AP"):
+        ablate(*given, *one, "--metric", "AP-disc")
     # Of data that are elsewhere nothing is known here.
     ablate(*given[:4], "--metric", "AP-dics")
     assert len(started) == 2

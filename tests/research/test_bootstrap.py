@@ -280,12 +280,14 @@ def test_verdicts_are_by_holm():
     assert verdicts(results_of(a=[1.0, 1.0], b=[0.0, 0.0])) == {"a": BETTER, "b": UNSETTLED}
 
 
-def test_visible_difference_is_seen_in_four_of_five_experiments():
-    estimate = Estimate.of([0.3, -0.4, 0.9, 0.1, -0.9, 0.5, 0.2, -0.6, 0.4, -0.5])
+@pytest.mark.parametrize("n", [2, 3, 5, 10])
+def test_visible_difference_is_seen_in_four_of_five_experiments(n):
+    estimate = Estimate.of([0.3, -0.4, 0.9, 0.1, -0.9, 0.5, 0.2, -0.6, 0.4, -0.5][:n])
     rng = np.random.default_rng(0)
-    draws = rng.normal(estimate.visible, estimate.sd, (4000, estimate.n))
+    draws = rng.normal(estimate.visible, estimate.sd, (20000, n))
     seen = (stats.ttest_1samp(draws, 0, axis=1).pvalue < 0.05).mean()
-    assert seen == pytest.approx(0.8, abs=0.03)
+    assert seen == pytest.approx(0.8, abs=0.01)
+    assert Estimate.of([0.0, 0.0]).visible is None  # Nothing to estimate it from.
 
 
 def test_table_gives_the_verdict(tmp_path):

@@ -229,6 +229,9 @@ def test_other_code_and_other_processes_are_not_all_else_equal(folders):
     distilled.summary.update(code={"sha256": "b" * 64, "commit": None}, processes=2)
     said = "all settings equal, but not the code and the number of processes: AP"
     assert said in gains([plain, distilled])[0]
+    distilled.summary.update(plain.summary | {"torch": "9.9", "threads": 7})
+    assert "but not the threads and torch: AP" in gains([plain, distilled])[0]
+    distilled.summary.update(code={"sha256": "b" * 64, "commit": None}, processes=2)
     page = render_page(runs=[plain, distilled], title="", num_images=0)
     assert "processes 1" in page and "code 123" in page and "code bbbbbbbbbbbb" in page
 

@@ -148,7 +148,16 @@ class Evaluator(COCOEvaluator):
     ) -> dict[str, float]:
         if coco_eval is None:
             coco_eval = self._nothing_found(iou_type)
-        return super()._derive_coco_results(coco_eval, iou_type, class_names)
+        return super()._derive_coco_results(coco_eval, iou_type, self._by_category(class_names))
+
+    def _by_category(self, class_names: list[str] | None) -> list[str] | None:
+        """The names in the order of COCO's evaluation, by category id, which Detectron2 takes for
+        that of the contiguous ids."""
+        to_class = getattr(self._metadata, "thing_dataset_id_to_contiguous_id", None)
+        ids = sorted(self._coco_api.getCatIds())
+        if class_names is None or to_class is None or not set(ids) <= set(to_class):
+            return class_names
+        return [class_names[to_class[i]] for i in ids]
 
     def _nothing_found(self, iou_type: str) -> COCOeval:
         """The evaluation of no detections, which Detectron2 leaves out, giving NaN for 0."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import logging
 import math
 import os
@@ -67,6 +68,19 @@ def registered_name(node: Any) -> str:
     if names is not None:
         return names if isinstance(names, str) else names[0]
     return instantiate(node)
+
+
+def labels_sha256(dataset: str) -> str:
+    """What tells the labels of a registered dataset from others, wherever its files are."""
+    digest = hashlib.sha256()
+    for record in dataset_dicts(dataset=dataset, filter_empty=False):
+        boxes = [
+            (a.get("category_id"), a.get("iscrowd", 0), [float(x) for x in a.get("bbox", ())])
+            for a in record.get("annotations", ())
+        ]
+        name = os.path.basename(str(record.get("file_name")))
+        digest.update(repr((record.get("image_id"), name, boxes)).encode())
+    return digest.hexdigest()
 
 
 def dataset_dicts(*, dataset: str, filter_empty: bool = True) -> list[dict]:

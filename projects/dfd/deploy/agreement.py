@@ -37,8 +37,9 @@ def compare(
     """Compare what two forms of one detector find.
 
     Two detections are equal if they are of one class, their coordinates are within half a pixel and
-    their scores within 0.001. One whose score is that close to the lowest of its image needs no
-    equal: rounding alone decides whether it is above the threshold, or among the best so many.
+    their scores within 0.001. One whose score is that close to the lowest of its image, and within
+    a hundredth of it, needs no equal: rounding alone decides whether it is above the threshold, or
+    among the best so many.
     """
     total = unmatched = 0
     boxes = scores = 0.0
@@ -58,8 +59,12 @@ def _alone(found: Instances, matched: set[int]) -> int:
     """How many are without an equal and need one."""
     if not matched:
         return len(found)  # No threshold explains this.
-    lowest = float(found.scores.min()) + _SCORE
-    return sum(i not in matched and score > lowest for i, score in enumerate(found.scores.tolist()))
+    lowest = float(found.scores.min())
+    # Where all scores are near zero, all are near the lowest.
+    excused = lowest + min(_SCORE, lowest / 100)
+    return sum(
+        i not in matched and score > excused for i, score in enumerate(found.scores.tolist())
+    )
 
 
 def _pairs(a: Instances, b: Instances) -> list[tuple[int, int]]:

@@ -34,7 +34,15 @@ from ..engine.machine import peak_memory_mib, processor_name
 from ..engine.run_folder import RunFolder, load_runs
 from ..engine.state.files import whole_file
 from ..errors import UserError
-from .command import add_images, ending_in_one_line, make_folder, run_parser
+from .command import (
+    add_images,
+    ending_in_one_line,
+    is_there,
+    make_folder,
+    run_parser,
+    usable_device,
+    writing,
+)
 from .inputs import photographs
 from .program_model import program_size
 from .student import Student, load_student
@@ -88,15 +96,28 @@ def candidates(run: RunFolder, args: argparse.Namespace, student: Student) -> It
         exported = load_student(run, exported=args.exported)
         yield Candidate("exported", exported.model, None, batches=False)
     if run.distilled and not args.no_teacher:
-        node = run.cfg.model.teacher
-        if not node.get("checkpoint"):
-            raise UserError(f"--run {run.name} names no weights of a teacher: give --no-teacher")
-        teacher = instantiate(node)
+        teacher = instantiate(run.cfg.model.teacher)
 
         def detect(batch: Batch) -> list[dict]:
             return teacher.detect(batch, input_format=student.image_format, device=args.device)
 
         yield Candidate("teacher", detect, teacher.model)
+
+
+def check_teacher(run: RunFolder) -> None:
+    """
+    Raises:
+        UserError: the run's teacher has no weights, or sees other images than its student.
+    """
+    node = run.cfg.model.get("teacher") or {}
+    if not node.get("checkpoint"):
+        raise UserError(f"--run {run.name} names no weights of a teacher: give --no-teacher")
+    scale = instantiate(node.get("scale", 1.0))
+    if scale != 1:
+        raise UserError(
+            f"--run {run.name}: its teacher sees images of {scale:g} times the student's sides, "
+            "and all are measured on the same: give --no-teacher"
+        )
 
 
 def measure_times(
@@ -241,10 +262,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--device", default="auto", help="cpu, cuda (default: cuda where there is one)")
     add("--out", **path, metavar="FILE", help="also write the numbers as json")
     add("--memory-of", help=argparse.SUPPRESS)  # In a process of its own.
-    args = parser.parse_args(arguments)
-    if args.device == "auto":
-        args.device = "cuda" if torch.cuda.is_available() else "cpu"
-    return args
+    return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -257,13 +275,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
             value = getattr(args, name)
             if value is not None and value < 1:
                 raise UserError(f"--{name.replace('_', '-')} {value}: it must be 1 or more")
+        if args.device == "auto" or not args.memory_of:  # What a try takes is no model's memory.
+            args.device = usable_device(args.device)
         if args.threads:
             torch.set_num_threads(args.threads)
         if args.out and not args.memory_of:
-            if os.path.exists(args.out):
+            if is_there(Path(args.out), "--out"):
                 raise UserError(f"--out {args.out}: it exists: choose another")
             make_folder(Path(args.out).parent, "--out")
+        if args.exported and not os.path.isfile(args.exported):
+            raise UserError(f"{args.exported}: no such file")
         (run,) = load_runs({"run": args.run}, trusted=args.trust_code)
+        if run.distilled and not args.no_teacher:
+            check_teacher(run)
         if args.memory_of:
             print(_memory(run, args))
             return
@@ -276,5 +300,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     if args.out:
         content = {"processor": where, "threads": torch.get_num_threads(), "batch": args.batch}
-        with whole_file(Path(args.out)) as f:
+        with ending_in_one_line(), writing(Path(args.out)), whole_file(args.out) as f:
             json.dump({**content, "models": [asdict(row) for row in rows]}, f, indent=1)

@@ -9,8 +9,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
+
 from ..engine.console import Interrupted
-from ..errors import UserError
+from ..errors import UserError, first_line
 from .student import FINAL
 
 
@@ -43,6 +45,36 @@ def add_images(parser: argparse.ArgumentParser, count: int) -> None:
     )
 
 
+def usable_device(name: str) -> str:
+    """The device that ``--device`` names; "auto": CUDA where there is one, else the CPU.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name).item()
+    except Exception as error:  # torch raises whatever the device's library does.
+        raise UserError(f"--device {name}: {first_line(error)}") from error
+    return name
+
+
+def is_there(path: Path, option: str) -> bool:
+    """Whether there is a file or folder of this name.
+
+    Raises:
+        UserError: there cannot be; the name is too long, say.
+    """
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise UserError(f"{option} {path}: {error.strerror}: choose another") from error
+    return True
+
+
 def make_folder(path: Path, option: str) -> None:
     """
     Raises:
@@ -53,6 +85,22 @@ def make_folder(path: Path, option: str) -> None:
     except OSError as error:
         raise UserError(
             f"{option}: folder {path} cannot be made ({error.strerror}): choose another"
+        ) from error
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Within the context, this file is written.
+
+    Raises:
+        UserError: it cannot be; the disk is full, say.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or first_line(error)
+        raise UserError(
+            f"{path} cannot be written ({reason}): make room, or choose another --out"
         ) from error
 
 

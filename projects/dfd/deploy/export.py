@@ -33,7 +33,14 @@ from ..engine.run_folder import load_runs
 from ..engine.state.files import whole_file
 from ..errors import UserError, first_line
 from .agreement import Agreement, compare
-from .command import add_images, ending_in_one_line, make_folder, run_parser
+from .command import (
+    add_images,
+    ending_in_one_line,
+    is_there,
+    make_folder,
+    run_parser,
+    writing,
+)
 from .fixed_size import fixed_size
 from .inputs import photographs
 from .onnx_model import OnnxModel, onnx_or_error
@@ -216,6 +223,11 @@ def export(
     if out.suffix == ".pt2":
         height, width = size or tuple(student.pixels(images[0]).shape[-2:])
         student = student.of_size(height, width)
+        if squashed := sum(student.squashes(image) for image in images):
+            say(
+                f"note: {squashed} of {len(images)} photographs have another ratio than {height} x "
+                f"{width} pixels: the program sees such ones squashed, the student does not"
+            )
         graph = export_program(student, height, width)
         exported: OnnxModel | ProgramModel = ProgramModel(graph)
     else:
@@ -231,7 +243,7 @@ def export(
         )
     if not agreement.detections:
         say("note: nothing was detected on these images, so the check shows little")
-    with whole_file(out, "wb") as f:
+    with writing(out), whole_file(out, "wb") as f:
         f.write(graph)
     return agreement
 
@@ -259,7 +271,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 f"--size {args.size[0]} {args.size[1]}: it must be two sides in pixels, of a .pt2 "
                 "program; an .onnx file takes any"
             )
-        if out.exists():
+        if is_there(out, "--out"):
             raise UserError(f"--out {out}: it exists: choose another")
         if args.num_images < 1:
             raise UserError(f"--num-images {args.num_images}: it must be 1 or more")

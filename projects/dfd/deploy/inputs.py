@@ -20,7 +20,12 @@ from ..engine.console import say
 from ..engine.run_folder import RunFolder
 from ..errors import UserError, first_line
 
-VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"}
+VIDEOS = {
+    *(".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"),
+    *(".wmv", ".asf", ".flv", ".3gp", ".ogv", ".vob", ".mts", ".m2ts"),
+}
+# A folder may be full of .ts files that are programs.
+_NAMED_VIDEOS = VIDEOS | {".ts"}
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,7 @@ class Source:
 
     @property
     def is_video(self) -> bool:
-        return self.path.suffix.lower() in VIDEOS
+        return self.path.suffix.lower() in _NAMED_VIDEOS
 
 
 class UnreadableError(UserError):
@@ -47,7 +52,8 @@ class UnreadableError(UserError):
 def find_sources(inputs: Sequence[str]) -> list[Source]:
     """The images and videos that inputs name, those of a folder and its subfolders by name.
 
-    Hidden files and those of other kinds in a folder are not looked at; one that is named is.
+    Hidden files and those of other kinds in a folder are not looked at; one that is named is. A
+    file that two inputs name, a folder and one above it, say, is had once.
 
     Raises:
         UserError: an input does not exist, a folder has neither image nor video, or two inputs
@@ -56,30 +62,34 @@ def find_sources(inputs: Sequence[str]) -> list[Source]:
     found: list[Source] = []
     for given in inputs:
         path = Path(os.path.expanduser(given))
-        if path.is_dir():
+        if os.path.isdir(path):  # Unlike the path's own method, for a name of any length.
             files = sorted(path / name for name in files_below(path, IMAGES | VIDEOS))
             if not files:
                 raise UserError(f"{given}: there is no image or video in this folder")
             found += [Source(p, p.relative_to(path).as_posix()) for p in files]
-        elif path.exists():
+        elif os.path.exists(path):
             found.append(Source(path, path.name))
         else:
             raise UserError(f"{given}: no such file or folder")
-    names: dict[str, Path] = {}
+    by_path: dict[str, Source] = {}
     for source in found:
+        by_path.setdefault(os.path.abspath(source.path), source)
+    names: dict[str, Path] = {}
+    for source in by_path.values():
         other = names.setdefault(source.name, source.path)
         if other.resolve() != source.path.resolve():
             raise UserError(
                 f"{other} and {source.path} would both be called {source.name}: give the folder "
                 "above them, or one after the other"
             )
-    return list({source.name: source for source in found}.values())
+    return list({source.name: source for source in by_path.values()}.values())
 
 
 def read_frames(source: Source, image_format: str, every: int) -> Iterator[tuple[str, np.ndarray]]:
     """An image, or of a video each so many-th frame, with its name.
 
-    An image is turned as its EXIF says; frames are named by their number, from 0.
+    An image is turned as its EXIF says, a frame as the video says; frames are named by their
+    number, from 0.
 
     Args:
         image_format: "BGR" or "RGB", of the arrays (height, width, 3), uint8.
@@ -94,6 +104,8 @@ def read_frames(source: Source, image_format: str, every: int) -> Iterator[tuple
     try:
         if not video.isOpened():
             raise UnreadableError("OpenCV cannot open this video")
+        # Some versions leave it out by default, and a telephone's portraits lie on their side.
+        video.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1)
         number = 0
         while video.grab():
             if number % every == 0:
@@ -119,13 +131,14 @@ def _read_image(path: Path, image_format: str) -> np.ndarray:
         header = read_header(str(path))
         if header.too_deep:
             raise UnreadableError(header.too_deep)
-        if header.several:
-            say(f"note: {path} holds several pictures: the first is read")
-        return read_image(upright_name({"file_name": str(path)}), image_format)
+        image = read_image(upright_name({"file_name": str(path)}), image_format)
     except UnreadableError:
         raise
     except Exception as error:  # Pillow's readers raise whatever they meet.
         raise UnreadableError(first_line(error)) from error
+    if header.several:
+        say(f"note: {path} holds several pictures: the first is read")
+    return image
 
 
 def photographs(

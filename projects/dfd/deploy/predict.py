@@ -4,16 +4,18 @@
 
 Writes detections.json to --out (images, annotations with scores, categories: COCO's form, boxes as
 x, y, width, height in pixels) and every image with its boxes to --out/images. A file that cannot be
-read is named at the end and passed over; the exit code is 1 then.
+read, or whose picture cannot be drawn, is named at the end; the exit code is 1 then.
 """
 
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +25,23 @@ from detectron2.structures import Instances
 from ..engine.console import LiveLine, say, stop_on_signals
 from ..engine.run_folder import load_runs
 from ..engine.state.files import whole_file
-from ..errors import UserError
-from .command import ending_in_one_line, make_folder, run_parser
+from ..errors import UserError, first_line
+from .command import (
+    ending_in_one_line,
+    is_there,
+    make_folder,
+    run_parser,
+    usable_device,
+    writing,
+)
 from .draw import Boxes, draw_boxes
-from .inputs import Source, UnreadableError, find_sources, read_frames
+from .inputs import Source, find_sources, read_frames
 from .student import FINAL, Student, load_student
 
 DETECTIONS, PICTURES = "detections.json", "images"
 _LINE_EVERY = 15.0
+# Where one picture does not fit, the next ones do not.
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Predictions:
@@ -63,6 +74,14 @@ class Predictions:
             )
 
 
+@dataclass
+class Failures:
+    """Why a source was passed over, and why one has no picture, by its path."""
+
+    passed_over: dict[str, str] = field(default_factory=dict)
+    not_drawn: dict[str, str] = field(default_factory=dict)
+
+
 def predict(
     student: Student,
     sources: Iterable[Source],
@@ -71,7 +90,7 @@ def predict(
     score: float = 0.3,
     every: int = 1,
     pictures: bool = True,
-) -> dict[str, str]:
+) -> Failures:
     """Detect on every source and write the results to a new folder.
 
     Args:
@@ -79,35 +98,54 @@ def predict(
         every: of a video each so many-th frame.
         pictures: whether to draw them.
 
-    Returns:
-        Why a source could not be read, by its path.
+    Raises:
+        UserError: the disk is full; what was found until then is kept if it can be.
     """
     sources = list(sources)
-    found, unreadable = Predictions(student.classes), {}
-    live = LiveLine(line_every=_LINE_EVERY)
+    found, failures = Predictions(student.classes), Failures()
+    live, squashed = LiveLine(line_every=_LINE_EVERY), False
     try:
         for number, source in enumerate(sources):
-            try:
-                for name, image in read_frames(source, student.image_format, every):
-                    boxes = _boxes(student(image), score)
-                    found.add(name, image, boxes)
-                    if pictures:
-                        rgb = image if student.image_format == "RGB" else image[..., ::-1]
-                        _write_picture(out / PICTURES / name, rgb, boxes, student.classes)
-                    frames = len(found.content["images"])
-                    live.update(f"{number} of {len(sources)} files, {frames} images")
-            except UnreadableError as error:
-                unreadable[str(source.path)] = str(error)
+            for name, image, instances in _detect(student, source, every, failures):
+                boxes = _boxes(instances, score)
+                found.add(name, image, boxes)
+                if pictures and (why := _draw(out / PICTURES / name, image, boxes, student)):
+                    failures.not_drawn.setdefault(str(source.path), why)
+                if not squashed and student.squashes(image):
+                    squashed = True
+                    live.clear()
+                    _tell_squashed(source)
+                frames = len(found.content["images"])
+                live.update(f"{number} of {len(sources)} files, {frames} images")
     finally:
         # What was found is kept, also if this is interrupted.
         live.clear()
-        with whole_file(out / DETECTIONS) as f:
+        with writing(out / DETECTIONS), whole_file(out / DETECTIONS) as f:
             json.dump(found.content, f)  # A name on disk may be no text, which ASCII can say.
     say(
         f"{len(found.content['annotations'])} detections on {len(found.content['images'])} images: "
         f"{out / DETECTIONS}"
     )
-    return unreadable
+    return failures
+
+
+def _detect(
+    student: Student, source: Source, every: int, failures: Failures
+) -> Iterator[tuple[str, np.ndarray, Instances]]:
+    """Names, images and what is found on them, up to what cannot be read or is refused."""
+    try:
+        for name, image in read_frames(source, student.image_format, every):
+            yield name, image, student(image)
+    except UserError as error:
+        failures.passed_over[str(source.path)] = str(error)
+
+
+def _tell_squashed(source: Source) -> None:
+    say(
+        f"note: {source.path} has another ratio than the images of the exported program: it is "
+        "squashed to theirs, and other things are found than by the student (told for the first "
+        "such file)"
+    )
 
 
 def _boxes(instances: Instances, score: float) -> Boxes:
@@ -115,12 +153,36 @@ def _boxes(instances: Instances, score: float) -> Boxes:
     return Boxes(kept.pred_boxes.tensor.numpy(), kept.pred_classes.tolist(), kept.scores.tolist())
 
 
-def _write_picture(path: Path, image: np.ndarray, boxes: Boxes, classes: Sequence[str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+def _draw(path: Path, image: np.ndarray, boxes: Boxes, student: Student) -> str:
+    """Write a picture; why there is none, empty if there is.
+
+    Raises:
+        UserError: the disk is full.
+    """
     # The whole name is kept: a.png and a.tif are two images.
-    path.with_name(f"{path.name}.jpg").write_bytes(
-        draw_boxes(np.ascontiguousarray(image), boxes, classes, largest=None)
-    )
+    path = path.with_name(f"{path.name}.jpg")
+    rgb = np.ascontiguousarray(image if student.image_format == "RGB" else image[..., ::-1])
+    try:
+        picture = draw_boxes(rgb, boxes, student.classes, largest=None)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path, "wb") as f:
+            f.write(picture)
+    except Exception as error:  # Of matplotlib, Pillow or the disk: the detections are there.
+        if isinstance(error, OSError) and error.errno in _FULL:
+            with writing(path):
+                raise
+        return getattr(error, "strerror", None) or first_line(error)
+    return ""
+
+
+def _tell_inside(out: Path, inputs: Sequence[str]) -> None:
+    for given in inputs:
+        if Path(os.path.expanduser(given)).resolve() in out.resolve().parents:
+            say(
+                f"note: --out {out} is inside {given}: the next dfd predict of that folder would "
+                "read the pictures that are drawn now"
+            )
+            return
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -145,8 +207,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise UserError(f"--score {args.score}: it must be from 0 to 1")
         if args.every < 1:
             raise UserError(f"--every {args.every}: it must be 1 or more")
+        if not args.exported:
+            args.device = usable_device(args.device)
         out = Path(args.out)
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if is_there(out, "--out") and (not out.is_dir() or any(out.iterdir())):
             raise UserError(f"--out {out}: it exists and is not empty: choose another")
         if args.exported and (args.weights != FINAL or args.device not in ("auto", "cpu")):
             raise UserError(
@@ -159,7 +223,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             run, weights=args.weights, device=args.device, exported=args.exported
         )
         make_folder(out, "--out")
-        unreadable = predict(
+        if not args.no_images:
+            _tell_inside(out, args.inputs)
+        failures = predict(
             student,
             sources,
             out,
@@ -167,7 +233,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             every=args.every,
             pictures=not args.no_images,
         )
-    for path, reason in unreadable.items():
+    for path, reason in failures.passed_over.items():
         print(f"passed over: {path}: {reason}", file=sys.stderr)
-    if unreadable:
+    for path, reason in failures.not_drawn.items():
+        print(f"not drawn: {path}: {reason}", file=sys.stderr)
+    if failures.passed_over or failures.not_drawn:
         sys.exit(1)

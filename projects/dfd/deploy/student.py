@@ -25,6 +25,7 @@ from ..engine.run_folder import RunFolder
 from ..errors import UserError, first_line
 from ..weights.strict import WeightFile, load_strict, read_weights
 from .inputs import UnreadableError
+from .one_size import OneSize
 from .onnx_model import OnnxModel
 from .program_model import ProgramModel
 
@@ -55,8 +56,12 @@ class Student:
 
     def of_size(self, height: int, width: int) -> Student:
         """The same with images that are resized to just this, whatever their ratio."""
-        resize = T.AugmentationList([T.Resize((height, width))])
+        resize = T.AugmentationList([OneSize(self.augmentations, height, width)])
         return dataclasses.replace(self, augmentations=resize)
+
+    def squashes(self, image: np.ndarray) -> bool:
+        """Whether ``of_size`` has given the image another ratio than the evaluation would."""
+        return any(isinstance(a, OneSize) and a.squashes(image) for a in self.augmentations.augs)
 
     def pixels(self, image: np.ndarray) -> Tensor:
         """(3,height,width) uint8 of an image (height, width, 3) as the network sees it.
@@ -165,9 +170,8 @@ def load_student(
                 f"{exported} wants its images otherwise than --run {run.name} makes them: it is of "
                 "another run"
             )
+    augmentations = T.AugmentationList([instantiate(OmegaConf.create(a)) for a in described])
+    student = Student(model, classes, augmentations, image_format, described)
     if isinstance(model, ProgramModel):
-        augmentations = [T.Resize((model.metadata["height"], model.metadata["width"]))]
-    else:
-        augmentations = [instantiate(OmegaConf.create(a)) for a in described]
-    augmentations = T.AugmentationList(augmentations)
-    return Student(model, classes, augmentations, image_format, described)
+        return student.of_size(model.metadata["height"], model.metadata["width"])
+    return student

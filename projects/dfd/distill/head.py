@@ -516,7 +516,7 @@ class DFDHead(nn.Module):
         """The disparity of each level, for pictures and analysis. Arguments as of a forward.
 
         By the criterion's scale and measure; "level" and "squared" if it has none. Returns level
-        name to ((N,H,W) disparity, (N,H,W) bool valid).
+        name to ((N,H,W) disparity, (N,H,W) bool valid); no cell is valid where there is no telling.
         """
         maps = {}
         device = next(iter(student_pyramid.values())).device
@@ -529,5 +529,7 @@ class DFDHead(nn.Module):
             disparity = disparity_map(s, t, getattr(criterion, "measure", "squared"))
             if valid is None:
                 valid = torch.ones_like(disparity, dtype=torch.bool)
+            if scale == "channel" and valid.sum() < 2:
+                valid = torch.zeros_like(valid)  # One value, standardised by itself, is always 0.
             maps[pair.name] = (disparity, valid)
         return maps

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import IO, Any
 
@@ -32,8 +32,11 @@ _PLAIN = re.compile(r"[\w./-]+|\$\{[\w.]+\}", re.ASCII)
 _WORDS = {"None": "null", "True": "true", "False": "false"}
 
 
-class Interrupted(Exception):
-    """A signal asked to stop; the message is its name."""
+class Interrupted(BaseException):
+    """A signal asked to stop; the message is its name.
+
+    No error, so nothing that catches errors takes it for one.
+    """
 
 
 _hurried = threading.Event()
@@ -42,22 +45,29 @@ _hurried = threading.Event()
 def stop_on_signals() -> None:
     """From now on, the first signal that asks to stop raises :class:`Interrupted`.
 
-    A second one makes ``end`` wait no longer.
+    A second one makes ``end`` wait no longer. Signals that are ignored stay so.
     """
     _hurried.clear()
+    _handle_signals(_interrupt)
+
+
+def _handle_signals(handler: Callable[[int, Any], None]) -> None:
     for number in SIGNALS:
-        signal.signal(number, _interrupt)
+        # What started this does not want it to hear an ignored signal (nohup, SIGHUP).
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 def _interrupt(number: int, frame: object) -> None:
     # Once is enough: a second one would disturb the ending of the children.
-    for other in SIGNALS:
-        signal.signal(other, lambda *_: _hurried.set())
+    _handle_signals(lambda *_: _hurried.set())
     raise Interrupted(signal.Signals(number).name)
 
 
 def say(text: str = "") -> None:
-    print(text, flush=True)
+    # The name of a file may be no text, or have letters that the terminal's encoding lacks.
+    encoding = sys.stdout.encoding or "utf-8"
+    print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
 
 
 def duration(seconds: float) -> str:

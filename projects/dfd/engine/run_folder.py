@@ -82,7 +82,7 @@ def load_runs(folders: Mapping[str, str], *, trusted: bool = False) -> list[RunF
     runs = [_load_run(name, folder, trusted) for name, folder in folders.items()]
     first = runs[0]
     for run in runs[1:]:
-        different = other_data(*(r.cfg.dataloader.test.dataset for r in (run, first)))
+        different = other_data(*(tested_on(r.cfg.dataloader) for r in (run, first)))
         if different:
             raise UserError(
                 f"--run {run.name} was tested on other data than {first.name} ({different}): "
@@ -91,12 +91,20 @@ def load_runs(folders: Mapping[str, str], *, trusted: bool = False) -> list[RunF
     return runs
 
 
-def other_data(ours: Mapping[str, Any] | str, theirs: Mapping[str, Any] | str) -> str:
-    """How two runs' ``dataloader.test.dataset`` differ; empty if they are the same data."""
-    one, other = _test_data(ours), _test_data(theirs)
-    for key in sorted(one | other):
-        if one.get(key) != other.get(key):
-            return f"dataloader.test.dataset: {key} is {one.get(key)}, not {other.get(key)}"
+def tested_on(dataloader: Mapping[str, Any]) -> dict[str, Any]:
+    """By what runs are measured: their test images, and the labels of the evaluator, if another."""
+    found = {"dataloader.test.dataset": dataloader["test"]["dataset"]}
+    labels = (dataloader.get("evaluator") or {}).get("dataset")
+    return found if labels is None else found | {"dataloader.evaluator.dataset": labels}
+
+
+def other_data(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
+    """How what two runs were ``tested_on`` differs; empty if it is the same."""
+    for where in sorted(set(ours) & set(theirs)):
+        one, other = _test_data(ours[where]), _test_data(theirs[where])
+        for key in sorted(one | other):
+            if one.get(key) != other.get(key):
+                return f"{where}: {key} is {one.get(key)}, not {other.get(key)}"
     return ""
 
 

@@ -148,11 +148,13 @@ def differences(before: RunFolder, after: RunFolder) -> list[str]:
 
 
 def _else(before: RunFolder, after: RunFolder) -> str:
-    """In words, that all else is equal; the code is no setting, nor how many processes ran it."""
+    """In words, that all else is equal; code and machine are no settings."""
     facts = [
         {
             "the code": (run.summary.get("code") or {}).get("sha256"),
             "the number of processes": run.summary.get("processes"),
+            **{f"the {key}": run.summary.get(key) for key in ("processor", "device", "threads")},
+            **{key: run.summary.get(key) for key in ("torch", "detectron2")},
         }
         for run in (before, after)
     ]

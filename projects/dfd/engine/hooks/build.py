@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from ...data import registered_name
-from ...data.registered import dataset_dicts, has_objects
+from ...data.registered import dataset_dicts, has_objects, labels_sha256
 from ...distill.detector import DistilledDetector
 from ...distill.processes import share_buffers
 from ...errors import UserError
@@ -162,6 +162,7 @@ def run_facts(
         "metrics_size": metrics_size(cfg.train.output_dir),
         "parameters": sum(p.numel() for p in student_of(model).parameters()),
         "train_images": num_images,
+        "test_data": labels_sha256(registered_name(cfg.dataloader.test.dataset)),
         "seed": cfg.train.seed,
         "device": str(cfg.train.device),
         "processor": processor_name(cfg.train.device),

@@ -10,23 +10,34 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 from ...errors import UserError
+from ..console import Interrupted
 
 _LOCK = ".lock"
+# Bytes that the file systems in use allow a name, less what the name of a part adds.
+_LONGEST = 255 - len("..partial")
 
 
 @contextlib.contextmanager
 def whole_file(path: str | os.PathLike, mode: str = "w") -> Iterator[IO[Any]]:
     """Open a file for writing; a reader sees the old one or all of the new one, whatever happens.
 
-    The content goes to a name beside it, onto the disk, and only then takes the name.
+    The content goes to a name beside it, onto the disk, and only then takes the name. If that
+    fails or is interrupted, nothing is left of it.
     """
     folder, name = os.path.split(os.fspath(path))
+    if len(os.fsencode(name)) > _LONGEST:
+        name = name[: _LONGEST // 4]  # A letter has four bytes at most.
     partial = os.path.join(folder, f".{name}.partial")
-    with open(partial, mode, encoding=None if "b" in mode else "utf-8") as f:
-        yield f
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(partial, path)
+    try:
+        with open(partial, mode, encoding=None if "b" in mode else "utf-8") as f:
+            yield f
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(partial, path)
+    except (Exception, Interrupted):
+        with contextlib.suppress(OSError):
+            os.remove(partial)
+        raise
 
 
 @contextlib.contextmanager

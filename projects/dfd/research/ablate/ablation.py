@@ -24,6 +24,7 @@ from .estimates import (
     compare,
     details,
     different_conditions,
+    no_difference,
     read_outcomes,
     run_table,
     to_csv,
@@ -211,7 +212,7 @@ class Ablation:
         rows = result_table(results, metric=self.metric, over_images=over_images)
         said = explanation(draws=draws if over_images else 0, **about)
         notes = [said, *([reason] if reason else []), *_notes(outcomes), *self._left_out()]
-        notes += self.doubts
+        notes += [f"Note: {note}." for note in no_difference(results)] + self.doubts
         plot = draw_results(results, metric=self.metric)
         found = details(outcomes, self.cells, baseline=self.baseline, metric=self.metric)
         more = detail_table(found)

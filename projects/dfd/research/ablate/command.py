@@ -152,6 +152,8 @@ def _check_class(args: argparse.Namespace, cell: Cell) -> None:
         names = class_names(registered_name(dataset))
     except Exception:  # Of whatever reads the data, which may be where the runs are alone.
         return
+    if len(names) == 1:
+        raise UserError(f"--metric {args.metric}: the test data have one class, whose AP is AP")
     if args.metric.removeprefix(_OF_CLASS) not in names:
         raise UserError(f"--metric {args.metric}: the test data's classes are {', '.join(names)}")
 

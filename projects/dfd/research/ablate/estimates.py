@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import math
 import statistics
@@ -10,7 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from scipy import stats
+import numpy as np
+from scipy import optimize, stats
 
 from ...errors import UserError
 from .cells import Cell
@@ -35,7 +37,7 @@ class Outcome:
     def scores(self) -> dict[str, float]:
         """The numbers of its boxes by name; those that are not defined are left out."""
         scores = (self.summary.get("results") or {}).get("bbox") or {}
-        return {key: value for key, value in scores.items() if math.isfinite(value)}
+        return {k: v for k, v in scores.items() if v is not None and math.isfinite(v)}
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Estimate:
     @property
     def visible(self) -> float | None:
         """The mean that so many values would tell from 0 in four of five experiments."""
-        return self._in_errors(_quantile((1 + _CONFIDENCE) / 2, self.n) + _quantile(_POWER, self.n))
+        return self._in_errors(_visible(self.n)) if self.sd else None
 
     @property
     def p_value(self) -> float | None:
@@ -79,6 +81,23 @@ class Estimate:
 
 def _quantile(share: float, n: int) -> float:
     return float(stats.t.ppf(share, n - 1)) if n > 1 else math.nan
+
+
+@functools.cache
+def _visible(n: int) -> float:
+    """The mean in standard errors that a t test of n values finds with the power wanted."""
+    if n < 2:
+        return math.nan
+    # Over the spreads that n values may turn out to have; scipy's noncentral t fails for two.
+    shares = (np.arange(20_000) + 0.5) / 20_000
+    spread = np.sqrt(stats.chi2.ppf(shares, n - 1) / (n - 1))
+    limit = _quantile((1 + _CONFIDENCE) / 2, n) * spread
+
+    def lacking(mean: float) -> float:
+        found = stats.norm.cdf(mean - limit) + stats.norm.cdf(-mean - limit)
+        return float(found.mean()) - _POWER
+
+    return float(optimize.brentq(lacking, 1.0, 100.0))
 
 
 @dataclass(frozen=True)
@@ -256,6 +275,16 @@ def _values(scores: Mapping[int, Mapping[str, float]], metric: str) -> dict[int,
     return {seed: found[metric] for seed, found in scores.items() if metric in found}
 
 
+def no_difference(results: Sequence[CellResult]) -> list[str]:
+    """Cells whose every run measured what the baseline's did: they had no effect on it."""
+    same = [r.cell.name for r in results if r.differences and not any(r.differences.values())]
+    return [
+        f"the results of {name} are those of the baseline on every seed: what it sets has no "
+        "effect on the student that is measured"
+        for name in same
+    ]
+
+
 def different_conditions(outcomes: Sequence[Outcome]) -> list[str]:
     """What is not the same in runs that are done, though no cell changed it."""
     summaries = [outcome.summary for outcome in outcomes if outcome.status == DONE]
@@ -274,6 +303,8 @@ def different_conditions(outcomes: Sequence[Outcome]) -> list[str]:
         for cell, counts in images.items()
         if len(counts) > 1
     ]
+    if len({s["test_data"] for s in summaries if s.get("test_data")}) > 1:
+        notes.append("the labels of the test data were changed between runs: AP do not compare")
     code = {s["code"]["sha256"]: s["code"]["commit"] for s in summaries if s.get("code")}
     if len(code) > 1:
         versions = ", ".join(

@@ -18,7 +18,7 @@ from ...engine.config.flat import differing, flat_settings
 from ...engine.config.load import PARTS, load_config
 from ...engine.config.names import plain_values
 from ...engine.config.schema import TRAIN_DEFAULTS
-from ...engine.run_folder import other_data
+from ...engine.run_folder import other_data, tested_on
 from ...engine.state.files import whole_file
 from ...errors import UserError, first_line
 from .cells import Cell
@@ -89,7 +89,7 @@ def plan_runs(
         for other, theirs in settings.items():
             if other != cell.name and theirs == settings[cell.name]:
                 raise UserError(f"the cells {other} and {cell.name} have the same settings")
-            tested = (s[0]["dataloader"]["test"]["dataset"] for s in (settings[cell.name], theirs))
+            tested = (tested_on(s[0]["dataloader"]) for s in (settings[cell.name], theirs))
             different = other_data(*tested)
             if different:
                 raise UserError(

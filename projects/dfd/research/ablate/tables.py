@@ -83,7 +83,7 @@ def _interval(ends: tuple[float, float] | None) -> str:
 
 
 def _verdict(result: CellResult, verdict: str | None) -> str:
-    if verdict == UNSETTLED:
+    if verdict == UNSETTLED and result.difference.visible is not None:
         return f"{verdict} (visible from {_number(result.difference.visible)})"
     return verdict or NO_VALUE
 
@@ -139,7 +139,10 @@ def to_markdown(*parts: Sequence[Sequence[str]] | str) -> str:
 
 def draw_results(results: Sequence[CellResult], *, metric: str) -> bytes:
     """A PNG: each cell's runs and their mean, and beside them the paired differences."""
-    names = ["\n".join(textwrap.wrap(result.cell.name, 44)) for result in results]
+    # A $ would begin a formula.
+    metric = metric.replace("$", r"\$")
+    names = [result.cell.name.replace("$", r"\$") for result in results]
+    names = ["\n".join(textwrap.wrap(name, 44)) for name in names]
     row = 0.2 + 0.17 * max(name.count("\n") + 1 for name in names)
     size = (11, 1.3 + row * len(results))
     drawing = Figure(figsize=size, dpi=120, layout="constrained")

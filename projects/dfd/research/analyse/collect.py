@@ -225,7 +225,7 @@ def add_image(
         )
         # What a crowd covers and no label claims is neither object nor background, nor is padding.
         unclear = in_crowd.any(axis=0) | ~valid
-        high = disparity > disparity[valid].mean()
+        high = disparity > (disparity[valid].mean() if valid.any() else np.inf)
         level.histogram.add(disparity[valid])
         level.regions += [_total(disparity[valid & ~high]), _total(disparity[high])]
         level.correlations.append(rank_correlation(disparity[valid], last[name][valid]))

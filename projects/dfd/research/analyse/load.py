@@ -229,7 +229,7 @@ class TestImages:
             raise UserError(f"--num-images {num_images}: it must be 1 or more")
         self.name = registered_name(cfg.dataloader.test.dataset)
         records = dataset_dicts(dataset=self.name, filter_empty=False)
-        self._records = {record["file_name"]: record for record in records}
+        self._records = {_identity(record): record for record in records}
         # Straight from the data set: the loader itself would read every image before these.
         self._dataset = _make(cfg.dataloader.test, "dataloader.test").dataset
         self.total = len(self._dataset)
@@ -245,7 +245,12 @@ class TestImages:
     def __iter__(self) -> Iterator[LabelledImage]:
         for index in self._indices:
             item = self._dataset[index]
-            yield label_image(item, self._records[item["file_name"]].get("annotations", ()))
+            yield label_image(item, self._records[_identity(item)].get("annotations", ()))
+
+
+def _identity(record: dict[str, Any]) -> tuple[Any, str]:
+    """A file may be listed twice, with other labels."""
+    return record.get("image_id"), record["file_name"]
 
 
 def label_image(item: dict[str, Any], annotations: Sequence[dict[str, Any]]) -> LabelledImage:
