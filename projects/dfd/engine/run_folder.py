@@ -100,7 +100,7 @@ def tested_on(dataloader: Mapping[str, Any]) -> dict[str, Any]:
 
 def other_data(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
     """How what two runs were ``tested_on`` differs; empty if it is the same."""
-    for where in sorted(set(ours) & set(theirs)):
+    for where in (where for where in ours if where in theirs):
         one, other = _test_data(ours[where]), _test_data(theirs[where])
         for key in sorted(one | other):
             if one.get(key) != other.get(key):
