@@ -91,7 +91,9 @@ def test_detector(folder):
     weights = folder / "output" / "one_level" / "model_final.pth"
     run("config_detector.py", *SHAPES, "--eval-only", f"train.init_checkpoint={weights}")
     with torch.no_grad():
-        detector = instantiate(load_config("config_detector.py").model.student)
+        student = load_config("config_detector.py").model.student
+        student.num_classes = 3
+        detector = instantiate(student)
         FrozenTeacher(model=detector, checkpoint=str(weights))
 
 

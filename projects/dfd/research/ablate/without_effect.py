@@ -22,8 +22,9 @@ def without_effect(config_file: str, cells: Sequence[Cell]) -> list[str]:
         config_file: of the ablation.
         cells: as ``cells.make_cells`` gives them.
     """
-    keys = {split_override(text)[1] for cell in cells for text in cell.overrides}
-    if not keys.intersection(_WEIGHTS):
+    # Most only switch it off in a cell, which needs no look at any config.
+    given = [split_override(text)[1:] for cell in cells for text in cell.overrides]
+    if not any(key in _WEIGHTS and value.strip() not in ("0", "0.0") for key, value in given):
         return []
     alike: list[tuple[Any, list[str]]] = []
     for cell in cells:
