@@ -171,36 +171,6 @@ def test_the_heads_gradient_does_not_shorten_the_students_step(weight):
     assert scalars(trainer)["grad_norm"] > 1
 
 
-class Counting(HookBase):
-    def __init__(self):
-        self.steps = 0
-
-    def after_step(self):
-        self.steps += 1
-
-    def state_dict(self):
-        return {"steps": self.steps}
-
-    def load_state_dict(self, state):
-        self.steps = state["steps"]
-
-
-def test_each_of_several_hooks_of_a_class_goes_on():
-    """Detectron2 keeps the state of the first alone."""
-    hooks, trainers = [[Counting(), Counting()] for _ in range(2)], []
-    for _ in hooks:
-        model = Toy()
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        trainers.append(Trainer(model, [torch.ones(2, 4)] * 3, optimizer, device="cpu"))
-    hooks[0][1].steps = 5
-    trainers[0].register_hooks(hooks[0])
-    trainers[0].train(0, 2)
-    state = trainers[0].state_dict()
-    trainers[1].load_state_dict(state)
-    trainers[1].register_hooks(hooks[1])
-    assert [hook.steps for hook in hooks[1]] == [2, 7]
-
-
 @pytest.mark.parametrize(("amp", "named"), [("fp16", "needs CUDA"), ("fp8", "'fp8'")])
 def test_impossible_precision_is_refused(amp, named):
     with pytest.raises(UserError, match=named):
@@ -376,6 +346,18 @@ def toy_trainer():
     model = Toy()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     return Trainer(model, [torch.ones(2, 4)] * 3, optimizer, device="cpu")
+
+
+def test_each_of_several_hooks_of_a_class_goes_on():
+    """Detectron2 keeps the state of the first alone."""
+    before, after = [[Counter(), Counter()] for _ in range(2)]
+    before[1].steps = 5
+    trainer, resumed = toy_trainer(), toy_trainer()
+    trainer.register_hooks(before)
+    trainer.train(0, 2)
+    resumed.load_state_dict(trainer.state_dict())
+    resumed.register_hooks(after)
+    assert [hook.steps for hook in after] == [2, 7]
 
 
 @pytest.mark.parametrize("there", [True, False])
