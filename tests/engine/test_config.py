@@ -8,7 +8,7 @@ from detectron2.data import MetadataCatalog
 
 from dfd import UserError
 from dfd.engine.build import build_model, student_of
-from dfd.engine.config.load import load_config
+from dfd.engine.config.load import ConfigFile, load_config
 from dfd.engine.config.resolve import pin_defaults, resolve_config, set_length
 from dfd.losses import DFDLoss, MimicLoss
 
@@ -104,6 +104,24 @@ def test_saved_config_does_not_change_with_the_defaults(tmp_path):
     # What is not ours is left as it was.
     assert saved.keys() > {"warmup_iters"} and "norm" not in cfg.model.student.backbone
     instantiate(saved)
+
+
+def test_a_config_that_is_run_once_gives_each_cell_its_own(tmp_path):
+    """A cell of an ablation must not begin from what the one before it has changed."""
+    file = tmp_path / "config.py"
+    file.write_text(
+        "from dfd.engine import load_config\n"
+        f"base = load_config({CONFIG!r})\n"
+        "model, dataloader, optimizer = base.model, base.dataloader, base.optimizer\n"
+        "lr_multiplier, train = base.lr_multiplier, base.train\n"
+        f"open({str(tmp_path / 'runs')!r}, 'a').write('run ')\n"
+    )
+    config = ConfigFile(str(file))
+    before = config.load()
+    changed = config.load(["train.max_iter=7", "model.head.levels=[p3]"])
+    changed.model.student.backbone.out_channels = 3
+    assert config.load() == before != changed
+    assert (tmp_path / "runs").read_text() == "run "
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from scipy import stats
 
+from dfd.engine.config.load import ConfigFile
 from dfd.engine.console import override
 from dfd.errors import UserError
 from dfd.research.ablate import find_cell, make_cells, parse_seeds, parse_slurm, plan_runs
@@ -64,7 +65,7 @@ def test_seeds(text, seeds):
 )
 def test_weights_that_change_nothing_under_the_limit_are_told(variants, named):
     """Else two equal students would be compared, and their noise read."""
-    found = without_effect(CONFIG, make_cells(variants=variants))
+    found = without_effect(ConfigFile(CONFIG), make_cells(variants=variants))
     assert len(found) == (named is not None)
     assert not found or found[0].startswith(f"{named} differ in the weight of distillation alone")
 
@@ -148,7 +149,7 @@ def test_slurm_parameters_go_by_submitit_s_names():
 
 def test_runs_go_seed_by_seed_each_with_its_whole_config(tmp_path):
     cells = make_cells(grids=[LENIENT])
-    runs = plan_runs(config_file=CONFIG, cells=cells, seeds=[0, 3], out=tmp_path)
+    runs = plan_runs(config=ConfigFile(CONFIG), cells=cells, seeds=[0, 3], out=tmp_path)
     assert [(run.cell.name, run.seed) for run in runs] == [
         ("lenient_on=high", 0),
         ("lenient_on=low", 0),
@@ -401,4 +402,4 @@ def test_cells_that_are_tested_on_other_data_are_refused(key, tmp_path):
     where = key.partition(".dataset")[0]
     match = f"cell two would be tested on other data .*dataloader.{where}.dataset: .* is .*"
     with pytest.raises(UserError, match=match):
-        plan_runs(config_file=CONFIG, cells=cells, seeds=[0], out=tmp_path)
+        plan_runs(config=ConfigFile(CONFIG), cells=cells, seeds=[0], out=tmp_path)

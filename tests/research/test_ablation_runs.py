@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import pytest
 
 from dfd.engine import console
+from dfd.engine.config.load import ConfigFile
 from dfd.engine.console import Interrupted, end, start
 from dfd.errors import UserError
 from dfd.research.ablate import UNFINISHED, Ablation, command, make_cells, plan_runs
@@ -70,13 +71,14 @@ def ablation(tmp_path, monkeypatch):
 
     def make(values=(1, 2), seeds=(0, 1), overrides=(), parallel=4, **kwargs):
         out = tmp_path / "out"
+        config = ConfigFile(CONFIG)
         cells = make_cells(grids=[f"train.max_iter={list(values)}"], overrides=overrides)
         return Ablation(
-            config_file=CONFIG,
+            config=config,
             out=out,
             cells=cells,
             baseline=cells[0],
-            runs=plan_runs(config_file=CONFIG, cells=cells, seeds=seeds, out=out),
+            runs=plan_runs(config=config, cells=cells, seeds=seeds, out=out),
             metric="AP",
             program=(sys.executable, str(script)),
             parallel=parallel,

@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from ...engine.config.load import load_config
+from ...engine.config.load import ConfigFile
 from ...engine.console import Interrupted, LiveLine, say, split_override
 from .bootstrap import image_intervals
 from .cells import Cell
@@ -62,7 +62,7 @@ class Ablation:
         parameters: of the cluster's jobs.
     """
 
-    config_file: str
+    config: ConfigFile
     out: Path
     cells: Sequence[Cell]
     runs: Sequence[CellRun]
@@ -78,7 +78,7 @@ class Ablation:
 
     def describe(self) -> str:
         """The cells, what each changes, and how much of it is done."""
-        base = load_config(self.config_file)
+        base = self.config.load()
         seeds = ", ".join(str(seed) for seed in dict.fromkeys(run.seed for run in self.runs))
         done = {run.name for run in self.runs if run.summary() is not None}
         lines = [f"{len(self.runs)} runs: {len(self.cells)} cells, seeds {seeds}; {len(done)} done"]
@@ -93,7 +93,7 @@ class Ablation:
     @cached_property
     def doubts(self) -> list[str]:
         """What speaks against the comparison before anything is run."""
-        return [f"Note: {note}." for note in without_effect(self.config_file, self.cells)]
+        return [f"Note: {note}." for note in without_effect(self.config, self.cells)]
 
     def _places(self) -> list[str]:
         """Where the runs will be."""
@@ -187,7 +187,7 @@ class Ablation:
     def _launcher(self, runs: Sequence[CellRun]) -> Launcher:
         many = ("--num-gpus", str(self.processes)) if self.processes > 1 else ()
         program = (*self.program, *many)
-        jobs = make_jobs(runs, program=program, config_file=self.config_file)
+        jobs = make_jobs(runs, program=program, config_file=self.config.path)
         if self.cluster is None:
             return LocalRuns(jobs, parallel=self.parallel, processes=self.processes)
         return ClusterRuns(
@@ -219,7 +219,7 @@ class Ablation:
         write_whole(self.out / "results.md", to_markdown(rows, *notes, more, DETAILS_NOTE))
         write_whole(self.out / "results.png", plot)
         page = render_page(
-            title=f"Ablation of {self.config_file}",
+            title=f"Ablation of {self.config.path}",
             rows=rows,
             notes=notes,
             plot=plot,
@@ -231,7 +231,7 @@ class Ablation:
         record = manifest(
             outcomes,
             self.cells,
-            config_file=self.config_file,
+            config_file=self.config.path,
             baseline=self.baseline.name,
             command=self.command,
         )

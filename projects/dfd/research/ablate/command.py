@@ -20,7 +20,7 @@ from pathlib import Path
 
 from ...data import class_names, registered_name
 from ...engine.config.find import find_config
-from ...engine.config.load import load_config
+from ...engine.config.load import ConfigFile
 from ...engine.console import Interrupted, say, stop_on_signals
 from ...engine.stop import EXIT_STOPPED
 from ...errors import UserError
@@ -37,7 +37,6 @@ from . import (
     parse_slurm,
     plan_runs,
 )
-from .cells import Cell
 
 _OF_CLASS = "AP-"
 
@@ -125,14 +124,13 @@ def plan(args: argparse.Namespace) -> Ablation:
     check_metric(args.metric)
     cells = make_cells(grids=args.grid, variants=args.cell, overrides=args.overrides)
     out = Path(args.out)
+    config = ConfigFile(args.config_file)
     return Ablation(
-        config_file=args.config_file,
+        config=config,
         out=out,
         cells=cells,
         baseline=find_cell(cells, args.baseline),
-        runs=plan_runs(
-            config_file=args.config_file, cells=cells, seeds=parse_seeds(args.seeds), out=out
-        ),
+        runs=plan_runs(config=config, cells=cells, seeds=parse_seeds(args.seeds), out=out),
         metric=args.metric,
         draws=args.bootstrap,
         command=["dfd", "ablate", *args.given],
@@ -143,19 +141,19 @@ def plan(args: argparse.Namespace) -> Ablation:
     )
 
 
-def _check_class(args: argparse.Namespace, cell: Cell) -> None:
+def _check_class(metric: str, ablation: Ablation) -> None:
     """Refuse AP of a class that the test data do not have, before all runs are made for it."""
-    if not args.metric.startswith(_OF_CLASS):
+    if not metric.startswith(_OF_CLASS):
         return
     try:
-        dataset = load_config(args.config_file, cell.overrides).dataloader.test.dataset
-        names = class_names(registered_name(dataset))
+        cfg = ablation.config.load(ablation.cells[0].overrides)
+        names = class_names(registered_name(cfg.dataloader.test.dataset))
     except Exception:  # Of whatever reads the data, which may be where the runs are alone.
         return
     if len(names) == 1:
-        raise UserError(f"--metric {args.metric}: the test data have one class, whose AP is AP")
-    if args.metric.removeprefix(_OF_CLASS) not in names:
-        raise UserError(f"--metric {args.metric}: the test data's classes are {', '.join(names)}")
+        raise UserError(f"--metric {metric}: the test data have one class, whose AP is AP")
+    if metric.removeprefix(_OF_CLASS) not in names:
+        raise UserError(f"--metric {metric}: the test data's classes are {', '.join(names)}")
 
 
 def run(ablation: Ablation) -> None:
@@ -186,7 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if args.list:
             say(ablation.describe())
         else:
-            _check_class(args, ablation.cells[0])
+            _check_class(args.metric, ablation)
             for doubt in ablation.doubts:
                 say(doubt)
             run(ablation)

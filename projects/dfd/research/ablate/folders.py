@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ...engine.config.flat import differing, flat_settings
-from ...engine.config.load import PARTS, load_config
+from ...engine.config.load import PARTS, ConfigFile
 from ...engine.config.names import plain_values
 from ...engine.config.schema import TRAIN_DEFAULTS
 from ...engine.run_folder import other_data, tested_on
@@ -70,7 +70,7 @@ class CellRun:
 
 
 def plan_runs(
-    *, config_file: str, cells: Sequence[Cell], seeds: Sequence[int], out: Path
+    *, config: ConfigFile, cells: Sequence[Cell], seeds: Sequence[int], out: Path
 ) -> list[CellRun]:
     """Every cell with every seed, in the order of running: seed by seed.
 
@@ -78,11 +78,11 @@ def plan_runs(
         UserError: the config or a cell's overrides are wrong, two cells are the same, or are tested
             on different data.
     """
-    load_config(config_file)
+    config.load()
     settings: dict[str, list[dict[str, Any]]] = {}
     for cell in cells:
         try:
-            cfg = load_config(config_file, cell.overrides)
+            cfg = config.load(cell.overrides)
             settings[cell.name] = [_plain_settings(cfg, seed) for seed in seeds]
         except UserError as error:
             raise UserError(f"cell {cell.name}: {error}") from error

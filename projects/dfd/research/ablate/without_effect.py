@@ -8,18 +8,18 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from ...engine.config.load import load_config
+from ...engine.config.load import ConfigFile
 from ...engine.console import split_override
 from .cells import Cell
 
 _WEIGHTS = ("model.head.weight", "model.head.criterion.weight")
 
 
-def without_effect(config_file: str, cells: Sequence[Cell]) -> list[str]:
+def without_effect(config: ConfigFile, cells: Sequence[Cell]) -> list[str]:
     """What to say of cells that differ in the strength of a distillation that is held to a limit.
 
     Args:
-        config_file: of the ablation.
+        config: of the ablation.
         cells: as ``cells.make_cells`` gives them.
     """
     # Most only switch it off in a cell, which needs no look at any config.
@@ -28,7 +28,7 @@ def without_effect(config_file: str, cells: Sequence[Cell]) -> list[str]:
         return []
     alike: list[tuple[Any, list[str]]] = []
     for cell in cells:
-        rest = _without_weights(load_config(config_file, cell.overrides))
+        rest = _without_weights(config.load(cell.overrides))
         if rest is None:
             continue
         names = next((names for other, names in alike if other == rest), None)
