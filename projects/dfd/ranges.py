@@ -1,9 +1,9 @@
-"""What numbers among the settings may be: refused in one line that names the setting."""
+"""What settings may be: anything else is refused in one line that names the setting."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from .errors import UserError
@@ -32,6 +32,12 @@ def check_count(name: str, value: Any, least: int) -> int:
     if not is_integer(value) or value < least:
         raise UserError(f"{name} is {value!r}; it must be an integer of at least {least}")
     return int(value)
+
+
+def check_choice(name: str, value: Any, choices: Collection[str]) -> str:
+    if not isinstance(value, str) or value not in choices:
+        raise UserError(f"{name} is {value!r}; it must be one of {', '.join(choices)}")
+    return value
 
 
 def is_integer(value: Any) -> bool:

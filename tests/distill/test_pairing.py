@@ -5,7 +5,9 @@ from torch import nn
 
 from dfd import UserError
 from dfd.distill.adapters import make_adapter
-from dfd.distill.pairing import crop_to_images, pair_levels, valid_cells
+from dfd.distill.pairing import pair_levels
+from dfd.distill.real_pixels import RealPixels
+from dfd.distill.same_cells import crop_to_images
 
 
 def shapes(**strides):
@@ -48,15 +50,15 @@ def test_two_levels_of_one_stride_are_refused():
 
 
 def test_valid_cells_are_those_that_hold_a_real_pixel():
-    valid = valid_cells([(17, 16), (32, 1)], stride=16, height=3, width=2)
+    valid = RealPixels([(17, 16), (32, 1)]).cells(stride=16, height=3, width=2)
     expected = torch.tensor([[[1, 0], [1, 0], [0, 0]], [[1, 0], [1, 0], [0, 0]]], dtype=torch.bool)
     assert torch.equal(valid, expected)
 
 
 def test_image_without_padding_is_valid_everywhere():
     # ceil(33 / 16) x ceil(50 / 16) cells, as a network with odd kernels makes them.
-    assert valid_cells([(33, 50)], stride=16, height=3, width=4) is None
-    assert valid_cells([(32, 50)], stride=16, height=3, width=4) is not None
+    assert RealPixels([(33, 50)]).cells(stride=16, height=3, width=4) is None
+    assert RealPixels([(32, 50)]).cells(stride=16, height=3, width=4) is not None
 
 
 def test_crop_keeps_the_top_left_corner_that_an_image_fills():

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..ranges import check_choice
 
 ADAPTERS = ("auto", "conv1x1", "conv3x3", "mlp", "none")
 
@@ -53,8 +54,7 @@ def make_adapter(
                 f"{out_channels} channels: it must return a module"
             )
         return adapter
-    if kind not in ADAPTERS:
-        raise UserError(f"model.head.adapter is {kind!r}; it must be one of {', '.join(ADAPTERS)}")
+    check_choice("model.head.adapter", kind, ADAPTERS)
     if kind == "none" and in_channels != out_channels:
         raise UserError(
             f"model.head.adapter is 'none', but the student has {in_channels} channels and the "

@@ -11,6 +11,7 @@ from detectron2.structures import ImageList
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..ranges import check_choice
 
 Split = Callable[[Mapping[str, Tensor]], tuple[dict[str, Tensor], dict[str, Tensor]]]
 
@@ -43,10 +44,7 @@ def channel_order(model: nn.Module, given: str | None, who: str) -> str:
             ImageNet's in the other order.
     """
     order = given or getattr(model, "input_format", None) or "BGR"
-    if order not in CHANNEL_ORDERS:
-        raise UserError(
-            f"the {who}'s input_format is {order!r}; it must be one of {', '.join(CHANNEL_ORDERS)}"
-        )
+    check_choice(f"the {who}'s input_format", order, CHANNEL_ORDERS)
     for key, rgb in zip(("pixel_mean", "pixel_std"), _IMAGENET_RGB, strict=True):
         values = getattr(model, key, None)
         if values is None or values.numel() != 3:

@@ -20,7 +20,7 @@ from detectron2.utils import comm
 from torch import Tensor
 
 from ..errors import UserError
-from ..ranges import is_number
+from ..ranges import check_choice, is_number
 
 MODES = ("cap", "target")
 _UNLABELLED = "unlabelled/"
@@ -66,11 +66,7 @@ class GradientShare:
                 f"{' and finite' if mode == 'target' else ', inf or null for no limit'}"
             )
         for key, value, allowed in (("mode", mode, MODES), ("over", over, SCOPES)):
-            if value not in allowed:
-                raise UserError(
-                    f"model.head.gradient_share_{key} is {value!r}; it must be one of "
-                    f"{', '.join(allowed)}"
-                )
+            check_choice(f"model.head.gradient_share_{key}", value, allowed)
         self.share = share
         self.mode = mode
         self.over = over
@@ -175,6 +171,29 @@ class GradientShare:
             for name in names
         ]
         self._measured.append((keys, values.flatten()))
+
+
+def make_gradient_share(
+    share: float | None, mode: str, over: str, drop_conflict: bool
+) -> GradientShare | None:
+    """As :class:`GradientShare` takes them; None if there is no limit.
+
+    Raises:
+        UserError: a value outside its range, or one that would have no effect without a share.
+    """
+    if share is not None:
+        return GradientShare(share, mode=mode, over=over, drop_conflict=drop_conflict)
+    if drop_conflict:
+        raise UserError(
+            "model.head.drop_conflict is True, which needs a gradient_share: set "
+            "model.head.gradient_share=inf for no limit beside it"
+        )
+    if mode == "target":
+        raise UserError(
+            "model.head.gradient_share_mode is 'target', but gradient_share is null: give it "
+            "a number"
+        )
+    return None
 
 
 def _level(name: str) -> str:

@@ -6,10 +6,8 @@ Shape shorthand: N images, C channels, H x W cells of one level.
 from __future__ import annotations
 
 import copy
-import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
 
 import torch
 from detectron2.layers import ShapeSpec
@@ -17,29 +15,18 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..losses.base import FeatureCriterion, LevelFeatures, check_criterion
-from ..ranges import check_count, check_number, is_number
+from ..ranges import check_choice, check_count, check_number, is_number
 from .adapters import make_adapter
 from .contract import Split
-from .disparity import disparity_map, mean_of_blocks, scale_features, zero_outside
-from .gradient_share import GradientShare
-from .pairing import (
-    ALIGN,
-    LevelPair,
-    crop_to_images,
-    pair_levels,
-    resample_with_cover,
-)
+from .disparity import disparity_map, scale_features
+from .gradient_share import make_gradient_share
+from .pairing import LevelPair, pair_detectors
 from .real_pixels import Masks, RealPixels, to_device
+from .same_cells import PixelsOfBoth, level_features, pool_level
 
+ALIGN = ("stride", "resize")
 LEVEL_WEIGHTS = ("equal", "cells")
 POOLED = ("both", "teacher")
-
-
-class _Pixels(NamedTuple):
-    """The real pixels of the student's images, and of the teacher's."""
-
-    own: RealPixels
-    of_teacher: RealPixels
 
 
 def _checked_loss(criterion: nn.Module, loss: object, level: LevelFeatures) -> Tensor:
@@ -153,12 +140,8 @@ class DFDHead(nn.Module):
             )
         for name, value in level_weights.items() if isinstance(level_weights, Mapping) else ():
             check_number(f"model.head.level_weights.{name}", value)
-        if align not in ALIGN:
-            raise UserError(f"model.head.align is {align!r}; it must be one of {', '.join(ALIGN)}")
-        if pooled not in POOLED:
-            raise UserError(
-                f"model.head.pooled is {pooled!r}; it must be one of {', '.join(POOLED)}"
-            )
+        check_choice("model.head.align", align, ALIGN)
+        check_choice("model.head.pooled", pooled, POOLED)
         if pool is not None:
             check_count("model.head.pool", pool, 1)
         elif pooled != "both":
@@ -175,24 +158,9 @@ class DFDHead(nn.Module):
         self.adapter = adapter
         self.warmup_iters = warmup_iters
         self.end_iter = end_iter
-        self.gradient_share: GradientShare | None = None
-        if gradient_share is not None:
-            self.gradient_share = GradientShare(
-                gradient_share,
-                mode=gradient_share_mode,
-                over=gradient_share_over,
-                drop_conflict=drop_conflict,
-            )
-        elif drop_conflict:
-            raise UserError(
-                "model.head.drop_conflict is True, which needs a gradient_share: set "
-                "model.head.gradient_share=inf for no limit beside it"
-            )
-        elif gradient_share_mode == "target":
-            raise UserError(
-                "model.head.gradient_share_mode is 'target', but gradient_share is null: give it "
-                "a number"
-            )
+        self.gradient_share = make_gradient_share(
+            gradient_share, gradient_share_mode, gradient_share_over, drop_conflict
+        )
         # In a tuple, so that the pattern from which the copies are made is no submodule.
         self._criterion = (criterion,)
         self.pairs: list[LevelPair] = []
@@ -225,9 +193,8 @@ class DFDHead(nn.Module):
         by_stride = self.align == "stride"
         ratio, self._resample = (teacher_scale, 1.0) if by_stride else (1.0, teacher_scale)
         self._teacher_scale = teacher_scale
-        self.pairs = self._pair_levels(
-            student_shapes, teacher_shapes, student_trunk or {}, teacher_trunk or {}, ratio
-        )
+        shapes = student_shapes, teacher_shapes, student_trunk or {}, teacher_trunk or {}
+        self.pairs = pair_detectors(*shapes, self.levels, ratio)
         self._check_levels()
         for pair in self.pairs:
             self.adapters[pair.name] = make_adapter(
@@ -236,49 +203,6 @@ class DFDHead(nn.Module):
             criterion = copy.deepcopy(self._criterion[0])
             criterion.set_channels(pair.teacher_channels)
             self.criteria[pair.name] = criterion
-
-    def _pair_levels(
-        self,
-        student: Mapping[str, ShapeSpec],
-        teacher: Mapping[str, ShapeSpec],
-        student_trunk: Mapping[str, ShapeSpec],
-        teacher_trunk: Mapping[str, ShapeSpec],
-        ratio: float,
-    ) -> list[LevelPair]:
-        """Those of the pyramids, then those of the trunks, as far as ``levels`` asks for them."""
-        for who, shapes, trunk in (
-            ("student", student, student_trunk),
-            ("teacher", teacher, teacher_trunk),
-        ):
-            if both := set(shapes) & set(trunk):
-                raise UserError(
-                    f"the {who}'s trunk and pyramid both call a level {min(both)}: give the "
-                    "trunk's another name (out_feature)"
-                )
-        of_pyramid = of_trunk = self.levels
-        if self.levels is not None:
-            unknown = [level for level in self.levels if level not in {*student, *student_trunk}]
-            if student_trunk and unknown:
-                raise UserError(
-                    f"model.head.levels asks for {unknown}, but the student has "
-                    f"{', '.join(student)}, and {', '.join(student_trunk)} in its trunk"
-                )
-            of_trunk = [level for level in self.levels if level in student_trunk]
-            of_pyramid = [level for level in self.levels if level not in student_trunk]
-            if of_pyramid and not teacher:
-                raise UserError(
-                    f"model.head.levels asks for {of_pyramid}, but the teacher has nothing beside "
-                    f"the student's pyramid: it has {', '.join(student_trunk)} of the trunk"
-                )
-        pairs = []
-        # A teacher may have nothing beside the pyramid (FrozenBackbone).
-        if (of_pyramid or not of_trunk) and (teacher or not student_trunk):
-            pairs += pair_levels(student, teacher, of_pyramid, ratio)
-        if student_trunk and (of_trunk or of_trunk is None):
-            pairs += pair_levels(student_trunk, teacher_trunk, of_trunk, ratio)
-        if not pairs:
-            raise UserError("model.head.levels is empty; leave it None for every shared level")
-        return pairs
 
     def _check_levels(self) -> None:
         """
@@ -340,18 +264,12 @@ class DFDHead(nn.Module):
         masks: Masks | None,
         teacher_masks: Masks | None,
         device: torch.device,
-    ) -> _Pixels:
+    ) -> PixelsOfBoth:
         own = RealPixels(image_sizes, masks, device)
         if self._teacher_scale == 1:
-            return _Pixels(own, own)
-        return _Pixels(own, own.resized(self._teacher_scale, teacher_masks))
-
-    def _resampled(
-        self, teacher: Tensor, pair: LevelPair, pixels: _Pixels
-    ) -> tuple[Tensor, Tensor | None]:
-        """(N,C,H,W) of the teacher on the student's grid, and which cells of it are known."""
-        sizes = pixels.own.sizes
-        return resample_with_cover(teacher, self._resample, sizes, pair.stride, pixels.of_teacher)
+            return PixelsOfBoth(own, own)
+        of_teacher = own.resized(self._teacher_scale, teacher_masks)
+        return PixelsOfBoth(own, of_teacher, self._resample)
 
     def _wanted_boxes(
         self, boxes: Sequence[Tensor] | None, device: torch.device
@@ -361,80 +279,6 @@ class DFDHead(nn.Module):
         if not wanted or not boxes or all(b.device == device for b in boxes):
             return boxes
         return to_device(torch.cat(list(boxes)), device).split([len(b) for b in boxes])
-
-    def _level(
-        self,
-        pair: LevelPair,
-        student_pyramid: Mapping[str, Tensor],
-        teacher_pyramid: Mapping[str, Tensor],
-        pixels: _Pixels,
-        boxes: Sequence[Tensor] | None = None,
-        objectness: Mapping[str, Tensor] | None = None,
-        **when: int | None,
-    ) -> LevelFeatures:
-        """Student (adapted) and teacher of one level in fp32, on the same cells.
-
-        ``when``: ``iteration`` and ``max_iter`` of the training.
-        """
-        student = student_pyramid[pair.name]
-        teacher, cover = self._resampled(teacher_pyramid[pair.teacher_name].detach(), pair, pixels)
-        student, teacher = crop_to_images(student, teacher, pixels.own.sizes, pair.stride)
-        cells = student.shape[-2:]
-        valid = pixels.own.cells(pair.stride, *cells)
-        if pixels.own.masked:
-            # A border that the student's smaller image has lost may be in the teacher's cell.
-            if cover is None:
-                cover = pixels.of_teacher.cells(pair.teacher_stride, *cells)
-            valid = valid & cover[:, : cells[0], : cells[1]]
-        adapter = self.adapters[pair.name]
-        if not isinstance(adapter, nn.Identity):
-            # Padding is hidden from its kernels, as what lies beyond the map is.
-            student = adapter(zero_outside(student, valid))
-            expected = (len(teacher), pair.teacher_channels, *cells)
-            if not isinstance(student, Tensor) or student.shape != expected:
-                found = getattr(student, "shape", None)
-                what = type(student).__name__ if found is None else tuple(found)
-                raise UserError(
-                    f"model.head.adapter makes {what} on {pair.name}: it must make {expected}, the "
-                    "teacher's channels on the student's cells"
-                )
-        # One memory format for both: arithmetic between two of them is several times slower.
-        layout = torch.contiguous_format
-        if objectness is not None:
-            scores = objectness[pair.teacher_name].float()[:, None]
-            scores, _ = self._resampled(scores, pair, pixels)
-            objectness = scores[:, 0, : cells[0], : cells[1]]
-        return LevelFeatures(
-            student=student.float().contiguous(memory_format=layout),
-            teacher=teacher.to(torch.float32, memory_format=layout),
-            valid=valid,
-            boxes=boxes,
-            stride=pair.stride,
-            objectness=objectness,
-            **when,
-        )
-
-    def _pool(self, level: LevelFeatures) -> LevelFeatures:
-        """The level on the grid of ``pool``, if it is finer."""
-        if self.pool is None or self.pool <= level.stride:
-            return level
-        size = self.pool // level.stride
-        teacher, valid = mean_of_blocks(level.teacher, level.valid, size)
-        if self.pooled == "teacher":
-            rows, columns = level.student.shape[-2:]
-            spread = teacher.repeat_interleave(size, 2).repeat_interleave(size, 3)
-            return dataclasses.replace(level, teacher=spread[..., :rows, :columns])
-        objectness = level.objectness
-        if objectness is not None:
-            objectness = mean_of_blocks(objectness[:, None], level.valid, size)[0][:, 0]
-        return dataclasses.replace(
-            level,
-            student=mean_of_blocks(level.student, level.valid, size)[0],
-            teacher=teacher,
-            valid=valid,
-            stride=self.pool,
-            objectness=objectness,
-        )
 
     def forward(
         self,
@@ -472,15 +316,23 @@ class DFDHead(nn.Module):
         pixels = self._pixels(image_sizes, masks, teacher_masks, device)
         boxes = self._wanted_boxes(boxes, device)
         objectness = objectness if self.needs_objectness else None
-        when = {"iteration": iteration, "max_iter": max_iter}
         for pair in self.pairs:
-            level = self._level(
-                pair, student_pyramid, teacher_pyramid, pixels, boxes, objectness, **when
+            level = level_features(
+                pair,
+                student_pyramid[pair.name],
+                teacher_pyramid[pair.teacher_name],
+                pixels,
+                self.adapters[pair.name],
+                objectness[pair.teacher_name] if objectness is not None else None,
+                boxes=boxes,
+                iteration=iteration,
+                max_iter=max_iter,
             )
             criterion = self.criteria[pair.name]
             # Squares and their sums overflow fp16 and lose digits in bf16.
             with torch.autocast(device.type, enabled=False):
-                level = self._pool(level)
+                if self.pool is not None:
+                    level = pool_level(level, self.pool, both=self.pooled == "both")
                 losses[pair.name] = _checked_loss(criterion, criterion(level), level)
             valid = level.valid
             cells[pair.name] = level.student[:, 0].numel() if valid is None else valid.sum()
@@ -522,7 +374,8 @@ class DFDHead(nn.Module):
         device = next(iter(student_pyramid.values())).device
         pixels = self._pixels(image_sizes, masks, teacher_masks, device)
         for pair in self.pairs:
-            level = self._level(pair, student_pyramid, teacher_pyramid, pixels)
+            maps_of_both = student_pyramid[pair.name], teacher_pyramid[pair.teacher_name]
+            level = level_features(pair, *maps_of_both, pixels, self.adapters[pair.name])
             criterion, valid = self.criteria[pair.name], level.valid
             scale = getattr(criterion, "scale", "level")
             s, t = scale_features(level.student, level.teacher, valid, scale)

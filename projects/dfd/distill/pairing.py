@@ -1,25 +1,13 @@
-"""Pairing two feature pyramids: levels by stride, cells by place.
-
-Shape shorthand: N images, C channels, H x W cells of one level, which cover the pixels that
-``real_pixels`` tells.
-"""
+"""Pairing the levels of two detectors by their strides, on their pyramids and in their trunks."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch.nn.functional as F
 from detectron2.layers import ShapeSpec
-from torch import Tensor
 
 from ..errors import UserError
-from .disparity import zero_outside
-from .real_pixels import RealPixels
-from .real_pixels import valid_cells as valid_cells
-
-ALIGN = ("stride", "resize")
 
 
 @dataclass(frozen=True)
@@ -114,70 +102,54 @@ def pair_levels(
     return [pair for pair in pairs if pair.name in levels]
 
 
-def resample(
-    teacher: Tensor,
-    ratio: float,
-    image_sizes: Sequence[tuple[int, int]],
-    stride: int,
-    pixels: RealPixels | None = None,
-) -> Tensor:
-    """Bring (N,C,H,W) of a network whose images are ``ratio`` times as large to the smaller grid.
-
-    Bilinear, antialiased where it shrinks. Cells keep their place: cell i of the result covers what
-    cells i * ratio to (i + 1) * ratio did. Cells of padding have no part in it; a cell that is made
-    of them alone is 0.
+def pair_detectors(
+    student: Mapping[str, ShapeSpec],
+    teacher: Mapping[str, ShapeSpec],
+    student_trunk: Mapping[str, ShapeSpec],
+    teacher_trunk: Mapping[str, ShapeSpec],
+    levels: Sequence[str] | None = None,
+    ratio: float = 1.0,
+) -> list[LevelPair]:
+    """The pairs of the pyramids, then those of the trunks, as far as ``levels`` asks for them.
 
     Args:
-        image_sizes: (height, width) of each image on the smaller grid's side, in its pixels.
-        stride: of the level, in pixels of either side's own images.
-        pixels: of the images on the larger grid's side; None: those of ``image_sizes``, resized.
+        student, teacher: of the pyramids; a teacher may have none.
+        student_trunk, teacher_trunk: of the trunks; empty: they are not distilled.
+        levels, ratio: see :func:`pair_levels`.
+
+    Raises:
+        UserError: as :func:`pair_levels`, or a name is of a level of both.
     """
-    return resample_with_cover(teacher, ratio, image_sizes, stride, pixels)[0]
-
-
-def resample_with_cover(
-    teacher: Tensor,
-    ratio: float,
-    image_sizes: Sequence[tuple[int, int]],
-    stride: int,
-    pixels: RealPixels | None = None,
-) -> tuple[Tensor, Tensor | None]:
-    """As ``resample``, and which cells (N,H,W) are made of more than padding; None: all."""
-    if ratio == 1:
-        return teacher, None
-    if pixels is None:
-        pixels = RealPixels(image_sizes, device=teacher.device).resized(ratio)
-    valid = pixels.cells(stride, *teacher.shape[-2:])
-    if valid is None:
-        return _interpolate(teacher.float(), ratio), None
-    weights = _interpolate(valid[:, None].float(), ratio)
-    inside = _interpolate(zero_outside(teacher.float(), valid), ratio)
-    return inside / weights.clamp(min=1e-6), weights[:, 0] > 1e-6
-
-
-def _interpolate(x: Tensor, ratio: float) -> Tensor:
-    return F.interpolate(
-        x,
-        scale_factor=1 / ratio,
-        mode="bilinear",
-        antialias=ratio > 1,
-        recompute_scale_factor=False,
-    )
-
-
-def crop_to_images(
-    student: Tensor, teacher: Tensor, image_sizes: Sequence[tuple[int, int]], stride: int
-) -> tuple[Tensor, Tensor]:
-    """Crop two (N,C,H,W) maps of one stride to the top-left area that both have and an image fills.
-
-    Images sit in the top-left corner of their padded batch, so equal indices mean equal places,
-    whatever either side padded.
-
-    Args:
-        image_sizes: (height, width) in pixels of each image before padding.
-    """
-    rows = math.ceil(max(height for height, _ in image_sizes) / stride)
-    columns = math.ceil(max(width for _, width in image_sizes) / stride)
-    rows = min(rows, student.shape[-2], teacher.shape[-2])
-    columns = min(columns, student.shape[-1], teacher.shape[-1])
-    return student[..., :rows, :columns], teacher[..., :rows, :columns]
+    for who, shapes, trunk in (
+        ("student", student, student_trunk),
+        ("teacher", teacher, teacher_trunk),
+    ):
+        if both := set(shapes) & set(trunk):
+            raise UserError(
+                f"the {who}'s trunk and pyramid both call a level {min(both)}: give the "
+                "trunk's another name (out_feature)"
+            )
+    of_pyramid = of_trunk = levels
+    if levels is not None:
+        unknown = [level for level in levels if level not in {*student, *student_trunk}]
+        if student_trunk and unknown:
+            raise UserError(
+                f"model.head.levels asks for {unknown}, but the student has "
+                f"{', '.join(student)}, and {', '.join(student_trunk)} in its trunk"
+            )
+        of_trunk = [level for level in levels if level in student_trunk]
+        of_pyramid = [level for level in levels if level not in student_trunk]
+        if of_pyramid and not teacher:
+            raise UserError(
+                f"model.head.levels asks for {of_pyramid}, but the teacher has nothing beside "
+                f"the student's pyramid: it has {', '.join(student_trunk)} of the trunk"
+            )
+    pairs = []
+    # A teacher may have nothing beside the pyramid (FrozenBackbone).
+    if (of_pyramid or not of_trunk) and (teacher or not student_trunk):
+        pairs += pair_levels(student, teacher, of_pyramid, ratio)
+    if student_trunk and (of_trunk or of_trunk is None):
+        pairs += pair_levels(student_trunk, teacher_trunk, of_trunk, ratio)
+    if not pairs:
+        raise UserError("model.head.levels is empty; leave it None for every shared level")
+    return pairs

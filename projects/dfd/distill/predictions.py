@@ -12,8 +12,9 @@ from ..errors import UserError
 from ..losses.predictions import PredictionLoss, Predictions
 from ..ranges import check_count, check_number
 from .head_outputs import head_of
-from .pairing import LevelPair, crop_to_images, pair_levels
+from .pairing import LevelPair, pair_levels
 from .real_pixels import Masks, RealPixels
+from .same_cells import crop_to_images
 
 
 def _same_anchors(student: nn.Module, teacher: nn.Module) -> bool:

@@ -125,20 +125,6 @@ class RealPixels:
         return canvas
 
 
-def valid_cells(
-    image_sizes: Sequence[tuple[int, int]],
-    stride: int,
-    height: int,
-    width: int,
-    device: torch.device | str = "cpu",
-) -> Tensor | None:
-    """The cells of one level that lie on real pixels, of images that are real all over.
-
-    See :meth:`RealPixels.cells`.
-    """
-    return RealPixels(image_sizes, device=device).cells(stride, height, width)
-
-
 def pixel_masks(
     batched_inputs: Sequence[dict], key: str = "valid", image: str = "image"
 ) -> list[Tensor | None] | None:

@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 
 from ..distill.detector import DistilledDetector
 from ..errors import UserError
+from ..ranges import check_choice
 from .machine import peak_memory_mib
 from .narrow_inputs import widen_narrow_inputs
 from .writers import recent_scalars, restore_scalars
@@ -57,8 +58,8 @@ class Trainer(SimpleTrainer):
                 None for no limit.
         """
         super().__init__(model, data_loader, optimizer)
-        if amp is not None and amp not in AMP_DTYPES:
-            raise UserError(f"train.amp.dtype is {amp!r}; it must be one of {list(AMP_DTYPES)}")
+        if amp is not None:
+            check_choice("train.amp.dtype", amp, AMP_DTYPES)
         self.device_type = torch.device(device).type
         if amp == "fp16" and self.device_type != "cuda":
             raise UserError(f"train.amp.dtype is fp16, which needs CUDA, not {device}: use bf16")

@@ -19,7 +19,7 @@ from fvcore.nn import sigmoid_focal_loss, smooth_l1_loss
 from torch import Tensor
 
 from ...errors import UserError
-from ...ranges import check_count, check_number, check_probability
+from ...ranges import check_choice, check_count, check_number, check_probability
 from .assign import IGNORED, assign_boxes, assign_points, check_overlaps
 from .head import RepPointsHead
 from .points import cell_points, cells_within
@@ -81,11 +81,7 @@ class RepPoints(DenseDetector):
             raise UserError(
                 f"RepPoints: num_classes is {num_classes}, but that of its head {head.num_classes}"
             )
-        if init_assigner not in _ASSIGNERS:
-            raise UserError(
-                f"RepPoints: init_assigner is {init_assigner!r}; it must be one of "
-                f"{', '.join(_ASSIGNERS)}"
-            )
+        check_choice("RepPoints: init_assigner", init_assigner, _ASSIGNERS)
         check_overlaps(positive_iou, negative_iou)
         check_count("RepPoints.init_num_pos", init_num_pos, 1)
         # Boxes are divided by it.

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ...errors import UserError
+from ...ranges import check_choice
 
 TRANSFORMS = ("moment", "minmax", "partial_minmax")
 SINGLE_POINT = "a single point has no standard deviation, of which transform='moment' makes a box"
@@ -23,11 +24,7 @@ def known_transform(kind: str) -> str:
     Raises:
         UserError: there is no such transform.
     """
-    if kind not in TRANSFORMS:
-        raise UserError(
-            f"RepPoints: transform is {kind!r}; it must be one of {', '.join(TRANSFORMS)}"
-        )
-    return kind
+    return check_choice("RepPoints: transform", kind, TRANSFORMS)
 
 
 def at_least_float32(x: Tensor) -> Tensor:

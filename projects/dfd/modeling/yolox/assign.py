@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...errors import UserError
+from ...ranges import check_choice
 
 
 class Form(NamedTuple):
@@ -37,8 +37,7 @@ class Matches(NamedTuple):
 
 
 def check_form(form: str) -> None:
-    if not isinstance(form, str) or form not in FORMS:
-        raise UserError(f"YOLOX: form is {form!r}; it must be one of {', '.join(FORMS)}")
+    check_choice("YOLOX: form", form, FORMS)
 
 
 @torch.no_grad()

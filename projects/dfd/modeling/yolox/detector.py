@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchvision.ops import box_convert
 
 from ...errors import UserError
-from ...ranges import is_integer, is_number
+from ...ranges import check_choice, is_integer, is_number
 from .assign import check_form
 from .blocks import ACTIVATIONS
 from .detections import detect
@@ -252,10 +252,7 @@ def _check_size(depth: float, width: float, num_classes: int, activation: str) -
         raise UserError(f"YOLOX: width is {width!r}; it must be a multiple of 1/64, as 0.5")
     if not is_integer(num_classes) or num_classes < 1:
         raise UserError(f"YOLOX: num_classes is {num_classes!r}; it must be a whole number above 0")
-    if not isinstance(activation, str) or activation not in ACTIVATIONS:
-        raise UserError(
-            f"YOLOX: activation is {activation!r}; it must be one of {', '.join(ACTIVATIONS)}"
-        )
+    check_choice("YOLOX: activation", activation, ACTIVATIONS)
 
 
 def _check_settings(
