@@ -240,7 +240,7 @@ def test_missing_or_empty_paths_name_the_path(write, tmp_path):
         coco_json(json=paths["json"], images=str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match="json is empty: set dataloader.train.dataset.json"):
         coco_json(json="", images="")
-    with pytest.raises(UserError, match="missing_images='skip': it must be one of error, drop"):
+    with pytest.raises(UserError, match="missing_images is 'skip'; it must be one of error, drop"):
         coco_json(**paths, missing_images="skip")
 
 

@@ -155,7 +155,7 @@ def test_bad_arguments_are_named(tmp_path):
             generated_shapes(root=str(tmp_path / "s"), split="train", **{**SPEC, key: value})
     with pytest.raises(UserError, match="root is empty"):
         generated_shapes(root="", split="train", **SPEC)
-    with pytest.raises(UserError, match="split='test': it must be one of train, val"):
+    with pytest.raises(UserError, match="split is 'test'; it must be one of train, val"):
         generated_shapes(root=str(tmp_path / "s"), split="test", **SPEC)
 
 

@@ -11,10 +11,10 @@ from detectron2.data import DatasetCatalog
 from detectron2.structures import BoxMode
 
 from ..errors import UserError
+from ..ranges import check_choice
 from .numbers import as_whole
 from .reader import (
     Tally,
-    check_choice,
     checked_path,
     checked_subset,
     clean_box,
@@ -83,8 +83,8 @@ def coco_json(
     """
     path = checked_path("coco_json", "json", json, "a COCO json file")
     root = checked_path("coco_json", "images", images, "the folder of the images")
-    check_choice("coco_json", "missing_images", missing_images, ("error", "drop"))
-    check_choice("coco_json", "unknown_classes", unknown_classes, ("error", "drop"))
+    check_choice("coco_json: missing_images", missing_images, ("error", "drop"))
+    check_choice("coco_json: unknown_classes", unknown_classes, ("error", "drop"))
     num_images, subset_seed = checked_subset("coco_json", num_images, subset_seed)
     wanted = None if classes is None else class_labels(classes, f"coco_json: classes={classes!r}")
     parent, file = os.path.split(path)

@@ -143,11 +143,6 @@ def checked_path(reader: str, argument: str, value: str, what: str) -> str:
     return os.path.abspath(os.path.expanduser(os.fspath(value)))
 
 
-def check_choice(reader: str, argument: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise UserError(f"{reader}: {argument}={value!r}: it must be one of {', '.join(choices)}")
-
-
 def checked_subset(reader: str, num_images: Any, subset_seed: Any) -> tuple[int | None, int]:
     """``num_images`` and ``subset_seed`` as whole numbers.
 

@@ -12,12 +12,12 @@ from detectron2.data import DatasetCatalog
 from detectron2.structures import BoxMode
 
 from ..errors import UserError
+from ..ranges import check_choice
 from .images import image_size
 from .numbers import as_number, as_whole
 from .reader import (
     NO_BOX,
     Tally,
-    check_choice,
     checked_path,
     checked_subset,
     clean_box,
@@ -86,8 +86,8 @@ def voc_folder(
             "drop".
     """
     folder = checked_path("voc_folder", "root", root, "the folder that holds Annotations/")
-    check_choice("voc_folder", "missing_images", missing_images, ("error", "drop"))
-    check_choice("voc_folder", "unknown_classes", unknown_classes, ("error", "drop"))
+    check_choice("voc_folder: missing_images", missing_images, ("error", "drop"))
+    check_choice("voc_folder: unknown_classes", unknown_classes, ("error", "drop"))
     num_images, subset_seed = checked_subset("voc_folder", num_images, subset_seed)
     split = str(split)
     names = (

@@ -17,8 +17,9 @@ from typing import Any
 import cv2
 
 from ..data.coco import coco_json
-from ..data.reader import check_choice, checked_path
+from ..data.reader import checked_path
 from ..errors import UserError
+from ..ranges import check_choice
 from .drawing import SHAPE_CLASSES, SPLITS, VERSION, draw_image
 
 logger = logging.getLogger(__name__)
@@ -68,7 +69,7 @@ def generated_shapes(
             arguments. It is never overwritten.
     """
     folder = checked_path("generated_shapes", "root", root, "the folder to write the dataset to")
-    check_choice("generated_shapes", "split", split, SPLITS)
+    check_choice("generated_shapes: split", split, SPLITS)
     spec = {
         "version": VERSION,
         "num_train": num_train,

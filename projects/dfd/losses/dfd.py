@@ -31,7 +31,7 @@ from ..distill.disparity import (
     zero_outside,
 )
 from ..errors import UserError
-from ..ranges import is_integer, is_number
+from ..ranges import check_choice, check_count, check_number, is_integer, is_number
 from .base import FeatureCriterion, LevelFeatures
 from .generator import FeatureGenerator
 
@@ -180,44 +180,23 @@ class DFDLoss(FeatureCriterion):
             UserError: a value outside its range.
         """
         super().__init__()
-        self.weight = weight
-        self.scale = scale
-        self.measure = measure
-        self.num_regions = num_regions
-        self.split = split
-        self.lenient = lenient
-        self.window = window
-        self.delta = delta
-        self.tolerance = tolerance
+        self.weight = check_number("DFDLoss: weight", weight)
+        self.scale = check_choice("DFDLoss: scale", scale, SCALES)
+        self.measure = check_choice("DFDLoss: measure", measure, MEASURES)
+        self.num_regions = check_count("DFDLoss: num_regions", num_regions, 1)
+        self.split = check_choice("DFDLoss: split", split, SPLITS)
+        self.lenient = check_choice("DFDLoss: lenient", lenient, LENIENT)
+        self.average = check_choice("DFDLoss: average", average, AVERAGES)
+        self.tolerance = check_number("DFDLoss: tolerance", tolerance)
+        self.delta = check_number("DFDLoss: delta", delta)
+        if delta == 0:
+            raise UserError("DFDLoss: delta is 0; it must be above 0")
+        self.window = check_count("DFDLoss: window", window, 3)
+        if window % 2 == 0:
+            raise UserError(f"DFDLoss: window is {window}; it must be an odd number")
         self.needs_objectness = certainty
-        self.average = average
         self.sync_statistics = sync_statistics
-        for key, allowed in (
-            ("scale", SCALES),
-            ("measure", MEASURES),
-            ("split", SPLITS),
-            ("lenient", LENIENT),
-            ("average", AVERAGES),
-        ):
-            if getattr(self, key) not in allowed:
-                raise UserError(
-                    f"DFDLoss({key}={getattr(self, key)!r}): it must be one of {', '.join(allowed)}"
-                )
-        numbers = {"weight": weight, "delta": delta, "tolerance": tolerance}
-        for key, value in numbers.items():
-            if not is_number(value):
-                raise UserError(f"DFDLoss({key}={value!r}): it must be a number")
-        if not is_integer(num_regions):
-            raise UserError(f"DFDLoss(num_regions={num_regions!r}): it must be an integer")
-        if num_regions < 1 or weight < 0 or delta <= 0 or tolerance < 0:
-            raise UserError(
-                f"DFDLoss(num_regions={num_regions}, weight={weight}, delta={delta}, "
-                f"tolerance={tolerance}): needs num_regions >= 1, weight >= 0, delta > 0, "
-                "tolerance >= 0"
-            )
         self.leniency, self.anneal_iters = _checked_leniency(leniency, anneal_iters)
-        if not is_integer(window) or window < 3 or window % 2 == 0:
-            raise UserError(f"DFDLoss(window={window!r}): it must be an odd number from 3")
         self.thresholds = self._check_thresholds(thresholds)
         self.region_weights = self._check_region_weights(region_weights)
         self.lenient_regions = self._check_lenient_regions(lenient_on)
