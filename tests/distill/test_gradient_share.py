@@ -135,7 +135,7 @@ def step(student, *, amp=False, part=None, masks=False, **head):
     """Gradients of one step, by name, and what was logged."""
     torch.manual_seed(0)
     model = distilled_detector(student(), **head)
-    model.log_later = True
+    model.log.later = True
     torch.manual_seed(1)
     with EventStorage(0) as storage:
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=amp):
@@ -146,7 +146,7 @@ def step(student, *, amp=False, part=None, masks=False, **head):
             "distillation": lambda name: name.startswith("loss_dfd"),
         }[part]
         sum(loss for name, loss in losses.items() if wanted(name)).backward()
-        model.log_pending()
+        model.log.write()
     logged = {name: value for name, (value, _) in storage.latest().items()}
     found = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
     return found, logged
@@ -221,10 +221,10 @@ def test_tokens_have_their_own_share():
     student, teacher = vit(), FrozenTeacher(model=vit(), allow_random=True, precision="fp32")
     head = DFDHead(criterion=DFDLoss(), trunk=True, gradient_share=0.1)
     model = DistilledDetector(student=student, teacher=teacher, head=head).train()
-    model.log_later = True
+    model.log.later = True
     with EventStorage(0) as storage:
         sum(model(make_batch()).values()).backward()
-        model.log_pending()
+        model.log.write()
     factors = {k: v for k, (v, _) in storage.latest().items() if k.endswith("gradient_factor")}
     assert {"dfd/last_feat/gradient_factor", "dfd/p2/gradient_factor"} <= set(factors)
     assert len(set(factors.values())) == 2

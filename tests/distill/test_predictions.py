@@ -176,7 +176,7 @@ def step(model, iteration=0):
     with EventStorage(iteration) as storage:
         losses = model(toys.make_batch())
         sum(losses.values()).backward()
-        model.log_pending()
+        model.log.write()
     return losses, {k: v for k, (v, _) in storage.latest().items()}
 
 

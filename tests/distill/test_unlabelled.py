@@ -38,11 +38,11 @@ def step(model, batch, part="loss"):
     """Losses, the gradients of those whose names begin so, and what is logged."""
     model.zero_grad()
     torch.manual_seed(3)
-    model.log_later = True
+    model.log.later = True
     with EventStorage(0) as storage:
         losses = model(batch)
         sum(v for k, v in losses.items() if k.startswith(part)).backward()
-        model.log_pending()
+        model.log.write()
     gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     return losses, gradients, {k: v for k, (v, _) in storage.latest().items()}
 

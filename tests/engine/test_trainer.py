@@ -104,7 +104,7 @@ def test_distilled_step_logs_behind_its_backward(monkeypatch):
     )
     _, trainer = gradients(model, [images(0), images(1)])
     assert [e for e in events if e] == ["head", "backward", "head", "backward", True, True]
-    assert scalars(trainer)["dfd/ratio"] > 0 and not model.log_later
+    assert scalars(trainer)["dfd/ratio"] > 0 and not model.log.later
 
 
 def test_a_bad_part_of_a_step_is_named_with_its_term():

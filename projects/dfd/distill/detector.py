@@ -28,16 +28,13 @@ from .contract import (
 from .head import DFDHead
 from .head_outputs import read_head, tap_head
 from .inherit import InheritReport, inherit_weights
+from .log import DistillationLog
 from .predictions import PredictionHead
 from .real_pixels import image_area
 from .side_stream import SideStream
 from .teacher import FrozenTeacher
 
 logger = logging.getLogger(__name__)
-
-# So many iterations in a row may have a distillation loss of zero before it is an error; below this
-# it is rounding, for the teacher's pass rounds otherwise than the student's.
-_MAX_ZERO_STEPS, _ZERO = 10, 1e-9
 
 
 class DistilledDetector(nn.Module):
@@ -125,11 +122,7 @@ class DistilledDetector(nn.Module):
             )
         # Iterations of the training, where it is known: what is annealed over it goes by that.
         self.max_iter: int | None = None
-        self._zero_steps = 0
-        self._told_limit = False
-        # Whether to wait for log_pending() with what is worth logging, and what waits.
-        self.log_later = False
-        self._pending: list[tuple[list[str], Tensor]] = []
+        self.log = DistillationLog(head.gradient_share)
         self._checked_sizes = self._checked_frozen = False
         self.overlap = overlap
         self._side: SideStream | None = None
@@ -197,7 +190,7 @@ class DistilledDetector(nn.Module):
             distillation |= self._distil_predictions(
                 labelled, outputs[-1], theirs[0][0], iteration
             )
-        self._record(losses, distillation, stats)
+        self.log.add(losses, distillation, stats)
         return losses | idle | distillation
 
     @torch.no_grad()
@@ -287,77 +280,6 @@ class DistilledDetector(nn.Module):
         if not self.head.needs_objectness:
             return pyramid, None
         return pyramid, self.teacher.objectness(pyramid, **self.head.features)
-
-    def _record(
-        self,
-        task: dict[str, Tensor],
-        distillation: dict[str, Tensor],
-        stats: dict[str, Tensor],
-    ) -> None:
-        """Log the head's numbers and the ratio of the distillation loss to the task loss.
-
-        With ``log_later`` set, once :meth:`log_pending` is called: reading a number from the device
-        waits for all that it has to do, and would leave it idle before the backward pass.
-        """
-        task_loss = sum(loss.detach().float() for loss in task.values())
-        stats = dict(stats)
-        for key, loss in distillation.items():
-            level = key.removeprefix("loss_dfd_")
-            stats[f"dfd/{level}/ratio"] = loss.detach() / task_loss
-        total = sum(loss.detach() for loss in distillation.values())
-        stats["dfd/ratio"] = total / task_loss
-        values = torch.stack([value.float() for value in stats.values()] + [total.float()])
-        self._pending.append((list(stats), values))
-        if not self.log_later:
-            self.log_pending()
-
-    def log_pending(self) -> None:
-        """Log what waits, read in one transfer for all of it.
-
-        Raises:
-            UserError: the distillation loss has been 0 for too long.
-        """
-        pending, self._pending = self._pending, []
-        if not pending:
-            return
-        if self.head.gradient_share is not None:
-            self._log_gradients(self.head.gradient_share.take_measured())
-        numbers = iter(torch.cat([values for _, values in pending]).tolist())
-        for names, _ in pending:
-            # In this order: the total is the last of its forward.
-            scalars = {name: next(numbers) for name in names}
-            self._zero_steps = self._zero_steps + 1 if abs(next(numbers)) < _ZERO else 0
-            if self._zero_steps > _MAX_ZERO_STEPS:
-                raise UserError(
-                    f"the distillation loss was 0 for {self._zero_steps} iterations: the "
-                    "student's pyramid equals the teacher's, or the weights of all levels or "
-                    "regions are 0, or the criterion gives 0 (one that is to begin later: take "
-                    "model.head.warmup_iters)"
-                )
-            if has_event_storage():
-                get_event_storage().put_scalars(smoothing_hint=True, **scalars)
-
-    def _log_gradients(self, measured: list[tuple[list[str], Tensor]]) -> None:
-        """Without ``log_later`` they are of the backward pass before this forward."""
-        for names, values in measured if has_event_storage() else ():
-            scalars = dict(zip(names, values.tolist(), strict=True))
-            get_event_storage().put_scalars(smoothing_hint=True, **scalars)
-            self._tell_limit(scalars)
-
-    def _tell_limit(self, scalars: dict[str, float]) -> None:
-        """Say once that the limit holds: a weight that is tuned then would seem not to matter."""
-        factors = [value for name, value in scalars.items() if name.endswith("/gradient_factor")]
-        if self._told_limit or not min(factors) < 1:
-            return
-        self._told_limit = True
-        logger.info(
-            "Distillation's gradient is limited to %g times the labels' "
-            "(model.head.gradient_share), here to %.2g of what it would be. While it is, the "
-            "weights of head and criterion have no effect on the student: to tune its strength, "
-            "set gradient_share",
-            self.head.gradient_share.share,
-            min(factors),
-        )
 
     @torch.no_grad()
     def disparity_maps(self, batched_inputs: Sequence[dict]) -> dict[str, tuple[Tensor, Tensor]]:

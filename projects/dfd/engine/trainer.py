@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from ..distill.detector import DistilledDetector
+from ..distill.log import DistillationLog
 from ..errors import UserError
 from ..ranges import check_choice
 from .machine import peak_memory_mib
@@ -189,17 +190,17 @@ class Trainer(SimpleTrainer):
 
     @contextlib.contextmanager
     def _log_later(self) -> Iterator[None]:
-        """Within the context, a model that can log later does so at the end."""
-        model = self._detector
-        if not hasattr(model, "log_pending"):
+        """Within the context, what a distillation has to log waits for its end."""
+        log = getattr(self._detector, "log", None)
+        if not isinstance(log, DistillationLog):
             yield
             return
-        model.log_later = True
+        log.later = True
         try:
             yield
-            model.log_pending()
+            log.write()
         finally:
-            model.log_later = False
+            log.later = False
 
     def _clip_gradients(self) -> Tensor:
         """Limit the gradient's norm, and return what it was, unread."""
