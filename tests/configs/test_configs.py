@@ -5,6 +5,7 @@ the zoo's own config and saved in the form of the zoo's files.
 """
 
 import copy
+import functools
 import pickle
 from collections import namedtuple
 from pathlib import Path
@@ -21,7 +22,7 @@ from toys import make_batch
 
 from dfd import DistilledDetector, FrozenTeacher, UserError
 from dfd.distill.contract import num_classes
-from dfd.engine.config.load import load_config
+from dfd.engine.config.load import ConfigFile
 from dfd.engine.config.resolve import resolve_config, skip_pretrained
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -37,8 +38,11 @@ DISTILLED = [name for name in RECIPES if Path(name).name.startswith("dfd")]
 SMALL = [name for name in RECIPES if name.startswith(("bccd/", "demo/", "photos/", "study_"))]
 
 
+config_file = functools.cache(lambda name: ConfigFile(str(CONFIGS / name)))
+
+
 def load(name, *overrides):
-    return load_config(str(CONFIGS / name), overrides)
+    return config_file(name).load(overrides)
 
 
 def plain(cfg):

@@ -304,10 +304,11 @@ def test_three_commands_from_a_run_to_detections_in_onnxruntime(finished, call, 
     Image.new("RGB", (64, 100)).save("photos/tall.png")
     call(benchmark, *program, "--no-teacher", "--repeats", 1, "--images", "photos")
     assert ", 4 images, 1 turns" in capsys.readouterr().out
-    told = ProgramModel("new/student.pt2").metadata
+    loaded = ProgramModel("new/student.pt2")
+    told = loaded.metadata
     assert program_size("new/student.pt2") == (told["height"], told["width"])
     with pytest.raises(UserError, match="of 9 x 9 pixels, and the program is of"):
-        ProgramModel("new/student.pt2")([{"image": torch.zeros(3, 9, 9, dtype=torch.uint8)}])
+        loaded([{"image": torch.zeros(3, 9, 9, dtype=torch.uint8)}])
     options = ["--no-teacher", "--repeats", 1, "--num-images", 2, "--out", "a/b.json"]
     call(benchmark, *exported, *options)
     assert "exported" in capsys.readouterr().out
