@@ -121,6 +121,35 @@ def test_aspect_ratio_grouping_does_not_mix_wide_and_tall_images(tmp_path):
         assert len({d["width"] > d["height"] for d in next(loader)}) == 1
 
 
+def test_what_takes_the_place_of_a_skipped_image_is_as_wide(tmp_path):
+    """Else one tall image would pad a whole batch of wide ones."""
+    inner = train_mapper()
+    name = coco_json(**write_mixed_coco(tmp_path))
+    given = dict(dataset=name, total_batch_size=4, seed=0)
+    loader = build_train_loader(
+        mapper=lambda d: None if d["image_id"] % 3 == 0 else inner(d), **given
+    )
+    for _, batch in zip(range(8), loader, strict=False):
+        assert len({d["width"] > d["height"] for d in batch}) == 1
+    # Rather another kind than no image at all.
+    wide = build_train_loader(
+        mapper=lambda d: inner(d) if d["width"] > d["height"] else None, **given
+    )
+    for _, batch in zip(range(8), wide, strict=False):
+        assert all(d["width"] > d["height"] for d in batch)
+
+
+def test_a_test_mapper_may_leave_no_image_out(tmp_path):
+    """Detectron2 would take another one instead, and test that twice."""
+    name = coco_json(**write_mixed_coco(tmp_path))
+    inner = train_mapper()
+    loader = build_test_loader(
+        dataset=name, mapper=lambda d: None if d["image_id"] == 100 else inner(d)
+    )
+    with pytest.raises(UserError, match="the test data returned None for .*: it must give every"):
+        list(loader)
+
+
 def test_without_a_seed_two_runs_differ(tmp_path):
     name = coco_json(**write_mixed_coco(tmp_path))
     np.random.seed(None)

@@ -260,12 +260,54 @@ def test_a_users_colours_are_not_taken_for_padding(change, real):
     assert int(found.sum()) == (real or HEIGHT * WIDTH)
 
 
+class Noisy(Photometric):
+    """A user's that draws when it is applied, from a generator of its own."""
+
+    def __init__(self, moves=0):
+        generator = np.random.default_rng(0)
+        super().__init__(lambda image: image + generator.normal(0, 40, image.shape))
+        self.moves = moves
+
+    def apply_coords(self, coords):
+        return coords + self.moves
+
+
+def test_noise_of_a_generator_of_its_own_is_not_taken_for_padding():
+    """Pixels that come out the same by chance would each cost a cell."""
+    steps = T.TransformList([T.PadTransform(0, 0, 16, 8), Noisy()])
+    assert int(real_pixels(steps, HEIGHT, WIDTH).sum()) == HEIGHT * WIDTH
+    with pytest.raises(UserError, match="Noisy does another thing each time it is applied"):
+        real_pixels(T.TransformList([Noisy(moves=1)]), HEIGHT, WIDTH)
+
+
+def test_noise_of_torch_leaves_the_draws_of_the_training():
+    torch.manual_seed(0)
+    step = Photometric(lambda image: image + 20 * torch.randn(image.shape).numpy())
+    assert real_pixels(T.TransformList([step]), HEIGHT, WIDTH) is None
+    assert torch.rand(1) == torch.rand(1, generator=torch.Generator().manual_seed(0))
+
+
 def test_a_step_that_pads_and_levels_the_shades_is_not_all_real():
     def padded(image):
         return np.pad(stretched(image), ((0, 8), (0, 16), (0, 0))[: image.ndim])
 
     found = real_pixels(T.TransformList([Photometric(padded)]), HEIGHT, WIDTH)
     assert tuple(found.shape) == (HEIGHT + 8, WIDTH + 16) and not found.any()
+
+
+class Moved(Photometric):
+    def apply_coords(self, coords):
+        return coords + np.array([16, 8])
+
+
+def test_a_step_that_moves_and_levels_the_shades_is_not_all_real():
+    """Else what it fills up would be distilled."""
+
+    def moved(image):
+        return np.pad(stretched(image), ((8, 0), (16, 0), (0, 0))[: image.ndim])[:HEIGHT, :WIDTH]
+
+    found = real_pixels(T.TransformList([Moved(moved)]), HEIGHT, WIDTH)
+    assert found is not None and not found.any()
 
 
 def test_transform_that_cannot_be_asked_is_one_line(record):

@@ -144,19 +144,27 @@ def test_ap_of_a_class_is_its_own_whatever_the_order_of_the_ids(forget, tmp_path
 
 
 def test_labels_are_known_by_a_hash(forget, tmp_path):
+    """Whatever of them an evaluation looks at."""
     hashes = []
-    for box, folder in (([4, 4, 30, 30], "a"), ([4, 4, 30, 30], "b"), ([4, 4, 30, 31], "a")):
+    for change, folder in (
+        ({}, "a"),
+        ({}, "b"),
+        ({"bbox": [4, 4, 30, 31]}, "a"),
+        ({"category_id": 1}, "a"),
+        ({"iscrowd": 1}, "a"),
+        ({"area": 9.0}, "a"),
+    ):
         path = str(tmp_path / folder / "image.png")
         os.makedirs(os.path.dirname(path), exist_ok=True)
         cv2.imwrite(path, np.zeros((64, 64, 3), np.uint8))
-        label = {"bbox": box, "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0}
+        label = {"bbox": [4, 4, 30, 30], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0} | change
         record = {"file_name": path, "image_id": 1, "height": 64, "width": 64}
         name = f"{NAME}_{len(hashes)}"
         DatasetCatalog.register(name, lambda r=record, a=label: [r | {"annotations": [a]}])
         MetadataCatalog.get(name).thing_classes = ["cat", "dog"]
         hashes.append(labels_sha256(name))
         DatasetCatalog.remove(name)
-    assert hashes[0] == hashes[1] != hashes[2]
+    assert hashes[0] == hashes[1] and len(set(hashes)) == 5
 
 
 def test_records_that_the_catalog_keeps_are_not_changed(forget, tmp_path):

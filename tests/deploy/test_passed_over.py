@@ -143,6 +143,20 @@ def frames(path):
     return [image for _, image in read_frames(Source(path, path.name), "BGR", 1)]
 
 
+@pytest.mark.parametrize("ending", ["jpg", "tif"])
+def test_a_portrait_photograph_is_turned_once_as_it_says(tmp_path, ending):
+    """Pillow turns a TIFF too, and it would be turned twice."""
+    pixels, path = np.zeros((60, 80, 3), np.uint8), tmp_path / f"a.{ending}"
+    pixels[:16] = 255
+    exif = Image.Exif()
+    exif[274] = 6  # A quarter turn clockwise.
+    more = {"tiffinfo": {274: 6}} if ending == "tif" else {"exif": exif, "quality": 100}
+    Image.fromarray(pixels).save(path, **more)
+    (image,) = frames(path)
+    assert image.shape == (80, 60, 3)
+    assert np.abs(np.rot90(pixels, -1).astype(int) - image).max() < 16
+
+
 def test_a_portrait_video_is_turned_as_it_says(tmp_path):
     path = write_video(tmp_path / "film.mp4", "mp4v")
     lying = frames(path)

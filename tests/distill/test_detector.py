@@ -154,12 +154,15 @@ def test_head_that_changes_the_pyramid_in_place_is_refused(share):
 
 
 @pytest.mark.parametrize("side", ["student", "teacher"])
-def test_stride_that_is_not_the_declared_one_is_refused(side):
+@pytest.mark.parametrize(
+    "resized", [lambda x: x[..., ::2, ::2], lambda x: x.repeat(1, 1, 2, 2)], ids=["less", "more"]
+)
+def test_stride_that_is_not_the_declared_one_is_refused(side, resized):
     """Else the student's whole image would be compared with the teacher's upper left quarter."""
     models = {"student": build(seed=0), "teacher": build(seed=1)}
     backbone = models[side].backbone
     forward = backbone.forward
-    backbone.forward = lambda x: {k: v[..., ::2, ::2] for k, v in forward(x).items()}
+    backbone.forward = lambda x: {k: resized(v) for k, v in forward(x).items()}
     with pytest.raises(UserError, match=r"FPN puts out .* cells on p2 .* the stride of 4 in its"):
         train_step(distilled(**models), make_batch())
 
@@ -177,6 +180,22 @@ def test_detector_that_resizes_its_images_is_refused(side):
     match = rf"the {side}'s preprocess_image makes 128 x 192 pixels of an image of 64 x 96"
     with pytest.raises(UserError, match=match):
         train_step(distilled(**models), make_batch())
+
+
+def test_detector_that_shrinks_large_images_alone_is_refused():
+    """The first batch may have none."""
+    student = build()
+    preprocess = student.preprocess_image
+
+    def shrunk(batch):
+        images = [item["image"] for item in batch]
+        return preprocess([{"image": x[:, ::2, ::2] if x.shape[1] > 100 else x} for x in images])
+
+    student.preprocess_image = shrunk
+    model = distilled(student)
+    train_step(model, make_batch())
+    with pytest.raises(UserError, match="makes 64 x 64 pixels of an image of 128 x 128"):
+        train_step(model, make_batch([(128, 128)]))
 
 
 @pytest.mark.parametrize("output", [list, dict])
@@ -356,6 +375,17 @@ def _of(result):
     return Own()
 
 
+class Weighing(FeatureCriterion):
+    """Its loss has a gradient, of a parameter of its own alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, level):
+        return (self.scale * level.student.detach() - level.teacher).square().mean()
+
+
 class Stats(FeatureCriterion):
     def forward(self, level):
         self.stats = {"map": level.student.detach()}
@@ -369,6 +399,7 @@ class Stats(FeatureCriterion):
         (_of(lambda level: 1.5), "returns float"),
         (_of(lambda level: None), "returns NoneType"),
         (_of(lambda level: level.student.detach().mean()), "without a gradient"),
+        (Weighing(), "without a gradient"),
         (Stats(), r"stats\['map'\] of model.head.criterion, a Stats, is \(2, "),
     ],
 )

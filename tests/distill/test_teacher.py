@@ -321,9 +321,15 @@ def _of_unusual_layers():
     hooked = Conv2d(3, 8, 3, norm=nn.BatchNorm2d(8))
     hooked.norm.register_forward_hook(lambda module, args, output: output + 1)
     yield hooked
+    hooked = Conv2d(3, 8, 3, norm=nn.BatchNorm2d(8))
+    hooked.norm.register_forward_pre_hook(lambda module, args: (args[0].clamp(min=0),))
+    yield hooked
+    changed = Conv2d(3, 8, 3, norm=nn.BatchNorm2d(8))
+    changed.norm.forward = lambda x: x.clamp(min=0)
+    yield changed
 
 
-@pytest.mark.parametrize("layer", range(6))
+@pytest.mark.parametrize("layer", range(8))
 def test_layers_of_other_forwards_are_not_folded(layer):
     torch.manual_seed(0)
     network, x = list(_of_unusual_layers())[layer], torch.randn(2, 3, 8, 8)

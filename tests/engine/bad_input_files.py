@@ -77,6 +77,7 @@ def make_data(folder: Path) -> dict[str, str]:
         "LETTERS": overrides("letters", list("abcde"), both),
         "LETTERS_TEST": overrides("letters_alone", list("abcde"), ("test",)),
         "RENAMED": overrides("renamed", ["disc", "bar", "box"], both),
+        "RENAMED_TEST": overrides("renamed_alone", ["disc", "bar", "box"], ("test",)),
     }
     good = json.loads((folder / "good_train.json").read_text())
     outside = [{**item, "bbox": [500, 500, 10, 10]} for item in good["annotations"]]
@@ -122,6 +123,7 @@ def make_weights(folder: Path) -> None:
         "teacher": {"model": teacher, "class_names": CLASSES},
         "teacher2": {"model": teacher, "class_names": CLASSES, "iteration": 7},
         "student": {"model": student, "class_names": CLASSES},
+        "nameless": {"model": student},
         "partly": {"model": partly},
         "mean": {"model": teacher | {"pixel_mean": rgb}},
         "list": [rgb],

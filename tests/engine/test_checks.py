@@ -20,6 +20,7 @@ from dfd.engine.checks import (
     check_output_dir,
     check_synchronised_norms,
     check_unlabelled,
+    frozen_at_random,
 )
 from dfd.losses import DFDLoss
 from dfd.modeling import YOLOX
@@ -39,6 +40,20 @@ def test_channel_order_that_a_mosaic_has_by_default_is_compared(wanted):
         return
     with pytest.raises(UserError, match="train.mapper.image_format is BGR, but the student takes"):
         check_image_format(student, loaders)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_layers_that_are_frozen_at_random_weights_are_found(frozen):
+    """They would never learn, in a run that looks like any other."""
+    student = build("retinanet")
+    if frozen:
+        student.backbone.bottom_up.freeze(2)
+    found = frozen_at_random(student, OmegaConf.create({}))
+    assert (found is not None) == frozen
+    if frozen:
+        assert "parameters, as backbone.bottom_up.stem" in found and "batch norms" not in found
+        trunk = {"backbone": {"model_name": "resnet18", "pretrained": True}}
+        assert frozen_at_random(student, OmegaConf.create(trunk)) is None
 
 
 class OwnMapper:

@@ -5,13 +5,17 @@ import math
 
 import pytest
 import torch
+from coco_files import write_mixed_coco
+from detectron2.config import LazyCall as L
 from detectron2.engine import HookBase
 from detectron2.utils.events import EventStorage
+from omegaconf import OmegaConf
 from own_toys import build
 from torch import nn
 from toys import make_batch
 
 from dfd import UserError
+from dfd.data import coco_json
 from dfd.engine.hooks import (
     Best,
     BestCheckpoint,
@@ -22,6 +26,7 @@ from dfd.engine.hooks import (
     UpdateEMA,
     ValidationLoss,
 )
+from dfd.engine.hooks.build import run_facts
 from dfd.engine.state.checkpoint import StudentCheckpointer
 from dfd.engine.state.random_state import kept_random_state
 from dfd.engine.trainer import Trainer
@@ -407,3 +412,21 @@ def test_evaluation_does_not_draw_from_the_stream_of_training():
         torch.manual_seed(0)
         torch.rand(5)
     assert torch.equal(torch.rand(2), expected)
+
+
+def test_a_summary_knows_the_labels_that_were_measured_against(tmp_path):
+    """Else an ablation whose labels were changed between its runs would compare their AP."""
+    found, model = [], Toy()
+    for folder, change in (("a", {}), ("b", {}), ("c", {"bbox": [2, 3, 11, 12]})):
+        (tmp_path / folder).mkdir()
+        paths = write_mixed_coco(tmp_path / folder, number=2, **change)
+        cfg = OmegaConf.create(
+            {
+                "dataloader": {"test": {"dataset": L(coco_json)(**paths)}},
+                "train": {"output_dir": str(tmp_path), "seed": 0, "device": "cpu"},
+            },
+            flags={"allow_objects": True},
+        )
+        facts = run_facts(cfg, model, make_checkpointer(model, tmp_path), {}, None)
+        found.append(facts["test_data"])
+    assert found[0] == found[1] != found[2]

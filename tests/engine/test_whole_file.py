@@ -6,7 +6,9 @@ from dfd.engine.console import Interrupted
 from dfd.engine.state.files import whole_file
 
 
-@pytest.mark.parametrize("error", [OSError("the disk is full"), Interrupted("SIGINT")])
+@pytest.mark.parametrize(
+    "error", [OSError("the disk is full"), Interrupted("SIGINT"), KeyboardInterrupt()]
+)
 def test_nothing_is_left_of_a_file_that_was_not_written(tmp_path, error):
     path = tmp_path / "a.json"
     path.write_text("old")

@@ -112,7 +112,7 @@ def test_freeze_at_a_level_that_is_not_put_out():
     trained = {n.partition(".")[0] for n, p in backbone.body.named_parameters() if p.requires_grad}
     assert trained == {"layer2", "layer3", "layer4"}
     with pytest.raises(UserError, match="freeze_at cannot be set, for timm does not tell where"):
-        TimmPyramid(model_name="mvitv2_tiny", freeze_at=2)
+        TimmPyramid(model_name="mvitv2_tiny", img_size=64, freeze_at=2)
 
 
 def test_windows_of_a_swin_are_shifted_in_every_stage():
@@ -170,6 +170,8 @@ def test_hybrid_of_one_size_needs_it_told_and_pads_to_it():
         ({"model_name": "test_resnet", "freeze_at": 7}, "freeze_at is 7; it must be 0, or"),
         ({"model_name": "test_resnet", "model_args": {"depht": 3}}, "cannot be made: .*depht"),
         ({"model_name": "test_resnet", "img_size": 64}, "cannot be made: .*img_size"),
+        # Below its own size it would run, and read its positions elsewhere than it was trained.
+        ({"model_name": "mvitv2_tiny"}, "on an image of 256 x 288 pixels .*: .* set img_size"),
     ],
 )
 def test_unsuitable_model_or_setting_is_refused_with_the_reason(settings, line):

@@ -214,6 +214,7 @@ def test_patch_of_14_becomes_16_with_its_stride():
         ({"model_name": "swin_tiny_patch4_window7_224", "model_args": {}}, "swin_tiny"),
         ({"window_size": -1}, "window_size is -1"),
         ({"global_blocks": [3]}, r"global_blocks names \[3\], but it has blocks 0 to 2"),
+        ({"global_blocks": -1}, "global_blocks is -1; it must be an integer of at least 0"),
         ({"prefix_tokens": "mean"}, "prefix_tokens is 'mean'"),
         ({"model_args": SMALL | {"patch_drop_rate": 0.5}}, "patch dropout leaves no grid"),
         ({"model_args": {"deepth": 3}}, "deepth"),
@@ -225,6 +226,12 @@ def test_bad_settings_are_refused_in_one_line(settings, named):
     with pytest.raises(UserError, match=named) as error:
         small(**{"model_name": "vit_tiny_patch16_224"} | settings)
     assert "\n" not in str(error.value)
+
+
+def test_a_last_norm_that_is_not_there_is_refused():
+    """EVA-02 has one after its tokens are averaged: features would come out without any."""
+    with pytest.raises(UserError, match="final_norm is True, but it has no norm over its tokens"):
+        small("eva02_tiny_patch14_224", img_size=56, window_size=2, final_norm=True)
 
 
 def test_blocks_that_compute_otherwise_are_refused_in_windows():

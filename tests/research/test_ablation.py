@@ -9,6 +9,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from scipy import stats
 
+from dfd.engine import run_folder
 from dfd.engine.config.load import ConfigFile
 from dfd.engine.console import override
 from dfd.errors import UserError
@@ -18,6 +19,7 @@ from dfd.research.ablate.estimates import (
     DONE,
     FAILED,
     OPEN,
+    CellResult,
     Estimate,
     Outcome,
     compare,
@@ -229,6 +231,9 @@ def test_a_cell_that_changed_nothing_is_told(tmp_path):
     assert note.startswith("the results of b|c are those of the baseline on every seed")
     assert result_table(results, metric="AP")[2][-1] == "not settled"
     assert draw_results(results, metric=r"AP-a$\foo$").startswith(b"\x89PNG")
+    # Two students that find nothing differ in nothing either.
+    nothing = CellResult(CELLS[1], {0: 0.0, 1: 0.0}, {}, {0: 0.0, 1: 0.0})
+    assert not no_difference([nothing])
 
 
 def test_another_metric_takes_the_first_place(tmp_path):
@@ -390,6 +395,17 @@ def test_what_an_earlier_attempt_did_is_no_pace(tmp_path, monkeypatch):
 def test_the_baseline_is_the_first_cell_unless_named():
     assert find_cell(CELLS, None) is CELLS[0]
     assert find_cell(CELLS, "d") is CELLS[2]
+
+
+@pytest.mark.parametrize("key", ["dataset", "dataset_name"])
+def test_labels_of_an_evaluator_are_compared_whoever_names_them(key):
+    """Detectron2's evaluators call it ``dataset_name``; one may name none."""
+    plain, same, other = (
+        run_folder.tested_on({"test": {"dataset": "val"}, "evaluator": evaluator})
+        for evaluator in ({}, {key: "val"}, {key: "other"})
+    )
+    assert run_folder.other_data(plain, same) == ""
+    assert "dataloader.evaluator.dataset" in run_folder.other_data(plain, other)
 
 
 @pytest.mark.parametrize(

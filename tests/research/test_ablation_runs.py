@@ -69,10 +69,11 @@ def ablation(tmp_path, monkeypatch):
     script = tmp_path / "stand_in.py"
     script.write_text(STAND_IN)
 
-    def make(values=(1, 2), seeds=(0, 1), overrides=(), parallel=4, **kwargs):
+    def make(values=(1, 2), seeds=(0, 1), overrides=(), parallel=4, distilled=(), **kwargs):
         out = tmp_path / "out"
-        config = ConfigFile(CONFIG)
-        cells = make_cells(grids=[f"train.max_iter={list(values)}"], overrides=overrides)
+        config = ConfigFile("tests/engine/configs/dfd.py" if distilled else CONFIG)
+        grids = [] if distilled else [f"train.max_iter={list(values)}"]
+        cells = make_cells(grids=grids, variants=distilled, overrides=overrides)
         return Ablation(
             config=config,
             out=out,
@@ -108,6 +109,17 @@ def test_every_cell_is_run_with_every_seed(ablation, capsys):
     assert (given.out / "results.html").read_text().count("<img ") == 3
     assert "4 of 4 runs" not in capsys.readouterr().out
     assert not list(given.out.glob(".*.partial"))
+
+
+def test_what_changes_nothing_is_told_beside_the_results(ablation):
+    """Else two equal students would be compared, and a cell without effect pass for measured."""
+    cells = ["a=model.head.weight=2", "b=model.head.weight=3"]
+    given = ablation(distilled=cells, overrides=["train.max_iter=2"])
+    given.execute()
+    for page in ("results.md", "results.html"):
+        text = (given.out / page).read_text()
+        assert "a and b differ in the weight of distillation alone" in text
+        assert "the results of b are those of the baseline on every seed" in text
 
 
 def test_runs_that_are_done_are_skipped_and_more_seeds_may_follow(ablation):

@@ -115,6 +115,17 @@ def test_a_misspelt_class_is_told_before_anything_is_run(ablate, tmp_path, monke
     assert not out.exists()
 
 
+def test_cells_that_will_be_equal_are_told_before_anything_is_run(
+    ablate, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(command, "run", lambda ablation: None)
+    cells = ["--cell", "a=model.head.weight=2", "--cell", "b=model.head.weight=3"]
+    for more in (["--list"], []):
+        ablate("--config-file", CONFIG, "--out", tmp_path / "out", *cells, *more)
+        told = capsys.readouterr().out
+        assert "Note: a and b differ in the weight of distillation alone" in told
+
+
 def test_a_missing_submitit_is_told_with_the_remedy(ablate, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "submitit", None)
     with pytest.raises(SystemExit, match=r"needs submitit: pip install -e '.\[cluster\]'"):

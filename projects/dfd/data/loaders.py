@@ -152,7 +152,7 @@ def _stream(
         mapper = copy.copy(mapper)
         mapper.bind(records, seed)
     loader = DataLoader(
-        _SeededMap(records, MarkPadding(mapper), seed, total_batch_size),
+        _SeededMap(records, MarkPadding(mapper), seed, total_batch_size, kinds),
         batch_sampler=_BatchSampler(
             TrainingSampler(len(records), seed=seed),
             total_batch_size // comm.get_world_size(),
@@ -198,14 +198,28 @@ def build_test_loader(
         num_workers: worker processes of each process.
 
     Raises:
-        UserError: the dataset is unknown or empty, or (when iterating) an image cannot be read.
+        UserError: the dataset is unknown or empty, or (when iterating) an image cannot be read, or
+            the mapper leaves it out.
     """
     records = dataset_dicts(dataset=dataset, filter_empty=False)
     if getattr(mapper, "is_train", False):  # Labels are wanted, for a loss on test data.
         records = fit_to_mapper(records, mapper, dataset, filter_empty=False)
-    images = MapDataset(DatasetFromList(records, copy=False), ReadableMapper(MarkPadding(mapper)))
+    images = MapDataset(DatasetFromList(records, copy=False), ReadableMapper(_EveryImage(mapper)))
     loader = build_detection_test_loader(images, mapper=None, num_workers=num_workers)
     return _with_forked_workers(loader)
+
+
+class _EveryImage(MarkPadding):
+    """A mapper that may leave no image out: Detectron2 would test another one twice instead."""
+
+    def __call__(self, record: dict) -> dict:
+        mapped = super().__call__(record)
+        if mapped is None:
+            raise UserError(
+                f"the mapper of the test data returned None for {record['file_name']}: it must "
+                "give every image, or the detector would not be tested on all of them"
+            )
+        return mapped
 
 
 def _with_forked_workers(loader: DataLoader) -> DataLoader:
@@ -348,10 +362,19 @@ class _SeededMap(Dataset):
     """Maps the record at ``(position, index)`` with randomness of ``(seed, position)`` alone."""
 
     def __init__(
-        self, records: DatasetFromList, mapper: MarkPadding, seed: int, total_batch_size: int
+        self,
+        records: DatasetFromList,
+        mapper: MarkPadding,
+        seed: int,
+        total_batch_size: int,
+        kinds: Sequence[bool] | None,
     ) -> None:
+        """
+        Args:
+            kinds: see :class:`_BatchSampler`; what takes the place of an image is of its kind.
+        """
         self.records, self.mapper, self.seed = records, ReadableMapper(mapper), seed
-        self.total_batch_size = total_batch_size
+        self.total_batch_size, self.kinds = total_batch_size, kinds
         self.at_batch = getattr(mapper.mapper, "at_batch", None)
 
     def __len__(self) -> int:
@@ -368,8 +391,8 @@ class _SeededMap(Dataset):
         # Not torch.manual_seed, which would also reset the generators of the GPUs.
         torch.default_generator.manual_seed(number)
         try:
-            for step in range(len(self)):
-                mapped = self.mapper(self.records[(index + step) % len(self)])
+            for other in self._from(index):
+                mapped = self.mapper(self.records[other])
                 if mapped is not None:
                     return mapped
         finally:
@@ -377,3 +400,12 @@ class _SeededMap(Dataset):
             random.setstate(states[1])
             torch.default_generator.set_state(states[2])
         raise UserError("the mapper returned None for every image of the dataset: correct it")
+
+    def _from(self, index: int) -> Iterator[int]:
+        """The record and those after it, first of its kind: a batch is to be of one."""
+        after = [range(index, len(self)), range(index)]
+        if self.kinds is None:
+            return itertools.chain(*after)
+        alike = (i for part in after for i in part if self.kinds[i] == self.kinds[index])
+        others = (i for part in after for i in part if self.kinds[i] != self.kinds[index])
+        return itertools.chain(alike, others)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -92,13 +93,32 @@ def _inside(real: np.ndarray, step: T.ResizeTransform) -> np.ndarray:
 def _both_again(
     step: T.Transform, light: np.ndarray, dark: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Both images through a step that draws the same for either (noise, say), and for nobody."""
-    state = np.random.get_state()
+    """Both images through a step that draws the same for either (noise, say), and for nobody.
+
+    As they were, if it draws otherwise each time, from a generator of its own, and moves nothing:
+    where it comes out the same for both would be chance.
+
+    Raises:
+        UserError: such a step moves pixels.
+    """
+    states = np.random.get_state(), random.getstate(), torch.get_rng_state()
+    # What those libraries have does the same to every image that it is given.
+    known = type(step).__module__.partition(".")[0] in ("detectron2", "fvcore")
     found = []
-    for image in (light, dark):
+    for image in (light, dark) if known else (light, dark, light):
         found.append(_again(step, image))
-        np.random.set_state(state)
-    return found[0], found[1]
+        np.random.set_state(states[0])
+        random.setstate(states[1])
+        torch.set_rng_state(states[2])
+    if known or np.array_equal(found[0], found[2]):
+        return found[0], found[1]
+    if _keeps_places(step, light, dark):
+        return light, dark
+    raise UserError(
+        f"{type(step).__name__} does another thing each time it is applied, so it cannot tell "
+        "which pixels it fills up: let its augmentation draw what is random, or let the mapper "
+        "put `valid`, (H,W) bool, into its records"
+    )
 
 
 def _keeps_places(step: T.Transform, light: np.ndarray, dark: np.ndarray) -> bool:

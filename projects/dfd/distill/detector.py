@@ -123,7 +123,7 @@ class DistilledDetector(nn.Module):
         # Iterations of the training, where it is known: what is annealed over it goes by that.
         self.max_iter: int | None = None
         self.log = DistillationLog(head.gradient_share)
-        self._checked_sizes = self._checked_frozen = False
+        self._checked_side, self._checked_frozen = 0, False
         self.overlap = overlap
         self._side: SideStream | None = None
 
@@ -195,12 +195,15 @@ class DistilledDetector(nn.Module):
 
     @torch.no_grad()
     def _check_sizes(self, batch: Sequence[dict]) -> None:
-        """Of the first batch alone: what a student does to one, it does to all."""
-        if not self._checked_sizes and hasattr(self.student, "preprocess_image"):
+        """Of a batch with larger images than any before: some students shrink the largest alone."""
+        side = max(max(item["image"].shape[-2:]) for item in batch)
+        if side <= self._checked_side:
+            return
+        self._checked_side = side
+        if hasattr(self.student, "preprocess_image"):
             images = self.student.preprocess_image(batch)
             if isinstance(images, ImageList):  # Some detectors return more than that.
                 check_not_resized(self.student, batch, images, "student")
-        self._checked_sizes = True
 
     def _check_learns(self, features: dict[str, Tensor]) -> None:
         """Tell, in the first training step, which levels the student cannot change.

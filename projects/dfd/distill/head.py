@@ -29,8 +29,14 @@ LEVEL_WEIGHTS = ("equal", "cells")
 POOLED = ("both", "teacher")
 
 
-def _checked_loss(criterion: nn.Module, loss: object, level: LevelFeatures) -> Tensor:
+def _checked_loss(
+    criterion: nn.Module, loss: object, level: LevelFeatures, thorough: bool
+) -> Tensor:
     """
+    Args:
+        thorough: a criterion with parameters of its own is asked for the student's gradient, at the
+            cost of a backward pass through it.
+
     Raises:
         UserError: it is no scalar, or no gradient leads from it to the student.
     """
@@ -38,8 +44,13 @@ def _checked_loss(criterion: nn.Module, loss: object, level: LevelFeatures) -> T
     if not isinstance(loss, Tensor) or loss.dim() != 0:
         what = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
         raise UserError(f"{name} returns {what}: it must return a tensor of one number, shape ()")
+    leads = loss.requires_grad
+    own = any(parameter.requires_grad for parameter in criterion.parameters())
+    if thorough and leads and own and level.student.requires_grad:
+        (found,) = torch.autograd.grad(loss, level.student, retain_graph=True, allow_unused=True)
+        leads = found is not None
     # Of images that show nothing it may be a constant 0.
-    if level.student.requires_grad and not loss.requires_grad and loss != 0:
+    if level.student.requires_grad and not leads and loss != 0:
         raise UserError(
             f"{name} returns a loss without a gradient, so the student would learn nothing from "
             "it: compute it from level.student without detach() and no_grad() (one that is to "
@@ -167,6 +178,8 @@ class DFDHead(nn.Module):
         self.adapters = nn.ModuleDict()
         self.criteria = nn.ModuleDict()
         self.stats: dict[str, Tensor] = {}
+        # Whether a first forward has shown that each level's loss leads to the student.
+        self._checked = False
 
     @property
     def needs_objectness(self) -> bool:
@@ -333,10 +346,13 @@ class DFDHead(nn.Module):
             with torch.autocast(device.type, enabled=False):
                 if self.pool is not None:
                     level = pool_level(level, self.pool, both=self.pooled == "both")
-                losses[pair.name] = _checked_loss(criterion, criterion(level), level)
+                losses[pair.name] = _checked_loss(
+                    criterion, criterion(level), level, thorough=not self._checked
+                )
             valid = level.valid
             cells[pair.name] = level.student[:, 0].numel() if valid is None else valid.sum()
             stats |= _checked_stats(criterion, pair.name, device)
+        self._checked = True
         factor = self.factor(iteration)
         weights = self._resolve_level_weights(cells)
         self.stats = stats

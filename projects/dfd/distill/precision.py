@@ -104,6 +104,8 @@ def _can_fold(conv: Conv2d, norm: nn.Module | None) -> bool:
     """
     if norm is None or type(norm).forward not in _NORMS or type(conv).forward is not Conv2d.forward:
         return False
+    if "forward" in {*vars(norm), *vars(conv)}:  # Of this one alone.
+        return False
     if norm.running_var is None or norm.weight is None:
         return False
     hooks = [h for m in (conv, norm) for h in (m._forward_hooks, m._forward_pre_hooks)]

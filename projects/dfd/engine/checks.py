@@ -25,6 +25,7 @@ from ..distill.processes import same_everywhere
 from ..distill.teacher import FrozenTeacher
 from ..errors import UserError
 from ..weights.strict import keys_of_classes
+from .config.resolve import pretrained_trunks
 
 
 def check_output_dir(path: str) -> None:
@@ -115,13 +116,15 @@ def check_inherited_classes(
         )
 
 
-def check_image_format(model: nn.Module, dataloader: DictConfig) -> None:
+def check_image_format(
+    model: nn.Module, dataloader: DictConfig, splits: Sequence[str] = ("train", "test")
+) -> None:
     """Compare the channel order of the loaders with the one that the student wants."""
     if isinstance(model, DistilledDetector):
         wanted = model.input_format
     else:
         wanted = channel_order(model, None, "student")
-    for split in ("train", "test"):
+    for split in splits:
         mapper = dataloader[split].get("mapper")
         given = mapper.get("image_format") if mapper is not None else None
         given = default_argument(mapper, "image_format") if given is None else given
@@ -130,6 +133,27 @@ def check_image_format(model: nn.Module, dataloader: DictConfig) -> None:
                 f"dataloader.{split}.mapper.image_format is {given}, but the student takes "
                 f"{wanted}: set both to the same"
             )
+
+
+def frozen_at_random(student: nn.Module, node: DictConfig) -> str | None:
+    """What of a student that starts from no weights is constant, in words; None if nothing.
+
+    Args:
+        node: of the student, whose timm models may start from weights.
+    """
+    if pretrained_trunks(node):
+        return None
+    frozen = [name for name, value in student.named_parameters() if not value.requires_grad]
+    norms = [
+        name
+        for name, m in student.named_modules()
+        if type(m).__name__.startswith("FrozenBatchNorm")
+    ]
+    if not frozen and not norms:
+        return None
+    found = [f"{len(frozen)} parameters, as {frozen[0]}"] if frozen else []
+    found += [f"{len(norms)} batch norms, as {norms[0]}"] if norms else []
+    return " and ".join(found)
 
 
 def check_unlabelled(model: nn.Module, dataloader: DictConfig) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from ..data import class_names, registered_name
@@ -19,7 +19,7 @@ from ..distill.detector import DistilledDetector
 from ..distill.processes import share_buffers
 from ..errors import UserError
 from ..weights.strict import load_strict, read_weights
-from .checks import check_evaluated_labels
+from .checks import check_classes, check_evaluated_labels, check_image_format
 from .config.make import make
 from .config.resolve import skip_pretrained
 from .stop import guard_workers
@@ -68,17 +68,28 @@ def evaluate_checkpoint(cfg: DictConfig) -> dict[str, Any]:
     skip_pretrained(node)
     student = make(node, "model").to(cfg.train.device)
     guard_square_padding(student, "student")
+    check_image_format(student, cfg.dataloader, splits=("test",))
     weights = read_weights(cfg.train.init_checkpoint, "train.init_checkpoint")
     load_strict(student, weights, "train.init_checkpoint")
-    if weights.class_names is not None:
-        data_classes = class_names(registered_name(cfg.dataloader.test.dataset))
-        if weights.class_names != data_classes:
-            raise UserError(
-                f"train.init_checkpoint was trained on {weights.class_names}, but the test data's "
-                f"classes are {data_classes}"
-            )
+    data_classes = class_names(registered_name(cfg.dataloader.test.dataset))
+    if weights.class_names is None:
+        check_classes(student, None, _train_classes(cfg) or data_classes, data_classes)
+    elif weights.class_names != data_classes:
+        raise UserError(
+            f"train.init_checkpoint was trained on {weights.class_names}, but the test data's "
+            f"classes are {data_classes}"
+        )
     check_evaluated_labels(student, cfg.dataloader)
     return test(cfg, student)
+
+
+def _train_classes(cfg: DictConfig) -> list[str] | None:
+    """Of the training data, which need not be where a detector is evaluated."""
+    dataset = OmegaConf.select(cfg, "dataloader.train.dataset")
+    try:
+        return None if dataset is None else class_names(registered_name(dataset))
+    except UserError:
+        return None
 
 
 def evaluate_teacher(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:

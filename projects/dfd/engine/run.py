@@ -35,7 +35,12 @@ from .build import (
     build_trainer,
     student_of,
 )
-from .checks import check_inherited_classes, check_output_dir, check_same_start
+from .checks import (
+    check_inherited_classes,
+    check_output_dir,
+    check_same_start,
+    frozen_at_random,
+)
 from .config.resolve import pin_defaults, resolve_config, skip_pretrained
 from .config.saved import read_names, save_config
 from .config.schema import add_defaults, check_settings, check_training
@@ -322,6 +327,14 @@ def load_weights(
         path = os.path.expanduser(cfg.train.init_checkpoint)
         local_path(path.partition("?")[0], "train.init_checkpoint")
         checkpointer.load(path, checkpointables=[])
+    else:
+        constant = frozen_at_random(student_of(model), cfg.model.get("student", cfg.model))
+        if constant:
+            logger.warning(
+                "The student starts from random weights (train.init_checkpoint is empty), and %s "
+                "of it are frozen: name weights, or set freeze_at=0 and another norm than FrozenBN",
+                constant,
+            )
     if isinstance(model, DistilledDetector):
         report = model.inherit_from_teacher()
         classes = class_names(registered_name(cfg.dataloader.train.dataset))

@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..errors import UserError, first_line
 from .timm_weights import known_model, load_trunk, not_made, plain
 
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d)
 _USUAL = ("c2", "c3", "c4", "c5")
 NORMS = ("", "FrozenBN", "SyncBN")
 # Not square, so that height and width are not mistaken for one another; windows of 7 do not fit.
@@ -133,12 +134,23 @@ class TimmPyramid(Backbone):
 
     @torch.no_grad()
     def _try_out(self) -> None:
-        """Run it once, and compare what comes out with what timm says of it.
+        """Run it, and compare what comes out with what timm says of it.
 
         Raises:
-            UserError: it fails at this size, or shapes are other than its strides say.
+            UserError: it fails at a size, or shapes are other than its strides say.
         """
-        size = _PROBE if self._img_size is None else (self._img_size, self._img_size)
+        if self._img_size is not None:
+            self._try_size((self._img_size, self._img_size))
+            return
+        self._try_size(_PROBE)
+        if _has_tables(self.body):
+            # One of positions that is too short for more than the model's own size is read at other
+            # positions below it.
+            described = timm.get_pretrained_cfg(self.model_name)
+            own = max(described.input_size[1:]) if described is not None else 224
+            self._try_size((own + 32, own + 64))
+
+    def _try_size(self, size: tuple[int, int]) -> None:
         was_training = self.body.training
         try:
             features = self.eval()(torch.zeros(1, 3, *size))
@@ -231,6 +243,13 @@ class TimmPyramid(Backbone):
         if self._channels_last:
             features = [feature.permute(0, 3, 1, 2) for feature in features]
         return dict(zip(self._out_features, features, strict=True))
+
+
+def _has_tables(model: nn.Module) -> bool:
+    """Whether it has weights of positions: others than those of convolutions, linear and norms."""
+    layers = (nn.Linear, *_CONVOLUTIONS)
+    others = [module for module in model.modules() if not isinstance(module, layers)]
+    return any(p.dim() > 1 for module in others for p in module.parameters(recurse=False))
 
 
 def _without(arguments: Mapping[str, Any], key: str) -> dict[str, Any]:

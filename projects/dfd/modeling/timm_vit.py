@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import UserError
+from ..ranges import check_count
 from .timm_weights import create_trunk, plain
 from .windows import TokenOrder, attend_in_windows, choose_window
 
@@ -131,6 +132,11 @@ class TimmViT(Backbone):
             drop_path_rate=drop_path_rate,
             **arguments,
         )
+        if final_norm and isinstance(self.vit.norm, nn.Identity):
+            raise UserError(
+                f"{where}: final_norm is True, but it has no norm over its tokens (timm has one "
+                "after they are averaged): set it to False"
+            )
         self.vit.prune_intermediate_layers(1, prune_norm=not final_norm, prune_head=True)
         if prefix_tokens not in ("keep", "drop"):
             raise UserError(f"{where}: prefix_tokens is {prefix_tokens!r}; it must be keep or drop")
@@ -271,7 +277,7 @@ def _pair(size: int | Sequence[int]) -> tuple[int, int]:
 
 def _choose_blocks(chosen: int | Sequence[int], depth: int, where: str) -> frozenset[int]:
     if isinstance(chosen, int):
-        count = min(chosen, depth)
+        count = min(check_count(f"{where}: global_blocks", chosen, 0), depth)
         chosen = [(i + 1) * depth // count - 1 for i in range(count)]
     if any(not 0 <= index < depth for index in chosen):
         raise UserError(

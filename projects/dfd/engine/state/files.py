@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 from ...errors import UserError
-from ..console import Interrupted
 
 _LOCK = ".lock"
 # Bytes that the file systems in use allow a name, less what the name of a part adds.
@@ -34,7 +33,7 @@ def whole_file(path: str | os.PathLike, mode: str = "w") -> Iterator[IO[Any]]:
             f.flush()
             os.fsync(f.fileno())
         os.replace(partial, path)
-    except (Exception, Interrupted):
+    except BaseException:  # A signal too.
         with contextlib.suppress(OSError):
             os.remove(partial)
         raise

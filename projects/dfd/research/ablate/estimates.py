@@ -277,7 +277,12 @@ def _values(scores: Mapping[int, Mapping[str, float]], metric: str) -> dict[int,
 
 def no_difference(results: Sequence[CellResult]) -> list[str]:
     """Cells whose every run measured what the baseline's did: they had no effect on it."""
-    same = [r.cell.name for r in results if r.differences and not any(r.differences.values())]
+    # Two students that find nothing are no sign of that.
+    same = [
+        r.cell.name
+        for r in results
+        if r.differences and not any(r.differences.values()) and any(r.values.values())
+    ]
     return [
         f"the results of {name} are those of the baseline on every seed: what it sets has no "
         "effect on the student that is measured"
