@@ -77,6 +77,18 @@ def _five_families(cells: str) -> Setting:
     return Setting("bccd/teacher.py", "0:3", ablations, overrides, teacher_of="leniency")
 
 
+def _own_kind(family: str, seeds: str) -> Setting:
+    """The criteria for a student of a family under a teacher of the same."""
+    ablation = Ablation(
+        "study_share/criteria.txt",
+        f"study_families/dfd_{family}.py",
+        f"teachers.{family}.checkpoint",
+        (f"model.teacher=${{teachers.{family}}}", "model.head.gradient_share=1"),
+    )
+    overrides = ("train.amp.enabled=auto",)
+    return Setting(f"study_families/teacher_{family}.py", seeds, {"criteria": ablation}, overrides)
+
+
 SETTINGS = {
     # Of the final tables they are the test split, and images that were not tuned on.
     "bccd": Setting(
@@ -93,6 +105,8 @@ SETTINGS = {
     ),
     "leniency": _five_families("study_share/leniency.txt"),
     "criteria": _five_families("study_share/criteria.txt"),
+    "own_retinanet": _own_kind("retinanet", "0:5"),
+    "own_faster_rcnn": _own_kind("faster_rcnn", "0:10"),
 }
 
 
@@ -188,7 +202,7 @@ def main() -> None:
     add("--shapes", **path, default="datasets/shapes", help="of the generated data")
     add("--out", **path, default="output/study", help="folder of the runs")
     add("--setting", action="append", choices=SETTINGS, help="one of them; repeatable")
-    add("--seeds", help="as dfd ablate's (default: 1:6; of leniency, criteria: 0:3)")
+    add("--seeds", help="as dfd ablate's (default: 1:6, 0:3, 0:5 or 0:10, as the tables have)")
     add("--parallel", type=int, default=2, metavar="K", help="runs at a time (default: 2)")
     args = parser.parse_args()
     stop_on_signals()

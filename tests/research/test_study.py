@@ -75,16 +75,17 @@ def test_what_would_be_run(tool, tmp_path, monkeypatch, capsys):
     tool("study", "--bccd", tmp_path, "--out", tmp_path / "out")
     said = capsys.readouterr().out
     trained = [c for c in commands if "train" in c]
-    assert len(trained) == 3 and len(commands) == 3 + 2 + 2 * len(PAIRS)
+    assert len(trained) == 5 and len(commands) == 5 + 2 + 2 * len(PAIRS) + 2
     assert said.count("\n40 runs: 8 cells") == 2
+    assert said.count("\n35 runs: 7 cells") == said.count("\n70 runs: 7 cells") == 1
     assert said.count("\n15 runs: 5 cells") == said.count("\n21 runs: 7 cells") == len(PAIRS)
     for command in commands:
-        if "study_families" in " ".join(command):
+        if "study_families/dfd" in " ".join(command) and "own_" not in command[-1]:
             assert "teachers.bccd.checkpoint" in command[-1]
             assert command[-1].endswith("leniency/teacher/model_final.pth")
     rows = (tmp_path / "out" / "study.csv").read_text().splitlines()
     families = [f"{cells}_{pair}" for cells in ("leniency", "criteria") for pair in PAIRS]
-    settings = ["bccd", "shapes", *families]
+    settings = ["bccd", "shapes", *families, "own_retinanet", "own_faster_rcnn"]
     assert rows[1:] == [f"{setting},plain,0,30.12,50.00,20.00" for setting in settings]
 
 
