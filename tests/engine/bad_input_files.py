@@ -77,7 +77,6 @@ def make_data(folder: Path) -> dict[str, str]:
         "LETTERS": overrides("letters", list("abcde"), both),
         "LETTERS_TEST": overrides("letters_alone", list("abcde"), ("test",)),
         "RENAMED": overrides("renamed", ["disc", "bar", "box"], both),
-        "RENAMED_TEST": overrides("renamed_alone", ["disc", "bar", "box"], ("test",)),
     }
     good = json.loads((folder / "good_train.json").read_text())
     outside = [{**item, "bbox": [500, 500, 10, 10]} for item in good["annotations"]]

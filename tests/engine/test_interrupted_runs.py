@@ -16,6 +16,7 @@ from detectron2.evaluation import COCOEvaluator
 from interrupted import Killed, assert_same, at_iteration, interrupted, kill_resume, names
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from dfd.engine.config.load import ConfigFile
 from dfd.engine.hooks import RunSummary
 from dfd.engine.run_folder import load_runs
 from dfd.engine.state import checkpoint as checkpoint_module
@@ -209,12 +210,12 @@ def test_ablation_continues_a_run_that_the_system_killed(
     script, marker = tmp_path / "killed_once.py", tmp_path / "kill"
     script.write_text(KILLED_ONCE)
     marker.touch()
-    config, out = configs["dfd"], tmp_path / "out"
+    config, out = ConfigFile(configs["dfd"]), tmp_path / "out"
     cells = make_cells(
         grids=["train.max_iter=[8]"],
         overrides=[text for text in settings if "max_iter" not in text],
     )
-    runs = plan_runs(config_file=config, cells=cells, seeds=[0], out=out)
+    runs = plan_runs(config=config, cells=cells, seeds=[0], out=out)
     program = (sys.executable, str(script))
     given = Ablation(config, out, cells, runs, cells[0], metric="AP", program=program)
     assert [outcome.status for outcome in given.execute()] == ["failed"]

@@ -9,7 +9,6 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from scipy import stats
 
-from dfd.engine import run_folder
 from dfd.engine.config.load import ConfigFile
 from dfd.engine.console import override
 from dfd.errors import UserError
@@ -395,17 +394,6 @@ def test_what_an_earlier_attempt_did_is_no_pace(tmp_path, monkeypatch):
 def test_the_baseline_is_the_first_cell_unless_named():
     assert find_cell(CELLS, None) is CELLS[0]
     assert find_cell(CELLS, "d") is CELLS[2]
-
-
-@pytest.mark.parametrize("key", ["dataset", "dataset_name"])
-def test_labels_of_an_evaluator_are_compared_whoever_names_them(key):
-    """Detectron2's evaluators call it ``dataset_name``; one may name none."""
-    plain, same, other = (
-        run_folder.tested_on({"test": {"dataset": "val"}, "evaluator": evaluator})
-        for evaluator in ({}, {key: "val"}, {key: "other"})
-    )
-    assert run_folder.other_data(plain, same) == ""
-    assert "dataloader.evaluator.dataset" in run_folder.other_data(plain, other)
 
 
 @pytest.mark.parametrize(

@@ -74,16 +74,13 @@ def labels_sha256(dataset: str) -> str:
     """What tells the labels of a registered dataset from others, wherever its files are."""
     digest = hashlib.sha256()
     for record in dataset_dicts(dataset=dataset, filter_empty=False):
-        # The area decides what is small, medium or large.
         boxes = [
-            (
-                a.get("category_id"),
-                a.get("iscrowd", 0),
-                [float(x) for x in a.get("bbox", ())],
-                a.get("area"),
-            )
+            (a.get("category_id"), a.get("iscrowd", 0), [float(x) for x in a.get("bbox", ())])
             for a in record.get("annotations", ())
         ]
+        # What decides which are small, medium or large.
+        areas = [a.get("area") for a in record.get("annotations", ())]
+        boxes += [float(area) for area in areas if area is not None]
         name = os.path.basename(str(record.get("file_name")))
         digest.update(repr((record.get("image_id"), name, boxes)).encode())
     return digest.hexdigest()

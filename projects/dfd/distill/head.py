@@ -5,6 +5,7 @@ Shape shorthand: N images, C channels, H x W cells of one level.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -47,8 +48,12 @@ def _checked_loss(
     leads = loss.requires_grad
     own = any(parameter.requires_grad for parameter in criterion.parameters())
     if thorough and leads and own and level.student.requires_grad:
-        (found,) = torch.autograd.grad(loss, level.student, retain_graph=True, allow_unused=True)
-        leads = found is not None
+        # What checkpoints by re-entering cannot be asked.
+        with contextlib.suppress(RuntimeError):
+            (found,) = torch.autograd.grad(
+                loss, level.student, retain_graph=True, allow_unused=True
+            )
+            leads = found is not None
     # Of images that show nothing it may be a constant 0.
     if level.student.requires_grad and not leads and loss != 0:
         raise UserError(

@@ -117,13 +117,20 @@ def check_inherited_classes(
 
 
 def check_image_format(
-    model: nn.Module, dataloader: DictConfig, splits: Sequence[str] = ("train", "test")
+    model: nn.Module,
+    dataloader: DictConfig,
+    splits: Sequence[str] = ("train", "test"),
+    input_format: str | None = None,
 ) -> None:
-    """Compare the channel order of the loaders with the one that the student wants."""
+    """Compare the channel order of the loaders with the one that the student wants.
+
+    Args:
+        input_format: what a config says of it beside the student; None: nothing.
+    """
     if isinstance(model, DistilledDetector):
         wanted = model.input_format
     else:
-        wanted = channel_order(model, None, "student")
+        wanted = channel_order(model, input_format, "student")
     for split in splits:
         mapper = dataloader[split].get("mapper")
         given = mapper.get("image_format") if mapper is not None else None
@@ -135,19 +142,26 @@ def check_image_format(
             )
 
 
-def frozen_at_random(student: nn.Module, node: DictConfig) -> str | None:
+def frozen_at_random(
+    student: nn.Module, node: DictConfig, inherited: Sequence[str] = ()
+) -> str | None:
     """What of a student that starts from no weights is constant, in words; None if nothing.
 
     Args:
         node: of the student, whose timm models may start from weights.
+        inherited: keys of what starts from a teacher's.
     """
     if pretrained_trunks(node):
         return None
-    frozen = [name for name, value in student.named_parameters() if not value.requires_grad]
+    frozen = [
+        name
+        for name, value in student.named_parameters()
+        if not value.requires_grad and name not in inherited
+    ]
     norms = [
         name
         for name, m in student.named_modules()
-        if type(m).__name__.startswith("FrozenBatchNorm")
+        if type(m).__name__.startswith("FrozenBatchNorm") and f"{name}.weight" not in inherited
     ]
     if not frozen and not norms:
         return None

@@ -10,7 +10,7 @@ from typing import Any
 
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import nn
 
 from ..data import class_names, registered_name
@@ -68,12 +68,13 @@ def evaluate_checkpoint(cfg: DictConfig) -> dict[str, Any]:
     skip_pretrained(node)
     student = make(node, "model").to(cfg.train.device)
     guard_square_padding(student, "student")
-    check_image_format(student, cfg.dataloader, splits=("test",))
+    order = cfg.model.get("input_format") if "student" in cfg.model else None
+    check_image_format(student, cfg.dataloader, splits=("test",), input_format=order)
     weights = read_weights(cfg.train.init_checkpoint, "train.init_checkpoint")
     load_strict(student, weights, "train.init_checkpoint")
     data_classes = class_names(registered_name(cfg.dataloader.test.dataset))
     if weights.class_names is None:
-        check_classes(student, None, _train_classes(cfg) or data_classes, data_classes)
+        check_classes(student, None, data_classes, data_classes)  # Their number.
     elif weights.class_names != data_classes:
         raise UserError(
             f"train.init_checkpoint was trained on {weights.class_names}, but the test data's "
@@ -81,15 +82,6 @@ def evaluate_checkpoint(cfg: DictConfig) -> dict[str, Any]:
         )
     check_evaluated_labels(student, cfg.dataloader)
     return test(cfg, student)
-
-
-def _train_classes(cfg: DictConfig) -> list[str] | None:
-    """Of the training data, which need not be where a detector is evaluated."""
-    dataset = OmegaConf.select(cfg, "dataloader.train.dataset")
-    try:
-        return None if dataset is None else class_names(registered_name(dataset))
-    except UserError:
-        return None
 
 
 def evaluate_teacher(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:

@@ -327,20 +327,22 @@ def load_weights(
         path = os.path.expanduser(cfg.train.init_checkpoint)
         local_path(path.partition("?")[0], "train.init_checkpoint")
         checkpointer.load(path, checkpointables=[])
-    else:
-        constant = frozen_at_random(student_of(model), cfg.model.get("student", cfg.model))
-        if constant:
-            logger.warning(
-                "The student starts from random weights (train.init_checkpoint is empty), and %s "
-                "of it are frozen: name weights, or set freeze_at=0 and another norm than FrozenBN",
-                constant,
-            )
+    report = None
     if isinstance(model, DistilledDetector):
         report = model.inherit_from_teacher()
         classes = class_names(registered_name(cfg.dataloader.train.dataset))
         check_inherited_classes(report, model.teacher, classes)
         if report is not None:
             logger.info("%s", report)
+    node = cfg.model.get("student", cfg.model)
+    inherited = [] if report is None else report.inherited
+    constant = frozen_at_random(student_of(model), node, inherited)
+    if constant and not cfg.train.init_checkpoint:
+        logger.warning(
+            "The student starts from random weights (train.init_checkpoint is empty), and %s of it "
+            "are frozen: name weights, or set freeze_at=0 and another norm than FrozenBN",
+            constant,
+        )
     return None
 
 

@@ -93,11 +93,9 @@ def load_runs(folders: Mapping[str, str], *, trusted: bool = False) -> list[RunF
 
 def tested_on(dataloader: Mapping[str, Any]) -> dict[str, Any]:
     """By what runs are measured: their test images, and the labels of the evaluator, if another."""
-    images = dataloader["test"]["dataset"]
-    evaluator = dataloader.get("evaluator") or {}
-    # Detectron2's evaluators have the second name for it.
-    labels = evaluator.get("dataset") or evaluator.get("dataset_name") or images
-    return {"dataloader.test.dataset": images, "dataloader.evaluator.dataset": labels}
+    found = {"dataloader.test.dataset": dataloader["test"]["dataset"]}
+    labels = (dataloader.get("evaluator") or {}).get("dataset")
+    return found if labels is None else found | {"dataloader.evaluator.dataset": labels}
 
 
 def other_data(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 from ...errors import UserError
+from ..console import Interrupted
 
 _LOCK = ".lock"
 # Bytes that the file systems in use allow a name, less what the name of a part adds.
@@ -33,7 +34,7 @@ def whole_file(path: str | os.PathLike, mode: str = "w") -> Iterator[IO[Any]]:
             f.flush()
             os.fsync(f.fileno())
         os.replace(partial, path)
-    except BaseException:  # A signal too.
+    except (Exception, Interrupted, KeyboardInterrupt):
         with contextlib.suppress(OSError):
             os.remove(partial)
         raise
