@@ -102,8 +102,8 @@ def _both_again(
         UserError: such a step moves pixels.
     """
     states = np.random.get_state(), random.getstate(), torch.get_rng_state()
-    # What those libraries have does the same to every image that it is given.
-    known = type(step).__module__.partition(".")[0] in ("detectron2", "fvcore")
+    # What these have does the same to every image that it is given.
+    known = type(step).__module__.partition(".")[0] in ("detectron2", "fvcore", "dfd")
     found = []
     for image in (light, dark) if known else (light, dark, light):
         found.append(_again(step, image))
