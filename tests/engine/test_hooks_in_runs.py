@@ -214,6 +214,17 @@ def test_ended_run_gives_no_results_of_other_test_data(whole, data, configs, tmp
         assert "evaluate its model_final.pth with --eval-only" in said
 
 
+def test_ended_run_gives_no_results_of_other_labels(whole, data, configs, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    summary = json.loads((folder / "summary.json").read_text())
+    summary["test_data"] = "0" * 64  # As if the labels under that path had been others then.
+    (folder / "summary.json").write_text(json.dumps(summary))
+    with pytest.raises(SystemExit):
+        run(configs["student"], *data, *HOOKS, f"train.output_dir={folder}", "--resume")
+    assert "the labels of its test data were changed since" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("more", [[], ["--resume"]])
 def test_folder_of_a_training_that_runs_is_refused(data, configs, tmp_path, more, capsys):
     """One run's weights would stand beside the other's config."""

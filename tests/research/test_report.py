@@ -135,6 +135,15 @@ def test_everything_that_decides_how_a_run_is_trained_counts(folders, key, value
     assert [key.startswith(found) for found in differences(plain, distilled)].count(True) == 1
 
 
+def test_runs_tested_on_other_labels_are_not_compared(folders):
+    plain, distilled = load_runs(folders)
+    plain.summary["test_data"] = "1"  # The other is of a version that kept no hash.
+    assert "20.2 without" in gains([plain, distilled])[0]
+    distilled.summary["test_data"] = "2"
+    (said,) = gains([plain, distilled])
+    assert said.startswith('The labels of the test data were changed between "student" and "dfd"')
+
+
 def test_number_of_training_images_counts(folders):
     plain, distilled = load_runs(folders)
     plain.summary["train_images"] = 9

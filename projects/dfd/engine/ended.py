@@ -9,6 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from ..data.registered import labels_sha256, registered_name
 from ..errors import UserError
 from .build import Run
 from .hooks.build import FOLLOWED, SUMMARY
@@ -36,13 +37,20 @@ def has_ended(cfg: DictConfig, run: Run, output_dir: str) -> bool:
             f"train.max_iter={cfg.train.max_iter}: set it to at least that"
         )
     at_end = run.start >= cfg.train.max_iter or has_stopped(cfg, run)
-    if not (at_end and os.path.exists(os.path.join(output_dir, SUMMARY))):
+    summary = os.path.join(output_dir, SUMMARY)
+    if not (at_end and os.path.exists(summary)):
         return False
     changes = [text for text in run.checkpointer.changes if text.startswith(_TESTED)]
     if changes:
         raise UserError(
             f"--resume: the run in {output_dir} has ended, and {changes[0]}: its results are of "
             "what it was tested on then; for others evaluate its model_final.pth with --eval-only"
+        )
+    then = _read(summary).get("test_data")
+    if then is not None and then != labels_sha256(registered_name(cfg.dataloader.test.dataset)):
+        raise UserError(
+            f"--resume: the run in {output_dir} has ended, and the labels of its test data were "
+            "changed since: for its results on them evaluate its model_final.pth with --eval-only"
         )
     return True
 

@@ -92,11 +92,17 @@ def gains(runs: Sequence[RunFolder]) -> list[str]:
     """A sentence for every two runs of which one is the other with one thing more, all else equal.
 
     That is a teacher beside it, or a start from the teacher's weights, or both of them at once.
+    Runs whose test labels differ are named first, and are not compared.
     """
-    sentences = []
+    sentences = [
+        f'The labels of the test data were changed between "{one.name}" and "{other.name}": '
+        "their AP do not compare."
+        for one, other in itertools.combinations(runs, 2)
+        if _other_labels(one, other)
+    ]
     for after, before in itertools.product(runs, repeat=2):
         added = _added(before, after)
-        if added is None or differences(before, after):
+        if added is None or differences(before, after) or _other_labels(before, after):
             continue
         without, with_it = (run.scores.get("AP", math.nan) for run in (before, after))
         sentences.append(
@@ -105,6 +111,12 @@ def gains(runs: Sequence[RunFolder]) -> list[str]:
             f"({_number(with_it - without, '+.1f')})."
         )
     return sentences
+
+
+def _other_labels(one: RunFolder, other: RunFolder) -> bool:
+    """Whether two runs are known to have been tested on different labels."""
+    hashes = {run.summary.get("test_data") for run in (one, other)} - {None}
+    return len(hashes) > 1
 
 
 def _added(before: RunFolder, after: RunFolder) -> str | None:
