@@ -3,8 +3,10 @@ VENV ?= .venv
 PYTHON ?=
 # Processes that run the tests side by side, each on one core.
 WORKERS ?= 2
-# Of the study: the folder of BCCD in Pascal VOC form.
+# Of the study: the folder of BCCD in Pascal VOC form; for its part on photographs more, such as
+# STUDY="--photos DIR --yolox-nano FILE".
 BCCD ?=
+STUDY ?=
 
 .PHONY: help setup demo test test-fast lint study
 
@@ -23,7 +25,7 @@ demo: setup
 	"$(VENV)/bin/python" -m dfd demo
 
 study: setup
-	"$(VENV)/bin/python" tools/study.py --bccd "$(BCCD)"
+	"$(VENV)/bin/python" tools/study.py --bccd "$(BCCD)" $(STUDY)
 
 test: setup
 	OMP_NUM_THREADS=1 "$(VENV)/bin/python" -m pytest -n $(WORKERS) --dist loadscope

@@ -5,6 +5,10 @@
 
 In each setting the teacher is trained unless it is there, then dfd ablate runs the cells under it;
 the same command continues what was stopped. The runs of all settings go into <out>/study.csv.
+
+The setting "photos" has a published teacher: it takes --photos, a folder with train.json and
+val.json in COCO form and images/, and --yolox-nano, that teacher's weights; without a network also
+--lite0, timm's weights of the students' trunks.
 """
 
 from __future__ import annotations
@@ -38,11 +42,12 @@ class Ablation:
     config: str
     checkpoint: str = "model.teacher.checkpoint"  # the key of the teacher's
     overrides: tuple[str, ...] = ()
+    trunk: str = ""  # the key of the weights of the student's pretrained trunk
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A teacher, by its config below configs/, and what is run under it."""
+    """A teacher, by its config below configs/ (none: its weights are published), and its runs."""
 
     teacher: str
     seeds: str
@@ -89,6 +94,25 @@ def _own_kind(family: str, seeds: str) -> Setting:
     return Setting(f"study_families/teacher_{family}.py", seeds, {"criteria": ablation}, overrides)
 
 
+def _photos() -> Setting:
+    """Persons on photographs, students over a pretrained trunk under a published teacher."""
+    bottom_up = "model.student.backbone.bottom_up.pretrained"
+    trunks = dict.fromkeys(_FAMILIES, bottom_up) | {"yolox": "model.student.trunk.pretrained"}
+    ablations = {
+        family: Ablation(
+            f"study_photos/{family}.txt", f"study_photos/dfd_{family}.py", trunk=trunks[family]
+        )
+        for family in _FAMILIES
+    }
+    ablations["few_labels"] = Ablation(
+        "study_photos/few_labels.txt",
+        "study_photos/dfd_unlabelled_faster_rcnn.py",
+        trunk=bottom_up,
+    )
+    persons = [f"dataloader.{split}.dataset.classes=[person]" for split in ("train", "test")]
+    return Setting("", "0:5", ablations, (*persons, "train.max_iter=300"))
+
+
 SETTINGS = {
     # Of the final tables they are the test split, and images that were not tuned on.
     "bccd": Setting(
@@ -107,6 +131,7 @@ SETTINGS = {
     "criteria": _five_families("study_share/criteria.txt"),
     "own_retinanet": _own_kind("retinanet", "0:5"),
     "own_faster_rcnn": _own_kind("faster_rcnn", "0:10"),
+    "photos": _photos(),
 }
 
 
@@ -136,6 +161,12 @@ def data_overrides(setting: str, args: argparse.Namespace) -> list[str]:
     if setting == "shapes":
         keys = ("dataloader.train.dataset.root", "dataloader.test.dataset.root")
         return [override(key, Path(args.shapes)) for key in keys]
+    if setting == "photos":
+        return [
+            override(f"dataloader.{split}.dataset.{key}", Path(args.photos) / name)
+            for split, labels in (("train", "train.json"), ("test", "val.json"))
+            for key, name in (("json", labels), ("images", "images"))
+        ]
     return [override("dataloader.train.dataset.root", Path(args.bccd))]
 
 
@@ -144,19 +175,24 @@ def run_setting(setting: str, args: argparse.Namespace) -> list[dict[str, str]]:
     what, out = SETTINGS[setting], Path(args.out) / setting
     data = [*data_overrides(setting, args), *what.overrides]
     configs = Path(os.path.relpath(ROOT / "configs"))
-    teacher = Path(args.out) / (what.teacher_of or setting) / "teacher"
-    if not (teacher / "summary.json").is_file():
-        command = [*DFD, "train", "--config-file", str(configs / what.teacher)]
-        command += ["--resume"] if (teacher / "last_checkpoint").is_file() else []
-        call([*command, override("train.output_dir", teacher), *data])
+    weights = Path(args.yolox_nano)
+    if what.teacher:
+        teacher = Path(args.out) / (what.teacher_of or setting) / "teacher"
+        weights = teacher / "model_final.pth"
+        if not (teacher / "summary.json").is_file():
+            command = [*DFD, "train", "--config-file", str(configs / what.teacher)]
+            command += ["--resume"] if (teacher / "last_checkpoint").is_file() else []
+            call([*command, override("train.output_dir", teacher), *data])
     rows = []
     for name, ablation in what.ablations.items():
         command = [*DFD, "ablate", f"@{configs / ablation.cells}"]
         command += ["--config-file", str(configs / ablation.config), "--out", str(out / name)]
         command += ["--seeds", args.seeds or what.seeds, "--parallel", str(args.parallel)]
         # Where the teacher is chosen goes before what is set in it.
-        checkpoint = override(ablation.checkpoint, teacher / "model_final.pth")
-        call([*command, *data, *ablation.overrides, checkpoint])
+        paths = [override(ablation.checkpoint, weights)]
+        if ablation.trunk and args.lite0:
+            paths.append(override(ablation.trunk, Path(args.lite0)))
+        call([*command, *data, *ablation.overrides, *paths])
         label = setting if len(what.ablations) == 1 else f"{setting}_{name}"
         rows += rows_of(out / name / "results.csv", label)
     return rows
@@ -178,12 +214,15 @@ def rows_of(results: Path, setting: str) -> list[dict[str, str]]:
 
 
 def run(args: argparse.Namespace) -> None:
-    settings = args.setting or list(SETTINGS)
-    if set(settings) - {"shapes"} and not os.path.isdir(args.bccd):
+    # Without being asked for, the photographs only where they are.
+    settings = args.setting or [name for name in SETTINGS if name != "photos" or args.photos]
+    if set(settings) - {"shapes", "photos"} and not os.path.isdir(args.bccd):
         raise UserError(
             f"--bccd {args.bccd or 'is missing'}: no such folder: name that of BCCD in Pascal VOC "
             "form, or take --setting shapes"
         )
+    if "photos" in settings:
+        _check_photos(args)
     rows = [row for setting in settings for row in run_setting(setting, args)]
     table = Path(args.out) / "study.csv"
     with open(table, "w", newline="", encoding="utf-8") as f:
@@ -193,6 +232,23 @@ def run(args: argparse.Namespace) -> None:
     say(f"\nruns: {table}")
 
 
+def _check_photos(args: argparse.Namespace) -> None:
+    """Raise a UserError if a file of the setting "photos" is missing, before anything is run."""
+    parts = [os.path.join(args.photos, name) for name in ("train.json", "val.json", "images")]
+    if not (args.photos and all(map(os.path.exists, parts))):
+        raise UserError(
+            f"--photos {args.photos or 'is missing'}: it must be a folder with train.json and "
+            "val.json in COCO form and images/"
+        )
+    if not os.path.isfile(args.yolox_nano):
+        raise UserError(
+            f"--yolox-nano {args.yolox_nano or 'is missing'}: no such file: name the published "
+            "weights of YOLOX-nano"
+        )
+    if args.lite0 and not os.path.isfile(args.lite0):
+        raise UserError(f"--lite0 {args.lite0}: no such file")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -200,6 +256,10 @@ def main() -> None:
     add, path = parser.add_argument, {"type": os.path.expanduser, "metavar": "DIR"}
     add("--bccd", **path, default="", help="the folder of BCCD (Pascal VOC form)")
     add("--shapes", **path, default="datasets/shapes", help="of the generated data")
+    add("--photos", **path, default="", help="the folder of the photographs (COCO form)")
+    weights = {**path, "metavar": "FILE", "default": ""}
+    add("--yolox-nano", **weights, help="the photographs' teacher: YOLOX-nano's published weights")
+    add("--lite0", **weights, help="timm's tf_efficientnet_lite0 (default: from the network)")
     add("--out", **path, default="output/study", help="folder of the runs")
     add("--setting", action="append", choices=SETTINGS, help="one of them; repeatable")
     add("--seeds", help="as dfd ablate's (default: 1:6, 0:3, 0:5 or 0:10, as the tables have)")

@@ -1,4 +1,4 @@
-"""The Faster R-CNN student over EfficientNet-lite0 under YOLOX-nano, DFD lenient throughout.
+"""The Faster R-CNN student over EfficientNet-lite0 under YOLOX-nano, DFD by its defaults.
 
 python train_net.py --config-file configs/study_photos/dfd_faster_rcnn.py \
     dataloader.train.dataset.json=train.json dataloader.train.dataset.images=images \
@@ -23,7 +23,6 @@ from .student_faster_rcnn import model as _student
 model = L(DistilledDetector)(
     student=_student,
     teacher=teachers["yolox_nano"],
-    # Lenient throughout: the published numbers were made so.
-    head=L(DFDHead)(criterion=L(DFDLoss)(leniency=1.0)),
+    head=L(DFDHead)(criterion=L(DFDLoss)()),
 )
 train.output_dir = "output/study_photos/dfd_faster_rcnn"

@@ -72,13 +72,20 @@ def test_what_would_be_run(tool, tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr("dfd.engine.console.start", Process)
     monkeypatch.setattr("dfd.engine.console.end", lambda process: None)
-    tool("study", "--bccd", tmp_path, "--out", tmp_path / "out")
+    photos = ["--photos", tmp_path, "--yolox-nano", tmp_path / "nano.pth"]
+    for name in ("train.json", "val.json", "images", "nano.pth", "lite0.pth"):
+        (tmp_path / name).touch()
+    photos += ["--lite0", tmp_path / "lite0.pth"]
+    tool("study", "--bccd", tmp_path, "--out", tmp_path / "out", *photos)
     said = capsys.readouterr().out
     trained = [c for c in commands if "train" in c]
-    assert len(trained) == 5 and len(commands) == 5 + 2 + 2 * len(PAIRS) + 2
+    assert len(trained) == 5 and len(commands) == 5 + 2 + 2 * len(PAIRS) + 2 + 5
     assert said.count("\n40 runs: 8 cells") == 2
     assert said.count("\n35 runs: 7 cells") == said.count("\n70 runs: 7 cells") == 1
     assert said.count("\n15 runs: 5 cells") == said.count("\n21 runs: 7 cells") == len(PAIRS)
+    # Four families on photographs, and one with a tenth of the labels.
+    assert said.count("\n10 runs: 2 cells") == 4 and said.count("\n15 runs: 3 cells") == 1
+    assert said.count(f"pretrained={tmp_path / 'lite0.pth'}") == 5
     for command in commands:
         if "study_families/dfd" in " ".join(command) and "own_" not in command[-1]:
             assert "teachers.bccd.checkpoint" in command[-1]
@@ -86,11 +93,20 @@ def test_what_would_be_run(tool, tmp_path, monkeypatch, capsys):
     rows = (tmp_path / "out" / "study.csv").read_text().splitlines()
     families = [f"{cells}_{pair}" for cells in ("leniency", "criteria") for pair in PAIRS]
     settings = ["bccd", "shapes", *families, "own_retinanet", "own_faster_rcnn"]
+    settings += [f"photos_{name}" for name in (*PAIRS[:4], "few_labels")]
     assert rows[1:] == [f"{setting},plain,0,30.12,50.00,20.00" for setting in settings]
 
 
-def test_missing_data_are_told_before_anything_is_trained(tool, tmp_path):
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--bccd", "absent"], "--bccd absent: no such folder"),
+        (["--setting", "photos"], "--photos is missing: it must be a folder"),
+        (["--bccd", "tests", "--photos", "tests"], "--photos tests: it must be a folder"),
+    ],
+)
+def test_missing_data_are_told_before_anything_is_trained(tool, tmp_path, arguments, message):
     with pytest.raises(SystemExit) as stop:
-        tool("study", "--bccd", tmp_path / "absent", "--out", tmp_path / "out")
-    assert str(stop.value).startswith(f"error: --bccd {tmp_path / 'absent'}: no")
+        tool("study", *arguments, "--out", tmp_path / "out")
+    assert str(stop.value).startswith(f"error: {message}")
     assert not (tmp_path / "out").exists()
