@@ -266,15 +266,59 @@ def test_runs_made_under_other_conditions_are_noted(tmp_path):
         outcome.summary.update(code=code)
     runs[0].summary.update(train_images=29)
     runs[1].summary.update(train_images=205)
-    runs[4].summary.update(train_images=7)  # Of another cell, which may have other data.
+    runs[4].run.settings["dataloader"] = {"train": {"dataset": "other"}}
+    runs[4].summary.update(train_images=7, train_data="9")  # As its cell has other data.
     runs[0].summary.update(test_data="1")
     runs[1].summary.update(test_data="2")
     threads, images, labels, code, replaced = different_conditions(runs)
     assert labels == "the labels of the test data were changed between runs: AP do not compare"
     assert images == "the runs of a differ in their number of training images: 29, 205"
+    # Of two cells, though each agrees with itself.
+    runs[0].summary.update(train_images=205)
+    runs[8].summary.update(train_images=206)
+    assert "the runs of a, d differ in their number of training images: 205, 206" in (
+        different_conditions(runs)
+    )
     assert code == ("the runs differ in this project's code: 123+changes, no commit, sha256 ab")
     assert threads == "the runs differ in threads: 2, 1"
     assert "t.pth was replaced" in replaced
+
+
+@pytest.mark.parametrize(
+    ("facts", "note"),
+    [
+        ({"train_data": "1"}, "the training data were changed between runs: other images or"),
+        (
+            {"start": {"path": "init.pth", "sha256": "1"}},
+            "train.init_checkpoint init.pth was replaced between runs: their hashes differ",
+        ),
+    ],
+)
+def test_what_all_cells_begin_with_may_not_change(tmp_path, facts, note):
+    runs = outcomes(tmp_path)
+    runs[0].summary.update(facts)
+    runs[4].summary.update(facts)
+    assert different_conditions(runs) == []
+    (key, value), *_ = facts.items()
+    runs[4].summary[key] = "2" if isinstance(value, str) else value | {"sha256": "2"}
+    (said,) = different_conditions(runs)
+    assert said.startswith(note)
+
+
+def test_one_file_is_another_teacher_at_another_size(tmp_path):
+    runs = outcomes(tmp_path)
+    for i, size, ap in ((4, 1, 35.0), (7, 1, 35.0), (8, 2, 50.0)):
+        teacher = {"checkpoint": f"{i}.pth", "scale": size}
+        runs[i].run.settings["model"] = {"teacher": teacher}
+        runs[i].summary.update(teacher={"path": "t", "sha256": "1", "AP": ap})
+    runs[4].summary["results"]["bbox"]["AP"] = 21.0  # b|c is 5 above a on seeds 0 and 3: 25, 30.
+    found = details(runs, CELLS, baseline=CELLS[0], metric="AP")
+    assert found["b|c"].recovered == pytest.approx(5 / 10)
+    assert found["d"].recovered == pytest.approx(0.5 / 20)
+
+
+def test_without_any_spread_nothing_is_settled():
+    assert Estimate.of([0.5, 0.5]).p_value == 1.0
 
 
 def test_details_are_ratios_of_the_same_seeds_and_shares_of_the_lead(tmp_path):

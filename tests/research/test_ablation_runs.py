@@ -3,6 +3,7 @@
 import csv
 import fcntl
 import json
+import math
 import os
 import signal
 import subprocess
@@ -21,7 +22,7 @@ from dfd.errors import UserError
 from dfd.research.ablate import UNFINISHED, Ablation, command, make_cells, plan_runs
 from dfd.research.ablate import cluster as cluster_module
 from dfd.research.ablate import local as launch_module
-from dfd.research.ablate.folders import locked
+from dfd.research.ablate.folders import check_earlier, locked
 from dfd.research.ablate.local import describe_places, environments, make_jobs
 
 pytestmark = pytest.mark.slow
@@ -158,8 +159,24 @@ def test_a_run_that_was_made_longer_by_hand_is_refused(ablation, made, refused):
         return
     with pytest.raises(UserError) as error:
         given.execute()
-    said = f"max_iter=1, seed 0 has made {made} iterations, not train.max_iter=1: its folder"
+    said = f"max_iter=1, seed 0 has made {made} iterations, not the 1 of its settings: its folder"
     assert str(error.value).startswith(said)
+
+
+def test_a_run_of_epochs_that_was_made_longer_is_refused(ablation):
+    given = ablation(distilled=["half=train.epochs=0.5"])
+    images, batch = 8, given.runs[0].settings["dataloader"]["train"]["total_batch_size"]
+    for made, refused in ((math.ceil(images / batch / 2), False), (images // batch + 1, True)):
+        for run in given.runs:
+            run.folder.mkdir(parents=True, exist_ok=True)
+            run.record.write_text(json.dumps({"settings": run.settings}))
+            summary = {"iterations": made, "train_images": images}
+            (run.folder / "summary.json").write_text(json.dumps(summary))
+        if not refused:
+            check_earlier(given.runs)
+            continue
+        with pytest.raises(UserError, match=f"has made {made} iterations, not the "):
+            check_earlier(given.runs)
 
 
 @pytest.mark.parametrize(

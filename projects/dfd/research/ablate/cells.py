@@ -19,7 +19,10 @@ _RESERVED = ("train", "train.seed", "train.output_dir")
 _ONLY_CELL = "all"
 _MAX_SLUG = 120
 # Names within --out that are no cell's.
-_TAKEN = ("submitit", "ablation.lock", "results.csv", "results.md", "results.png", "results.html")
+_TAKEN = (
+    *("submitit", "ablation.lock", "manifest.json"),
+    *("results.csv", "results.md", "results.png", "results.html"),
+)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import functools
 import io
+import json
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -72,7 +73,7 @@ class Estimate:
         if self.sd is None:
             return None
         if self.sd == 0:
-            return float(self.mean == 0)
+            return 1.0  # Without any spread nothing tells how much chance there is.
         return float(2 * stats.t.sf(abs(self.mean) / (self.sd / math.sqrt(self.n)), self.n - 1))
 
     def _in_errors(self, quantile: float) -> float | None:
@@ -212,7 +213,8 @@ def details(
         values = _values(scores, metric)
         pairs = values.keys() & reference.keys()
         ap, plain = (_mean([found[seed] for seed in pairs]) for found in (values, reference))
-        teacher = _mean([leads[sha] for sha in {_teacher(o) for o in own.values()} & set(leads)])
+        measured = {_teacher(o) for o in own.values()} & set(leads)
+        teacher = _mean([_mean(leads[one]) for one in measured])
         ahead = None not in (ap, plain, teacher) and teacher > plain
         ratios = [
             _mean(
@@ -234,15 +236,29 @@ def details(
     return found
 
 
-def _teacher(outcome: Outcome) -> str | None:
-    """The hash of a run's teacher."""
-    return (outcome.summary.get("teacher") or {}).get("sha256")
+def _teacher(outcome: Outcome) -> tuple[str | None, str]:
+    """What tells a run's teacher from others as it is measured: its file, form, and test images.
+
+    One file is another teacher at another ``scale``.
+    """
+    settings = outcome.run.settings
+    teacher = dict((settings.get("model") or {}).get("teacher") or {})
+    teacher.pop("checkpoint", None)  # The content counts.
+    test = (settings.get("dataloader") or {}).get("test")
+    facts = outcome.summary.get("teacher") or {}
+    return facts.get("sha256"), _text([teacher, test])
 
 
-def _teachers(outcomes: Sequence[Outcome], metric: str) -> dict[str | None, float]:
-    """What teachers score on the test data, where a run has measured it."""
-    facts = [outcome.summary.get("teacher") or {} for outcome in outcomes]
-    return {f["sha256"]: f[metric] for f in facts if math.isfinite(f.get(metric, math.nan))}
+def _teachers(
+    outcomes: Sequence[Outcome], metric: str
+) -> dict[tuple[str | None, str], list[float]]:
+    """What teachers score on the test data, of each run that has measured it."""
+    found: dict[tuple[str | None, str], list[float]] = {}
+    for outcome in outcomes:
+        value = (outcome.summary.get("teacher") or {}).get(metric, math.nan)
+        if math.isfinite(value):
+            found.setdefault(_teacher(outcome), []).append(value)
+    return found
 
 
 def _mean(values: Iterable[float]) -> float | None:
@@ -298,16 +314,7 @@ def different_conditions(outcomes: Sequence[Outcome]) -> list[str]:
         found = list(dict.fromkeys(str(s[key]) for s in summaries if s.get(key) is not None))
         if len(found) > 1:
             notes.append(f"the runs differ in {key}: {', '.join(found)}")
-    images: dict[str, dict[str, None]] = {}
-    for outcome in outcomes:
-        count = outcome.summary.get("train_images")
-        if outcome.status == DONE and count is not None:
-            images.setdefault(outcome.run.cell.name, {})[str(count)] = None
-    notes += [
-        f"the runs of {cell} differ in their number of training images: {', '.join(counts)}"
-        for cell, counts in images.items()
-        if len(counts) > 1
-    ]
+    notes += _other_training_data(outcomes)
     if len({s["test_data"] for s in summaries if s.get("test_data")}) > 1:
         notes.append("the labels of the test data were changed between runs: AP do not compare")
     code = {s["code"]["sha256"]: s["code"]["commit"] for s in summaries if s.get("code")}
@@ -324,7 +331,49 @@ def different_conditions(outcomes: Sequence[Outcome]) -> list[str]:
         for path, hashes in teachers.items()
         if len(hashes) > 1
     ]
+    starts: dict[str, set[str]] = {}
+    for outcome in outcomes:
+        if outcome.status == DONE and outcome.summary.get("start"):
+            start = outcome.summary["start"]
+            starts.setdefault(start["path"], set()).add(start["sha256"])
+    notes += [
+        f"train.init_checkpoint {path} was replaced between runs: their hashes differ"
+        for path, hashes in starts.items()
+        if len(hashes) > 1
+    ]
     return notes
+
+
+def _other_training_data(outcomes: Sequence[Outcome]) -> list[str]:
+    """Runs that were to train on the same data, and did not: their files have changed."""
+    labels: dict[str, set[str]] = {}
+    images: dict[str, dict[str, dict[str, None]]] = {}
+    for outcome in outcomes:
+        if outcome.status != DONE:
+            continue
+        train = (outcome.run.settings.get("dataloader") or {}).get("train") or {}
+        summary, cell = outcome.summary, outcome.run.cell.name
+        if summary.get("train_data"):
+            data = [train.get("dataset"), train.get("unlabelled")]
+            labels.setdefault(_text(data), set()).add(summary["train_data"])
+        if summary.get("train_images") is not None:
+            counts = images.setdefault(_text(train), {})
+            counts.setdefault(str(summary["train_images"]), {})[cell] = None
+    notes = []
+    if any(len(hashes) > 1 for hashes in labels.values()):
+        notes.append("the training data were changed between runs: other images or labels")
+    for counts in images.values():
+        if len(counts) > 1:
+            cells = dict.fromkeys(cell for found in counts.values() for cell in found)
+            notes.append(
+                f"the runs of {', '.join(cells)} differ in their number of training images: "
+                f"{', '.join(counts)}"
+            )
+    return notes
+
+
+def _text(settings: Any) -> str:
+    return json.dumps(settings, sort_keys=True, default=str)
 
 
 def run_table(outcomes: Sequence[Outcome]) -> list[list[str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -173,16 +174,22 @@ def _check_settings(run: CellRun) -> None:
 
 def _check_length(run: CellRun) -> None:
     """Refuse a finished run that was made longer by other hands: it is not what was recorded."""
-    train, made = run.settings["train"], (run.summary() or {}).get("iterations")
-    if made is None or train.get("epochs") is not None:
+    summary = run.summary() or {}
+    train, made = run.settings["train"], summary.get("iterations")
+    wanted = train["max_iter"]
+    if train.get("epochs") is not None:
+        batch = (run.settings.get("dataloader") or {}).get("train", {}).get("total_batch_size")
+        images = summary.get("train_images")
+        known = batch and images
+        wanted = max(1, math.ceil(train["epochs"] * images / batch)) if known else None
+    if made is None or wanted is None:
         return
     # A user's hook may end a run too.
     stops = (train.get("early_stop") or {}).get("metric") is not None or train.get("hooks")
-    wanted = train["max_iter"]
     if made > wanted or (made < wanted and not stops):
         raise UserError(
-            f"{run.name} has made {made} iterations, not train.max_iter={wanted}: its folder was "
-            f"trained outside this ablation; remove {run.folder}, or choose another --out"
+            f"{run.name} has made {made} iterations, not the {wanted} of its settings: its folder "
+            f"was trained outside this ablation; remove {run.folder}, or choose another --out"
         )
 
 
