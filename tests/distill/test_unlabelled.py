@@ -92,7 +92,11 @@ def test_the_limit_holds_for_the_distillation_of_both_together(over):
     levels = [f"p{k}" for k in range(2, 7)]
     for level in levels:
         name = f"dfd/{level}/gradient_factor"
-        assert logged[name] > 0 and logged[f"dfd/unlabelled/{level}/gradient_factor"] > 0
+        assert logged[name] > 0 and logged[f"dfd/unlabelled_{level}/gradient_factor"] > 0
+        # Beside the labels' gradient of their level; there is none of their own to be along.
+        known = measured[f"dfd/{level}/gradient_ratio"] > 0
+        assert (measured[f"dfd/unlabelled_{level}/gradient_ratio"] > 0) == known
+        assert f"dfd/unlabelled_{level}/gradient_cosine" not in measured
     factors = {value for name, value in logged.items() if name.endswith("/gradient_factor")}
     if over == "all":
         (factor,) = factors
@@ -119,7 +123,7 @@ def test_criteria_that_ask_for_objectness_and_trunks_have_theirs():
     assert losses["loss_dfd_unlabelled_p3"] > 0
     losses, _, logged = step(detector(trunk=True), LABELLED + OTHERS)
     assert losses["loss_dfd_unlabelled_res4"] > 0
-    assert "dfd/unlabelled/res4/gradient_ratio" in logged
+    assert "dfd/unlabelled_res4/gradient_ratio" in logged
 
 
 def test_evaluation_knows_no_difference():

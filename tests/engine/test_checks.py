@@ -1,7 +1,11 @@
+import json
+import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from coco_files import write_coco
 from detectron2.utils import comm
 from omegaconf import OmegaConf
 from reppoints_toys import small_detector
@@ -10,7 +14,7 @@ from toys import build
 
 from dfd import DFDHead, DistilledDetector, FrozenTeacher, UserError
 from dfd.distill.inherit import inherit_weights
-from dfd.engine.build import count_images
+from dfd.engine.build import count_images, training_data
 from dfd.engine.checks import (
     check_classes,
     check_image_format,
@@ -22,7 +26,9 @@ from dfd.engine.checks import (
     check_unlabelled,
     frozen_at_random,
 )
-from dfd.losses import DFDLoss
+from dfd.engine.machine import forget_peak_memory, peak_memory_mib
+from dfd.engine.state.checkpoint import StudentCheckpointer
+from dfd.losses import DFDLoss, FGDLoss
 from dfd.modeling import YOLOX
 
 MOSAIC = {"_target_": "dfd.data.MosaicMapper"}
@@ -185,6 +191,69 @@ def test_images_without_labels_need_a_teacher():
     head = DFDHead(criterion=DFDLoss())
     check_unlabelled(DistilledDetector(student=build(), teacher=make_teacher(), head=head), loaders)
     check_unlabelled(build(), OmegaConf.create({"train": {"unlabelled": None}}))
+
+
+@pytest.mark.parametrize("criterion", [FGDLoss, DFDLoss])
+def test_criteria_of_boxes_beside_images_that_have_none_are_told(criterion, caplog):
+    loaders = OmegaConf.create({"train": {"unlabelled": "some_photographs"}})
+    made = criterion(channels=16) if criterion is FGDLoss else criterion()
+    head = DFDHead(criterion=made)
+    check_unlabelled(DistilledDetector(student=build(), teacher=make_teacher(), head=head), loaders)
+    assert ("FGDLoss weighs objects by their boxes" in caplog.text) == (criterion is FGDLoss)
+
+
+def test_training_data_are_known_by_their_labels_and_told_from_test_data(tmp_path, caplog):
+    train, test = (
+        dict(text.removeprefix("dataset.").split("=", 1) for text in write_coco(tmp_path, name, 2))
+        for name in ("train", "val")
+    )
+
+    def known(train, test):
+        data = {
+            split: {"dataset": {"_target_": "dfd.data.coco_json", **where}}
+            for split, where in (("train", train), ("test", test))
+        }
+        return training_data(OmegaConf.create({"dataloader": data}))
+
+    first = known(train, test)
+    assert first == known(train, train | {"num_images": 1}) and "training images too" in caplog.text
+    assert "1 of the 1 test images are training images too" in caplog.text
+    content = json.loads(Path(train["json"]).read_text())
+    content["annotations"][0]["bbox"][2] += 1
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(content))
+    assert known(train | {"json": str(other)}, test) != first
+
+
+def test_a_trunk_of_which_a_part_was_loaded_is_told(tmp_path, caplog):
+    student = build()
+    weights = student.state_dict()
+    left = [key for key in weights if key.startswith("backbone.bottom_up.res5.")]
+    for key in left:
+        del weights[key]
+    torch.save({"model": weights}, tmp_path / "w.pth")
+    StudentCheckpointer(build(seed=1), "", class_names=[]).load(
+        str(tmp_path / "w.pth"), checkpointables=[]
+    )
+    assert "holds a part of backbone.bottom_up alone" in caplog.text
+    caplog.clear()
+    # All of a trunk and nothing of the pyramid, as ImageNet's weights, is nothing to tell.
+    weights = student.state_dict()
+    trunk = {k: v for k, v in weights.items() if k.startswith("backbone.bottom_up.")}
+    torch.save({"model": trunk}, tmp_path / "w.pth")
+    StudentCheckpointer(build(seed=1), "", class_names=[]).load(
+        str(tmp_path / "w.pth"), checkpointables=[]
+    )
+    assert "holds a part of" not in caplog.text
+
+
+def test_peak_memory_may_begin_anew():
+    big = torch.ones(2**26)
+    peak = peak_memory_mib()
+    del big
+    forget_peak_memory()
+    if os.access("/proc/self/clear_refs", os.W_OK):
+        assert peak_memory_mib() < peak - 100
 
 
 def test_images_are_counted_not_batches():

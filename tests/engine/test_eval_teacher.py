@@ -6,6 +6,7 @@ import pytest
 import torch
 from commands import run
 from forked import forked
+from omegaconf import OmegaConf
 from toys import build, make_batch
 
 from dfd import FrozenTeacher
@@ -243,3 +244,21 @@ def test_every_process_knows_the_teachers_ap(given, configs, tmp_path):
     )
     assert result.returncode == 0, result.stderr[-3000:]
     assert "AP" in json.loads((tmp_path / "summary.json").read_text())["teacher"]
+
+
+@pytest.mark.parametrize(
+    ("named", "part", "folder"),
+    [(None, "", "kept"), (None, "ema", "kept"), ("own", "", "own"), ("own", "ema", "own/ema")],
+)
+def test_only_the_student_writes_to_the_folder_that_a_config_names(
+    monkeypatch, named, part, folder
+):
+    """Or its detections would be those of its average, or of its teacher."""
+    evaluation = "dfd.engine.evaluation"
+    monkeypatch.setattr(f"{evaluation}.make", lambda node, where: node)
+    to = f"{evaluation}.inference_on_dataset"
+    monkeypatch.setattr(to, lambda *given: {"to": given[-1].output_dir})
+    monkeypatch.setattr(f"{evaluation}.print_csv_format", lambda results: None)
+    cfg = OmegaConf.create({"dataloader": {"test": [], "evaluator": {"output_dir": named}}})
+    assert evaluate.test(cfg, len, "kept", part=part) == {"to": folder}
+    assert cfg.dataloader.evaluator.output_dir == named

@@ -12,7 +12,7 @@ from dfd.engine.config.flat import differing, flat_settings
 from dfd.engine.config.load import load_config
 from dfd.engine.config.names import public_name
 from dfd.engine.optim import parameter_groups
-from dfd.engine.state.run_settings import changed_settings, run_settings
+from dfd.engine.state.run_settings import TRAINING_DATA, changed_settings, run_settings
 from dfd.errors import UserError
 
 LEFT = "settings left to defaults"
@@ -188,3 +188,9 @@ def test_number_of_images_without_labels_is_that_of_the_run():
     assert changed_settings(rest, {key: "10", **rest}) == []
     with pytest.raises(UserError, match=f"{key} is 10, was 6: it cannot change within a run"):
         changed_settings({key: "6", **rest}, {key: "10", **rest})
+
+
+def test_training_data_that_change_within_a_run_are_told():
+    began, now = {TRAINING_DATA: "a", "x": "1"}, {TRAINING_DATA: "b", "x": "1"}
+    assert changed_settings(began, now) == [f"{TRAINING_DATA} is b, was a"]
+    assert changed_settings({"x": "1"}, now) == []  # Of a version that kept none.

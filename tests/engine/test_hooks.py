@@ -2,6 +2,7 @@
 
 import copy
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from toys import make_batch
 
 from dfd import UserError
 from dfd.data import coco_json
+from dfd.engine.ended import forget_other_tests
 from dfd.engine.hooks import (
     Best,
     BestCheckpoint,
@@ -117,6 +119,52 @@ def test_best_checkpoint_is_of_the_best_finite_metric(tmp_path, scores, mode, wh
         best["model"]["layers.0.weight"], found["model_final"]["model"]["layers.0.weight"]
     )
     assert last == (where == len(scores) - 1)
+
+
+def test_a_better_student_of_a_killed_part_does_not_stay(tmp_path):
+    """The run goes on from its last checkpoint, and may never be as good again."""
+
+    def parts(scores):
+        model, left = Toy(), iter(scores)
+        trainer, best = make_trainer(model, 7), Best(metric="bbox/AP")
+        given = {"trainer": trainer, "best_checkpoint": best}
+        checkpointer = make_checkpointer(model, tmp_path, settings={"a": "1"}, **given)
+        evaluation = Evaluation(1, lambda: {"bbox": {"AP": next(left)}})
+        follows = BestCheckpoint(best, 1, model, checkpointer)
+        trainer.register_hooks([evaluation, follows, Checkpoints(checkpointer, 3)])
+        return trainer, checkpointer, best
+
+    def saved():
+        return torch.load(tmp_path / "model_best.pth", weights_only=True)["iteration"]
+
+    trainer, *_ = parts([1, 5, 2, 7, 8])
+    with pytest.raises(StopIteration):  # Killed in its sixth evaluation.
+        trainer.train(0, 7)
+    assert saved() == 4
+    _, checkpointer, best = parts([])
+    assert checkpointer.resume()["iteration"] == 2 and best.value == 5
+    checkpointer.recall_best()
+    assert saved() == 1 == best.iterations - 1
+    # Found again and checkpointed, it is no more aside.
+    trainer, checkpointer, best = parts([4, 6, 3, 2])
+    trainer.train(checkpointer.resume()["iteration"] + 1, 7)
+    checkpointer.recall_best()
+    assert saved() == 4 and not list(tmp_path.glob(".model_best*"))
+
+
+def test_what_was_measured_on_other_test_data_begins_anew(tmp_path, caplog):
+    best = Best(metric="bbox/AP")
+    best.update(30.0, 2)
+    checkpointer = make_checkpointer(Toy(), tmp_path, best_checkpoint=best)
+    checkpointer.teacher_results = {"bbox": {"AP": 40.0}}
+    run = SimpleNamespace(checkpointer=checkpointer)
+    checkpointer.changes = ["train.max_iter is 3, was 2"]
+    forget_other_tests(run)
+    assert best.value == 30.0 and checkpointer.teacher_results
+    checkpointer.changes += ["dataloader.test.dataset.json is b.json, was a.json"]
+    forget_other_tests(run)
+    assert best.value is None and checkpointer.teacher_results is None
+    assert "the best bbox/AP until now, 30, was measured otherwise" in caplog.text
 
 
 def test_metric_that_is_never_a_number_is_never_best(tmp_path):

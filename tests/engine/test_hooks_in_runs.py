@@ -91,6 +91,9 @@ def test_ema_is_evaluated_and_saved_as_a_plain_student(whole, data, configs, cap
         f"train.output_dir={whole}",
         f"train.init_checkpoint={whole}/model_ema.pth",
     )
+    kept = [whole / "inference" / part / "coco_instances_results.json" for part in ("", "ema")]
+    student_s, averages = (json.loads(path.read_text()) for path in kept)
+    assert student_s != averages
     results = json.loads((whole / "summary.json").read_text())["results"]["ema"]["bbox"]
     assert ",".join(f"{results[k]:.4f}" for k in ("AP", "AP50", "AP75")) in caplog.text
 

@@ -112,6 +112,15 @@ def test_value(call, override, value):
     assert OmegaConf.select(found, key) == value
 
 
+def test_another_function_takes_over_no_setting():
+    """What is merged are the settings of the function that is there already."""
+    cfg = OmegaConf.create({"f": {"_target_": "builtins.dict", "a": 1}})
+    merged = apply_overrides(cfg, ["f={_target_: builtins.dict, b: 2}"])
+    assert merged.f == {"_target_": "builtins.dict", "a": 1, "b": 2}
+    other = apply_overrides(merged, ["f={_target_: collections.OrderedDict, c: 3}"])
+    assert other.f == {"_target_": "collections.OrderedDict", "c": 3}
+
+
 @pytest.mark.parametrize("key", ["switch", "perhaps_switch", "unknown_switch"])
 @pytest.mark.parametrize("word", ["no", "off", "No", "n", "yes", "'no'", "'off'"])
 def test_word_is_no_switch(call, key, word):

@@ -23,6 +23,7 @@ from dfd.engine import evaluate, load_config, train
 from dfd.engine.state.checkpoint import StudentCheckpointer
 from dfd.engine.trainer import Trainer
 from dfd.losses import DFDLoss
+from dfd.weights.files import file_sha256
 
 pytestmark = pytest.mark.slow
 
@@ -237,6 +238,8 @@ def test_initial_weights_have_no_rows_of_other_classes(runs, data, configs, tmp_
     turned = content | {"class_names": content["class_names"][::-1]}
     torch.save(turned, tmp_path / "turned.pth")
     found = {}
+    turned["settings"] = turned["settings"] | {"model.pixel_mean.0": "123.675"}
+    torch.save(turned, tmp_path / "turned.pth")
     for name, path in (("same", runs["student"] / "model_final.pth"), ("turned", "turned.pth")):
         out = tmp_path / name
         more = ["train.max_iter=1", "optimizer.lr=0", "train.eval_period=0"]
@@ -245,6 +248,11 @@ def test_initial_weights_have_no_rows_of_other_classes(runs, data, configs, tmp_
         found[name] = torch.load(out / "model_final.pth", weights_only=True)["model"]
         told = "weights with a row for each class begin anew" in (out / "log.txt").read_text()
         assert told == (name == "turned")
+        # Nor are its pixels those of the config.
+        told = "the student begins with what was learnt on others" in (out / "log.txt").read_text()
+        assert told == (name == "turned")
+        start = json.loads((out / "summary.json").read_text())["start"]
+        assert start["sha256"] == file_sha256(tmp_path / path)
     other = [k for k in found["same"] if not torch.equal(found["same"][k], found["turned"][k])]
     assert "roi_heads.box_predictor.cls_score.weight" in other
     assert all(key.startswith("roi_heads.box_predictor.") for key in other)

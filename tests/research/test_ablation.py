@@ -21,6 +21,8 @@ from dfd.research.ablate.estimates import (
     CellResult,
     Estimate,
     Outcome,
+    average_is_not_compared,
+    check_metric,
     compare,
     details,
     different_conditions,
@@ -303,6 +305,22 @@ def test_what_all_cells_begin_with_may_not_change(tmp_path, facts, note):
     runs[4].summary[key] = "2" if isinstance(value, str) else value | {"sha256": "2"}
     (said,) = different_conditions(runs)
     assert said.startswith(note)
+
+
+def test_averages_are_compared_where_they_are_asked_for(tmp_path):
+    runs = outcomes(tmp_path)
+    assert average_is_not_compared(runs, "AP") == []
+    for outcome in runs[:5]:
+        outcome.summary["results"]["ema"] = {"bbox": {"AP": outcome.scores["AP"] + 2}}
+    (said,) = average_is_not_compared(runs, "AP")
+    assert said.startswith("a, b|c kept an average of the student (train.ema)")
+    assert average_is_not_compared(runs, "ema/AP") == []
+    check_metric("ema/AP50")
+    results = compare(runs, CELLS, baseline=CELLS[0], metric="ema/AP")
+    assert results[1].differences == {0: 1.0}
+    assert result_table(results, metric="ema/AP")[0][2] == "ema/AP mean ± sd"
+    with pytest.raises(UserError, match="--metric ema/mAP: it must be AP"):
+        check_metric("ema/mAP")
 
 
 def test_one_file_is_another_teacher_at_another_size(tmp_path):

@@ -135,6 +135,13 @@ def test_everything_that_decides_how_a_run_is_trained_counts(folders, key, value
     assert [key.startswith(found) for found in differences(plain, distilled)].count(True) == 1
 
 
+def test_an_average_has_a_row_of_its_own(folders):
+    (plain,) = load_runs({"a": folders["student"]})
+    plain.summary["results"]["ema"] = {"bbox": {"AP": 21.0}}
+    _, student, average = tables([plain])[0]
+    assert student[:2] == ["a", "20.2"] and average[:3] == ["a, its average (EMA)", "21.0", "–"]
+
+
 def test_runs_tested_on_other_labels_are_not_compared(folders):
     plain, distilled = load_runs(folders)
     plain.summary["test_data"] = "1"  # The other is of a version that kept no hash.

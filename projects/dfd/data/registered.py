@@ -14,7 +14,7 @@ import math
 import os
 import pickle
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from detectron2.config import instantiate
@@ -70,10 +70,22 @@ def registered_name(node: Any) -> str:
     return instantiate(node)
 
 
+def registered_names(node: Any) -> list[str]:
+    """All names behind ``dataloader.train.dataset``, of which Detectron2 joins several."""
+    names = None if isinstance(node, str) else node.get("names")
+    several = names is not None and not isinstance(names, str)
+    return list(names) if several else [registered_name(node)]
+
+
 def labels_sha256(dataset: str) -> str:
     """What tells the labels of a registered dataset from others, wherever its files are."""
+    return records_sha256(dataset_dicts(dataset=dataset, filter_empty=False))
+
+
+def records_sha256(records: Iterable[dict]) -> str:
+    """What tells images and labels from others, wherever the files are."""
     digest = hashlib.sha256()
-    for record in dataset_dicts(dataset=dataset, filter_empty=False):
+    for record in records:
         boxes = [
             (a.get("category_id"), a.get("iscrowd", 0), [float(x) for x in a.get("bbox", ())])
             for a in record.get("annotations", ())

@@ -162,15 +162,20 @@ class GradientShare:
 
     def _measure(self, names: Sequence[str], products: Tensor, factor: Tensor) -> None:
         tt, dd, td = products.unbind(dim=1)
-        ratio = torch.where(tt > 0, (dd / tt).sqrt(), 0)
+        # The labels' losses do not see images without labels: those of their level are the measure.
+        own = [names.index(_level(n)) if _level(n) in names else i for i, n in enumerate(names)]
+        beside = tt[own]
+        ratio = torch.where(beside > 0, (dd / beside).sqrt(), 0)
         cosine = torch.where((tt > 0) & (dd > 0), td / (tt.sqrt() * dd.sqrt()), 0)
-        values = torch.stack([ratio, cosine, factor])
-        keys = [
-            f"dfd/{name}/gradient_{what}"
-            for what in ("ratio", "cosine", "factor")
-            for name in names
+        values = torch.stack([ratio, cosine, factor]).flatten()
+        shown = [
+            (f"dfd/{name.replace('/', '_')}/gradient_{what}", i)
+            for i, (what, name) in enumerate(
+                (what, name) for what in ("ratio", "cosine", "factor") for name in names
+            )
+            if not (what == "cosine" and name.startswith(_UNLABELLED))
         ]
-        self._measured.append((keys, values.flatten()))
+        self._measured.append(([key for key, _ in shown], values[[i for _, i in shown]]))
 
 
 def make_gradient_share(

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import logging
+import os
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from detectron2.engine import create_ddp_model
+from detectron2.utils import comm
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.utils.data import DataLoader
 
 from ..data import class_names, registered_name
+from ..data.registered import dataset_dicts, records_sha256, registered_names
 from ..distill.contract import guard_square_padding
 from ..distill.detector import DistilledDetector
 from ..distill.processes import share_divisors
@@ -34,6 +39,9 @@ from .state.checkpoint import StudentCheckpointer
 from .state.run_settings import run_settings
 from .stop import guard_workers
 from .trainer import Trainer
+
+logger = logging.getLogger("dfd")
+_ALL = {"filter_empty": False}
 
 
 @dataclass
@@ -197,6 +205,8 @@ def build_trainer(
 def build_checkpointer(cfg: DictConfig, model: nn.Module, trainer: Trainer) -> StudentCheckpointer:
     """What saves the student, and the trainer and head beside it."""
     loader = trainer.data_loader
+    # In one process: all records are read for it.
+    known = training_data(cfg) if comm.is_main_process() else ""
     distilled = isinstance(model, DistilledDetector)
     teacher = model.teacher.weights if distilled else None
     return StudentCheckpointer(
@@ -205,12 +215,41 @@ def build_checkpointer(cfg: DictConfig, model: nn.Module, trainer: Trainer) -> S
         class_names=class_names(registered_name(cfg.dataloader.train.dataset)),
         teacher_sha256=teacher.sha256 if teacher else None,
         settings=run_settings(
-            cfg, loader, count_images(loader), count_images(getattr(loader, "unlabelled", None))
+            cfg,
+            loader,
+            count_images(loader),
+            count_images(getattr(loader, "unlabelled", None)),
+            comm.all_gather(known)[0],
         ),
         trainer=trainer,
         **({"head": model.head} if distilled else {}),
         **hook_states(cfg, student_of(model)),
     )
+
+
+def training_data(cfg: DictConfig) -> str:
+    """A hash of the names and labels of the training images; tells which are test images too."""
+    nodes = [cfg.dataloader.train.dataset, cfg.dataloader.train.get("unlabelled")]
+    names = [name for node in nodes if node for name in registered_names(node)]
+    tested = _files(dataset_dicts(dataset=registered_name(cfg.dataloader.test.dataset), **_ALL))
+    hashes, both = [], set()
+    for name in names:
+        records = dataset_dicts(dataset=name, **_ALL)
+        hashes.append(records_sha256(records))
+        both |= tested & _files(records)
+    if both:
+        logger.warning(
+            "%d of the %d test images are training images too (%s, ...): the results say less "
+            "about others",
+            len(both),
+            len(tested),
+            min(both),
+        )
+    return hashlib.sha256(" ".join(hashes).encode()).hexdigest()[:16]
+
+
+def _files(records: list[dict]) -> set[str]:
+    return {os.path.abspath(os.fspath(record["file_name"])) for record in records}
 
 
 def hook_states(cfg: DictConfig, student: nn.Module) -> dict[str, Any]:

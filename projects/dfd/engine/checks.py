@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import inspect
+import logging
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -24,8 +25,11 @@ from ..distill.inherit import InheritReport
 from ..distill.processes import same_everywhere
 from ..distill.teacher import FrozenTeacher
 from ..errors import UserError
+from ..losses.base import FeatureCriterion
 from ..weights.strict import keys_of_classes
 from .config.resolve import pretrained_trunks
+
+logger = logging.getLogger("dfd")
 
 
 def check_output_dir(path: str) -> None:
@@ -171,7 +175,8 @@ def frozen_at_random(
 
 
 def check_unlabelled(model: nn.Module, dataloader: DictConfig) -> None:
-    """
+    """Tell, besides, if a criterion wants the boxes that such images do not have.
+
     Raises:
         UserError: there are images without labels, and no teacher that could use them.
     """
@@ -180,6 +185,16 @@ def check_unlabelled(model: nn.Module, dataloader: DictConfig) -> None:
             "dataloader.train.unlabelled names images without labels, but the config has no "
             "model.teacher, and nothing else can learn from them: set it to null"
         )
+    if not dataloader.train.get("unlabelled"):
+        return
+    for module in model.head.modules():
+        if isinstance(module, FeatureCriterion) and module.needs_boxes:
+            logger.warning(
+                "%s weighs objects by their boxes; images without labels have none, and are "
+                "distilled as if all of them were background",
+                type(module).__name__,
+            )
+            break
 
 
 def check_labels(student: nn.Module, dataloader: DictConfig) -> None:

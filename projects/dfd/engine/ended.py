@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 from typing import Any
 
@@ -14,6 +15,8 @@ from ..errors import UserError
 from .build import Run
 from .hooks.build import FOLLOWED, SUMMARY
 from .state.checkpoint import StudentCheckpointer
+
+logger = logging.getLogger("dfd")
 
 # The summary of a run that was made longer since, beside the one to come.
 _EARLIER = ".summary_before.json"
@@ -62,6 +65,26 @@ def has_stopped(cfg: DictConfig, run: Run) -> bool:
     """
     early_stop = run.checkpointer.checkpointables.get("early_stop")
     return early_stop is not None and early_stop.waited >= cfg.train.early_stop.patience
+
+
+def forget_other_tests(run: Run) -> None:
+    """Let a resumed run know nothing of what was measured on other test data than today's."""
+    checkpointer = run.checkpointer
+    changes = [text for text in checkpointer.changes if text.startswith(_TESTED)]
+    if not changes:
+        return
+    checkpointer.teacher_results = None
+    followed = [checkpointer.checkpointables.get(name) for name in FOLLOWED]
+    for best in filter(None, followed):
+        if best.value is not None:
+            logger.warning(
+                "--resume: the best %s until now, %.5g, was measured otherwise (%s): it begins "
+                "anew, and model_best.pth will be another",
+                best.metric,
+                best.value,
+                changes[0],
+            )
+        best.clear()
 
 
 def set_end_aside(output_dir: str, *, goes_on: bool) -> None:

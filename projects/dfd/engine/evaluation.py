@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -32,18 +33,24 @@ DETECTIONS = "inference"
 
 
 def test(
-    cfg: DictConfig, detector: Callable[[list[dict]], list[dict]], keep: str | None = None
+    cfg: DictConfig,
+    detector: Callable[[list[dict]], list[dict]],
+    keep: str | None = None,
+    part: str = "",
 ) -> dict[str, Any]:
     """Evaluate a detector on the test data with the configured evaluator, if there is one.
 
     Args:
         keep: folder for what the evaluator writes, unless the config names one.
+        part: subfolder of the one that the config names, for what is not the student.
     """
     if cfg.dataloader.get("evaluator") is None:
         return {}
-    evaluator = cfg.dataloader.evaluator
-    if keep is not None and evaluator.get("output_dir", keep) is None:
-        evaluator = copy.deepcopy(evaluator)
+    evaluator = copy.deepcopy(cfg.dataloader.evaluator)
+    if evaluator.get("output_dir"):
+        # What a run's EMA or teacher finds is not to take the place of the student's.
+        evaluator.output_dir = os.path.join(evaluator.output_dir, part).rstrip("/")
+    elif keep is not None and "output_dir" in evaluator:
         evaluator.output_dir = keep
     if isinstance(detector, nn.Module):
         # Each process has normalised other images; what is evaluated is what is saved.
@@ -114,7 +121,7 @@ def evaluate_teacher(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
             f"test data's {classes}"
         )
     detect = partial(teacher.detect, input_format=model.input_format, device=cfg.train.device)
-    results = test(cfg, detect)
+    results = test(cfg, detect, part="teacher")
     # The evaluator gives them to the main process alone.
     return comm.all_gather(results)[0]
 

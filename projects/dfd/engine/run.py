@@ -25,6 +25,7 @@ from torch import nn
 from ..data import class_names, registered_name, skip_batches
 from ..distill.detector import DistilledDetector
 from ..errors import UserError, first_line
+from ..weights.files import file_sha256
 from ..weights.strict import local_path
 from .build import (
     Run,
@@ -46,9 +47,10 @@ from .config.saved import read_names, save_config
 from .config.schema import add_defaults, check_settings, check_training
 from .dry_run.run import dry_run
 from .dry_run.sandbox import leaving_nothing
-from .ended import has_ended, has_stopped, recall_end, set_end_aside
+from .ended import forget_other_tests, has_ended, has_stopped, recall_end, set_end_aside
 from .evaluation import evaluate_checkpoint, evaluate_teacher, teacher_results
 from .hooks.build import SUMMARY, build_hooks
+from .machine import forget_peak_memory
 from .state.checkpoint import StudentCheckpointer
 from .state.files import sole_writer
 from .state.random_state import restore_random_state
@@ -271,7 +273,9 @@ def run_training(cfg: DictConfig, *, resume: bool, stop: StopRequest) -> dict[st
         logger.info("Nothing to do: %s has ended after %d iterations", cfg.train.output_dir, start)
         with open(os.path.join(cfg.train.output_dir, SUMMARY), encoding="utf-8") as f:
             return json.load(f)["results"] if comm.is_main_process() else {}
+    forget_other_tests(run)
     checkpointer.teacher_results = teacher_results(cfg, run.model, checkpointer.teacher_results)
+    forget_peak_memory()  # An evaluation of the teacher is no part of what training takes.
     if comm.is_main_process():
         begin_files(cfg, run, resume=resume)
     results: dict[str, Any] = {}
@@ -317,7 +321,9 @@ def load_weights(
     """
     state = checkpointer.resume() if resume else None
     if state is not None:
-        return state | recall_end(cfg, checkpointer, state["iteration"] + 1)
+        state = state | recall_end(cfg, checkpointer, state["iteration"] + 1)
+        checkpointer.recall_best()
+        return state
     if resume:
         logger.warning(
             "--resume: %s holds no checkpoint; starting from the beginning", cfg.train.output_dir
@@ -325,8 +331,10 @@ def load_weights(
     if cfg.train.init_checkpoint:
         # Detectron2 takes options of loading behind a question mark.
         path = os.path.expanduser(cfg.train.init_checkpoint)
-        local_path(path.partition("?")[0], "train.init_checkpoint")
+        file = local_path(path.partition("?")[0], "train.init_checkpoint")
         checkpointer.load(path, checkpointables=[])
+        start = {"path": cfg.train.init_checkpoint, "sha256": file_sha256(file)}
+        checkpointer.start = start
     report = None
     if isinstance(model, DistilledDetector):
         report = model.inherit_from_teacher()

@@ -64,20 +64,24 @@ def tables(runs: Sequence[RunFolder]) -> list[list[list[str]]]:
 
 
 def _summary_table(runs: Sequence[RunFolder]) -> list[list[str]]:
-    """AP and cost, a row a run."""
+    """AP and cost, a row a run, and one for its average (``train.ema``)."""
     header = "run|AP|AP50|AP75|train images|params (M)|iterations|s/iteration|memory (MiB)"
-    return [header.split("|")] + [
-        [
-            run.name,
-            *(_number(run.scores.get(key)) for key in ("AP", "AP50", "AP75")),
+    rows = [header.split("|")]
+    for run in runs:
+        costs = [
             _number(run.summary.get("train_images"), ".0f"),
             _number(run.summary.get("parameters", math.nan) / 1e6, ".2f"),
             _number(run.summary.get("iterations"), ".0f"),
             _number(run.summary.get("seconds_per_iteration"), ".3f"),
             _number(run.summary.get("peak_memory_mib"), ".0f"),
         ]
-        for run in runs
-    ]
+        average = (run.summary["results"].get("ema") or {}).get("bbox")
+        measured = {run.name: run.scores}
+        measured |= {f"{run.name}, its average (EMA)": average} if average else {}
+        for name, scores in measured.items():
+            shown = [_number(scores.get(key)) for key in ("AP", "AP50", "AP75")]
+            rows.append([name, *shown, *costs])
+    return rows
 
 
 def _class_table(runs: Sequence[RunFolder]) -> list[list[str]]:

@@ -173,7 +173,7 @@ def load_strict(
             weight is NaN, or the pixel mean, standard deviation or order of channels of its
             training differ from the config's; they are named.
     """
-    _check_pixels(model, weights, what, input_format or getattr(model, "input_format", None))
+    check_pixels(model, weights, what, input_format or getattr(model, "input_format", None))
     expected = model.state_dict()
     state = own_layout(model, weights.model)
     # A detector that keeps them in its state has them there as weights.
@@ -210,12 +210,15 @@ def _spoilt(value: Tensor) -> str:
     return "holds NaN: its training diverged" if value.isnan().any() else ""
 
 
-def _check_pixels(
+def check_pixels(
     model: nn.Module, weights: WeightFile, what: str, input_format: str | None
 ) -> None:
     """Compare what pixels become with what they became in the training of these weights.
 
     Old files hold mean and deviation beside the weights, runs of this project the whole config.
+
+    Raises:
+        UserError: it is told, and something else.
     """
     for key in ("pixel_mean", "pixel_std"):
         ours, theirs = getattr(model, key, None), weights.channels(key)

@@ -6,11 +6,13 @@ what the key takes tells it from a number, a list or a call.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Sequence
 from typing import Any
 
 from detectron2.config import LazyConfig
+from detectron2.utils.registry import locate
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import GrammarParseError, OmegaConfBaseException
@@ -57,6 +59,10 @@ def _apply(cfg: DictConfig, text: str) -> DictConfig:
                     )
                 if is_word_for_switch(parsed.value(), kinds):
                     raise UserError(f"override {shown}: it must be true or false")
+                if prefix != "+" and _is_another_call(parsed.value(), there):
+                    # Merged with it, another function would take over settings of this one.
+                    OmegaConf.update(cfg, key, parsed.value(), merge=False)
+                    return cfg
                 return LazyConfig.apply_overrides(cfg, [text])
     except (KeyError, OmegaConfBaseException) as error:
         raise UserError(f"override {shown} cannot be applied: {first_line(error)}") from error
@@ -97,6 +103,18 @@ def _is_call(value: str, there: Any) -> bool:
     except Exception:
         return False
     return isinstance(read, dict) and ("_target_" in read or isinstance(there, DictConfig))
+
+
+def _is_another_call(value: Any, there: Any) -> bool:
+    """Whether a value calls another function than the call in its place does."""
+    if not (isinstance(value, dict) and "_target_" in value and isinstance(there, DictConfig)):
+        return False
+    functions = []
+    for target in (value["_target_"], there.get("_target_")):
+        with contextlib.suppress(Exception):  # What is wrong with it is told where it is called.
+            target = locate(target) if isinstance(target, str) else target
+        functions.append(target)
+    return functions[0] != functions[1]
 
 
 def _is_other(parsed: Override, kinds: set[str]) -> bool:

@@ -33,9 +33,10 @@ class Best:
         self.metric = metric
         self.mode = mode
         self._min_delta = min_delta
-        self._clear()
+        self.clear()
 
-    def _clear(self) -> None:
+    def clear(self) -> None:
+        """Forget what has been measured."""
         self.value: float | None = None
         self.iterations: int | None = None  # That had been done.
         self.waited = 0  # Evaluations since.
@@ -68,7 +69,7 @@ class Best:
                 self.metric,
                 self.mode,
             )
-            self._clear()
+            self.clear()
             return
         self.value, self.iterations = state["value"], state["iterations"]
         self.waited = state["waited"]
@@ -143,6 +144,8 @@ class BestCheckpoint(_FollowsMetric):
         best = self._best
         if not best.update(self._new_value(), iterations):
             return
+        if iterations < self.trainer.max_iter:
+            self._checkpointer.set_best_aside()
         logger.info("Best %s so far: %.5g", best.metric, best.value)
         self._checkpointer.export(
             "model_best",

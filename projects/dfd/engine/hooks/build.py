@@ -28,6 +28,7 @@ from ..config.schema import metric_period
 from ..evaluation import DETECTIONS, test
 from ..machine import processor_name
 from ..state.checkpoint import StudentCheckpointer
+from ..state.run_settings import TRAINING_DATA
 from ..stop import StopRequest, guard_workers
 from ..wandb_writer import WandbWriter
 from ..writers import build_writers, metrics_size
@@ -115,16 +116,17 @@ def evaluation_hooks(
     the last step.
     """
     train, states = cfg.train, checkpointer.checkpointables
+    kept = os.path.join(train.output_dir, DETECTIONS)
     ema = states.get("ema")
 
     def evaluate() -> dict[str, Any]:
         results.clear()
         share_buffers(student)
-        results.update(test(cfg, student, os.path.join(train.output_dir, DETECTIONS)))
+        results.update(test(cfg, student, kept))
         if ema is not None:
             logger.info("Evaluation of the student's EMA")
             share_buffers(ema.model)
-            results["ema"] = test(cfg, ema.model)
+            results["ema"] = test(cfg, ema.model, os.path.join(kept, "ema"), part="ema")
         return results
 
     found: list[HookBase] = []
@@ -162,6 +164,8 @@ def run_facts(
         "metrics_size": metrics_size(cfg.train.output_dir),
         "parameters": sum(p.numel() for p in student_of(model).parameters()),
         "train_images": num_images,
+        "train_data": checkpointer.settings.get(TRAINING_DATA),
+        "start": checkpointer.start,
         "test_data": labels_sha256(registered_name(cfg.dataloader.test.dataset)),
         "seed": cfg.train.seed,
         "device": str(cfg.train.device),

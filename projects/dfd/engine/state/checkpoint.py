@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import logging
 import os
 import re
+import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +19,14 @@ from torch import nn
 
 from ...errors import UserError, first_line
 from ...weights.files import ForeignContentError, read_file
-from ...weights.strict import class_names_of, keys_of_classes, named_weights, own_layout
+from ...weights.strict import (
+    WeightFile,
+    check_pixels,
+    class_names_of,
+    keys_of_classes,
+    named_weights,
+    own_layout,
+)
 from ..writers import metrics_size
 from .files import whole_file
 from .random_state import random_state
@@ -26,6 +35,9 @@ from .run_settings import changed_settings
 logger = logging.getLogger("dfd")
 
 FINAL = "model_final.pth"
+BEST = "model_best.pth"
+# The best student as it was at the last checkpoint, while a later one has its place.
+_BEST_BEFORE = ".model_best_before.pth"
 # The running mean of positives that RetinaNet and FCOS divide their losses by.
 _NORMALIZER = "loss_normalizer"
 _RESUMABLE = {"model", "trainer", "iteration", "random_states", "settings", "metrics_size"}
@@ -61,6 +73,8 @@ class StudentCheckpointer(DetectionCheckpointer):
         self.teacher_sha256 = teacher_sha256
         self.settings = settings or {}
         self.teacher_results: dict[str, Any] | None = None  # If they were measured.
+        # Path and sha256 of train.init_checkpoint, if the run began with one.
+        self.start: dict[str, str] | None = None
         self.changes: list[str] = []  # Of the settings, since a resumed run began.
 
     def save(self, name: str, **kwargs: Any) -> None:
@@ -75,6 +89,7 @@ class StudentCheckpointer(DetectionCheckpointer):
             "class_names": self.class_names,
             "teacher_sha256": self.teacher_sha256,
             "teacher_results": self.teacher_results,
+            "start": self.start,
             "random_states": states,
             # Detectron2's dense detectors keep it beside their weights; share_divisors makes
             # it alike in all processes.
@@ -89,6 +104,33 @@ class StudentCheckpointer(DetectionCheckpointer):
             torch.save(content, f)
         with whole_file(os.path.join(self.save_dir, "last_checkpoint")) as f:
             f.write(os.path.basename(path))
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(os.path.join(self.save_dir, _BEST_BEFORE))
+
+    def set_best_aside(self) -> None:
+        """Keep the best student of the last checkpoint, from which a killed run goes on."""
+        best, before = (os.path.join(self.save_dir, name) for name in (BEST, _BEST_BEFORE))
+        if os.path.exists(best) and not os.path.exists(before):
+            try:
+                os.link(best, before)
+            except OSError:  # Not every file system has links.
+                shutil.copyfile(best, before)
+
+    def recall_best(self) -> None:
+        """Put back the best student that a resumed run knows, if it had found a better one since.
+
+        Where rounding differs from one pass to the next, that one may never come again.
+        """
+        best, before = (os.path.join(self.save_dir, name) for name in (BEST, _BEST_BEFORE))
+        state = self.checkpointables.get("best_checkpoint")
+        if not self.save_to_disk or not os.path.exists(before):
+            return
+        known = state.iterations if state is not None else None
+        with contextlib.suppress(Exception):  # One that cannot be read is none.
+            if known is not None and self._torch_load(before)["iteration"] == known - 1:
+                os.replace(before, best)
+                return
+        os.remove(before)
 
     def export(self, name: str, student: nn.Module, **kwargs: Any) -> None:
         """Write a student that no run goes on from; to be called in the main process."""
@@ -201,6 +243,7 @@ class StudentCheckpointer(DetectionCheckpointer):
         if content.get(_NORMALIZER) is not None:
             setattr(self.model, _NORMALIZER, content.pop(_NORMALIZER))
         self.teacher_results = content.pop("teacher_results", None)
+        self.start = content.pop("start", None)
         logger.info("Resumed from %s", path)
         return content
 
@@ -220,7 +263,23 @@ class StudentCheckpointer(DetectionCheckpointer):
                 raise UserError(
                     f"{what}: {filename} holds {key!r}, a {type(value).__name__}, not a tensor"
                 )
+        self._tell_other_pixels(filename, content)
         return {**content, "model": self._of_our_classes(state, content.get("class_names"))}
+
+    def _tell_other_pixels(self, filename: str, content: Mapping[str, Any]) -> None:
+        """A start from weights of other colours may be meant, but is seldom."""
+        pixels = {
+            key: torch.as_tensor(value)
+            for key, value in content["model"].items()
+            if key in ("pixel_mean", "pixel_std")
+        }
+        settings = content.get("settings")
+        file = WeightFile(filename, "", pixels, None, settings if settings else {})
+        order = getattr(self.model, "input_format", None)
+        try:
+            check_pixels(self.model, file, "train.init_checkpoint", order)
+        except UserError as error:
+            logger.warning("%s: the student begins with what was learnt on others", error)
 
     def _of_our_classes(
         self, state: Mapping[str, Any], names: list[str] | None
@@ -272,6 +331,19 @@ class StudentCheckpointer(DetectionCheckpointer):
         }
         incompatible = super()._load_model(checkpoint)
         absent = backbone & set(incompatible.missing_keys)
+        for part in sorted({_part(key) for key in backbone}):
+            keys = [key for key in backbone if _part(key) == part]
+            # Tables that a network has for detection alone are not in any weights of its trunk.
+            left = sorted(k for k in absent.intersection(keys) if "rel_pos" not in k)
+            if left and len(absent.intersection(keys)) < len(keys):
+                logger.warning(
+                    "train.init_checkpoint holds a part of %s alone: %d of its %d weights stay as "
+                    "they were drawn (%s, ...)",
+                    part,
+                    len(left),
+                    len(keys),
+                    left[0],
+                )
         # Fewer than half come from another detector, a few small shapes agreeing by chance.
         if len(absent) > len(backbone) / 2:
             raise UserError(
@@ -280,3 +352,9 @@ class StudentCheckpointer(DetectionCheckpointer):
                 "belongs to another model"
             )
         return incompatible
+
+
+def _part(key: str) -> str:
+    """The trunk of a pyramid by itself, ``backbone.bottom_up``; of another backbone, all of it."""
+    parts = key.split(".")
+    return ".".join(parts[:2] if parts[1] in ("bottom_up", "net", "trunk") else parts[:1])

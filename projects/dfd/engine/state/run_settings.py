@@ -16,6 +16,7 @@ from ..config.schema import TRAIN_DEFAULTS
 
 _IMAGES = "the number of training images"
 _UNLABELLED = "the number of images without labels"
+TRAINING_DATA = "the hash of the training data"
 _DATA_SEED = "dataloader.train.seed"
 # Which settings were what their functions have by default; runs of older versions do not say.
 _DEFAULTS = "settings left to defaults"
@@ -42,7 +43,11 @@ _FIXED = (
 
 
 def run_settings(
-    cfg: DictConfig, loader: Any, num_images: int | None, num_unlabelled: int | None = None
+    cfg: DictConfig,
+    loader: Any,
+    num_images: int | None,
+    num_unlabelled: int | None = None,
+    training_data: str = "",
 ) -> dict[str, str]:
     """What decides how a run goes on: every setting by its key, those left to defaults included.
 
@@ -51,6 +56,7 @@ def run_settings(
         loader: of the training batches.
         num_images: of the training data; None if not known.
         num_unlabelled: images that are distilled only; None: there are none.
+        training_data: hash of their names and labels.
     """
     parts = {part: OmegaConf.to_container(cfg[part], resolve=True) for part in PARTS}
     flat = flat_settings(parts, {"train": TRAIN_DEFAULTS})
@@ -58,6 +64,7 @@ def run_settings(
     settings["torch"] = str(torch.__version__)
     settings["the number of threads"] = str(torch.get_num_threads())
     settings[_IMAGES] = str(num_images)
+    settings[TRAINING_DATA] = training_data
     if num_unlabelled is not None:
         settings[_UNLABELLED] = str(num_unlabelled)
     # The one that was drawn, where the config leaves it open.
@@ -80,8 +87,9 @@ def changed_settings(began: Mapping[str, str], now: Mapping[str, str]) -> list[s
     Raises:
         UserError: one of them cannot change within a run.
     """
-    if _UNLABELLED not in began:  # Of an older version, which did not count them.
-        now = {key: text for key, text in now.items() if key != _UNLABELLED}
+    # Of an older version, which did not know them.
+    unknown = {_UNLABELLED, TRAINING_DATA} - began.keys()
+    now = {key: text for key, text in now.items() if key not in unknown}
     before, after = _split(began), _split(now)
     changes = {
         key: f"{key} is {now.get(key, 'not set')}, was {began.get(key, 'not set')}"

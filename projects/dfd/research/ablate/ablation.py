@@ -21,6 +21,7 @@ from .estimates import (
     FAILED,
     OPEN,
     Outcome,
+    average_is_not_compared,
     compare,
     details,
     different_conditions,
@@ -212,7 +213,8 @@ class Ablation:
         rows = result_table(results, metric=self.metric, over_images=over_images)
         said = explanation(draws=draws if over_images else 0, **about)
         notes = [said, *([reason] if reason else []), *_notes(outcomes), *self._left_out()]
-        notes += [f"Note: {note}." for note in no_difference(results)] + self.doubts
+        more_notes = [*no_difference(results), *average_is_not_compared(outcomes, self.metric)]
+        notes += [f"Note: {note}." for note in more_notes] + self.doubts
         plot = draw_results(results, metric=self.metric)
         found = details(outcomes, self.cells, baseline=self.baseline, metric=self.metric)
         more = detail_table(found)

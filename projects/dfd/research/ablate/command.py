@@ -26,6 +26,7 @@ from ...engine.stop import EXIT_STOPPED
 from ...errors import UserError
 from . import (
     CLUSTERS,
+    EMA,
     FAILED,
     OPEN,
     UNFINISHED,
@@ -79,7 +80,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="a named variant; repeatable",
     )
     add("--baseline", metavar="NAME", help="the cell to compare with (default: the first)")
-    add("--metric", default="AP", help="what is compared (default: AP)")
+    add("--metric", default="AP", help="what is compared: AP, AP50, AP-<class>, ema/AP, ...")
     add(
         "--bootstrap",
         type=int,
@@ -143,7 +144,8 @@ def plan(args: argparse.Namespace) -> Ablation:
 
 def _check_class(metric: str, ablation: Ablation) -> None:
     """Refuse AP of a class that the test data do not have, before all runs are made for it."""
-    if not metric.startswith(_OF_CLASS):
+    plain = metric.removeprefix(EMA)
+    if not plain.startswith(_OF_CLASS):
         return
     try:
         cfg = ablation.config.load(ablation.cells[0].overrides)
@@ -152,7 +154,7 @@ def _check_class(metric: str, ablation: Ablation) -> None:
         return
     if len(names) == 1:
         raise UserError(f"--metric {metric}: the test data have one class, whose AP is AP")
-    if metric.removeprefix(_OF_CLASS) not in names:
+    if plain.removeprefix(_OF_CLASS) not in names:
         raise UserError(f"--metric {metric}: the test data's classes are {', '.join(names)}")
 
 

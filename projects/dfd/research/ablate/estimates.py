@@ -19,6 +19,8 @@ from ...errors import UserError
 from .cells import Cell
 from .folders import CellRun
 
+# Before a metric of the student's average, which train.ema keeps.
+EMA = "ema/"
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 DONE, FAILED, OPEN = "done", "failed", "not run"
 _CONFIDENCE, _POWER = 0.95, 0.8
@@ -36,8 +38,14 @@ class Outcome:
 
     @property
     def scores(self) -> dict[str, float]:
-        """The numbers of its boxes by name; those that are not defined are left out."""
-        scores = (self.summary.get("results") or {}).get("bbox") or {}
+        """The numbers of its boxes by name, with those of an EMA under ``EMA``.
+
+        Those that are not defined are left out.
+        """
+        results = self.summary.get("results") or {}
+        scores = dict(results.get("bbox") or {})
+        average = (results.get("ema") or {}).get("bbox") or {}
+        scores |= {f"{EMA}{key}": value for key, value in average.items()}
         return {k: v for k, v in scores.items() if v is not None and math.isfinite(v)}
 
 
@@ -141,8 +149,12 @@ def read_outcomes(runs: Sequence[CellRun], errors: Mapping[str, str]) -> list[Ou
 
 def check_metric(metric: str) -> None:
     """Raise a UserError if a metric cannot be one of box detection."""
-    if metric not in METRICS and not metric.startswith("AP-"):
-        raise UserError(f"--metric {metric}: it must be {', '.join(METRICS)} or AP-<class>")
+    plain = metric.removeprefix(EMA)
+    if plain not in METRICS and not plain.startswith("AP-"):
+        raise UserError(
+            f"--metric {metric}: it must be {', '.join(METRICS)} or AP-<class>, or one of these "
+            f"behind {EMA} for the average of train.ema"
+        )
 
 
 def compare(
@@ -203,7 +215,7 @@ def details(
         }
         for cell in cells
     }
-    leads = _teachers(outcomes, metric)
+    leads = _teachers(outcomes, metric.removeprefix(EMA))
     reference = _values({s: o.scores for s, o in runs[baseline.name].items()}, metric)
     found = {}
     for cell in cells:
@@ -303,6 +315,17 @@ def no_difference(results: Sequence[CellResult]) -> list[str]:
         f"the results of {name} are those of the baseline on every seed: what it sets has no "
         "effect on the student that is measured"
         for name in same
+    ]
+
+
+def average_is_not_compared(outcomes: Sequence[Outcome], metric: str) -> list[str]:
+    """Whether runs keep an average of the student, which the tables are not about."""
+    names = dict.fromkeys(o.run.cell.name for o in outcomes if f"{EMA}AP" in o.scores)
+    if not names or metric.startswith(EMA):
+        return []
+    return [
+        f"{', '.join(names)} kept an average of the student (train.ema): the tables are of the "
+        f"student itself, --metric {EMA}{metric} compares the averages"
     ]
 
 
