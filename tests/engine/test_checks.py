@@ -25,11 +25,13 @@ from dfd.engine.checks import (
     check_synchronised_norms,
     check_unlabelled,
     frozen_at_random,
+    tell_other_form,
 )
 from dfd.engine.machine import forget_peak_memory, peak_memory_mib
 from dfd.engine.state.checkpoint import StudentCheckpointer
 from dfd.losses import DFDLoss, FGDLoss
 from dfd.modeling import YOLOX
+from dfd.weights.strict import WeightFile
 
 MOSAIC = {"_target_": "dfd.data.MosaicMapper"}
 CLASSES = ["disc", "box", "bar"]
@@ -223,6 +225,19 @@ def test_training_data_are_known_by_their_labels_and_told_from_test_data(tmp_pat
     other = tmp_path / "other.json"
     other.write_text(json.dumps(content))
     assert known(train | {"json": str(other)}, test) != first
+
+
+def test_weights_of_another_form_are_told(caplog):
+    form = {"backbone": {"net": {"num_heads": 2, "drop_path_rate": 0.1}}, "num_classes": 3}
+    settings = {"model.student.backbone.net.num_heads": "2", "model.student.num_classes": "80"}
+    settings |= {"model.student.backbone.net.drop_path_rate": "0"}  # Of training alone.
+    weights = WeightFile("t.pth", "", {}, None, settings)
+    tell_other_form(OmegaConf.create(form), weights, "here")
+    tell_other_form(OmegaConf.create(form), WeightFile("t.pth", "", {}), "here")  # Of others.
+    assert not caplog.text
+    form["backbone"]["net"]["num_heads"] = 4
+    tell_other_form(OmegaConf.create(form), weights, "here")
+    assert "t.pth was trained with backbone.net.num_heads 2, the config has 4" in caplog.text
 
 
 def test_a_trunk_of_which_a_part_was_loaded_is_told(tmp_path, caplog):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Sequence
 
@@ -127,7 +128,7 @@ class FrozenTeacher:
                 )
             self.class_names = self.class_names or weights.class_names
             # The tensors are in the model now; what remains is where they came from.
-            self.weights = WeightFile(weights.path, weights.sha256, {}, weights.class_names)
+            self.weights = dataclasses.replace(weights, model={})
             logger.info("Teacher: %s, sha256 %s", weights.path, weights.sha256[:16])
         elif not allow_random:
             raise UserError(

@@ -31,6 +31,7 @@ from .checks import (
     check_optimizer,
     check_synchronised_norms,
     check_unlabelled,
+    tell_other_form,
 )
 from .config.make import make
 from .config.resolve import set_length
@@ -88,6 +89,10 @@ def build_model(cfg: DictConfig) -> nn.Module:
         class_names(registered_name(cfg.dataloader.train.dataset)),
         class_names(registered_name(cfg.dataloader.test.dataset)),
     )
+    if teacher is not None and teacher.weights is not None:
+        tell_other_form(
+            cfg.model.teacher.get("model"), teacher.weights, "model.teacher.checkpoint"
+        )
     check_labels(student_of(model), cfg.dataloader)
     check_evaluated_labels(student_of(model), cfg.dataloader)
     return model

@@ -13,7 +13,7 @@ from detectron2.data import DatasetMapper
 from detectron2.modeling.meta_arch import FCOS
 from detectron2.utils import comm
 from detectron2.utils.registry import locate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.optim import Optimizer
 
@@ -26,10 +26,18 @@ from ..distill.processes import same_everywhere
 from ..distill.teacher import FrozenTeacher
 from ..errors import UserError
 from ..losses.base import FeatureCriterion
-from ..weights.strict import keys_of_classes
+from ..weights.strict import WeightFile, keys_of_classes
+from .config.flat import FlatSettings, differing, flat_settings
 from .config.resolve import pretrained_trunks
 
 logger = logging.getLogger("dfd")
+# Settings of detectors that decide what they compute, and have no weights.
+_NO_WEIGHTS = {
+    *("num_heads", "window_size", "window_block_indexes", "global_blocks"),
+    *("anchor_generator", "box2box_transform", "fuse_type", "num_groups"),
+    *("pooler_resolution", "output_size", "sampling_ratio", "pooler_type"),
+    *("canonical_box_size", "canonical_level"),
+}
 
 
 def check_output_dir(path: str) -> None:
@@ -172,6 +180,40 @@ def frozen_at_random(
     found = [f"{len(frozen)} parameters, as {frozen[0]}"] if frozen else []
     found += [f"{len(norms)} batch norms, as {norms[0]}"] if norms else []
     return " and ".join(found)
+
+
+def tell_other_form(node: Any, weights: WeightFile, what: str) -> None:
+    """Tell if weights were trained in a network of other heads, windows or anchors than the config.
+
+    No weight shows these, so that any fits. Only runs of this project say what they were.
+
+    Args:
+        node: of the detector that took the weights.
+        what: names the setting, for the message.
+    """
+    if not isinstance(node, DictConfig):
+        return
+    ours = flat_settings({"model": OmegaConf.to_container(node, resolve=True)})
+    start = weights.detector
+    theirs = {
+        f"model.{key.removeprefix(start)}": text
+        for key, text in weights.settings.items()
+        if key.startswith(start)
+    }
+    keys = differing(FlatSettings(theirs, frozenset()), ours) if theirs else []
+    keys = [key for key in keys if _NO_WEIGHTS.intersection(key.split("."))]
+    if keys:
+        before, now = (side.get(keys[0], "not set") for side in (theirs, ours.texts))
+        logger.warning(
+            "%s: %s was trained with %s %s, the config has %s (and %d more settings that no weight "
+            "shows): it is another network",
+            what,
+            weights.path,
+            keys[0].removeprefix("model."),
+            before,
+            now,
+            len(keys) - 1,
+        )
 
 
 def check_unlabelled(model: nn.Module, dataloader: DictConfig) -> None:

@@ -20,7 +20,12 @@ from ..distill.detector import DistilledDetector
 from ..distill.processes import share_buffers
 from ..errors import UserError
 from ..weights.strict import load_strict, read_weights
-from .checks import check_classes, check_evaluated_labels, check_image_format
+from .checks import (
+    check_classes,
+    check_evaluated_labels,
+    check_image_format,
+    tell_other_form,
+)
 from .config.make import make
 from .config.resolve import skip_pretrained
 from .stop import guard_workers
@@ -79,6 +84,7 @@ def evaluate_checkpoint(cfg: DictConfig) -> dict[str, Any]:
     check_image_format(student, cfg.dataloader, splits=("test",), input_format=order)
     weights = read_weights(cfg.train.init_checkpoint, "train.init_checkpoint")
     load_strict(student, weights, "train.init_checkpoint")
+    tell_other_form(node, weights, "train.init_checkpoint")
     data_classes = class_names(registered_name(cfg.dataloader.test.dataset))
     if weights.class_names is None:
         check_classes(student, None, data_classes, data_classes)  # Their number.

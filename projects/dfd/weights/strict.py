@@ -36,7 +36,7 @@ class WeightFile:
     settings: dict[str, str] = field(default_factory=dict)
 
     @property
-    def _detector(self) -> str:
+    def detector(self) -> str:
         """Where in the settings the detector is whose weights they are."""
         distilled = any(name.startswith("model.student.") for name in self.settings)
         return "model.student." if distilled else "model."
@@ -47,7 +47,7 @@ class WeightFile:
 
         Where it was distilled, the whole may have been given another than its student's default.
         """
-        for key in ("model.input_format", f"{self._detector}input_format"):
+        for key in ("model.input_format", f"{self.detector}input_format"):
             if self.settings.get(key) in ("BGR", "RGB"):
                 return self.settings[key]
         return None
@@ -58,7 +58,7 @@ class WeightFile:
             return self.model[key]
         numbers: list[float] = []
         with contextlib.suppress(ValueError):  # An expression.
-            while (text := self.settings.get(f"{self._detector}{key}.{len(numbers)}")) is not None:
+            while (text := self.settings.get(f"{self.detector}{key}.{len(numbers)}")) is not None:
                 numbers.append(float(text))
             return torch.tensor(numbers) if numbers else None
         return None
