@@ -10,9 +10,9 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from detectron2.data import DatasetCatalog
 from detectron2.data.detection_utils import read_image
 
+from ..data import dataset_dicts
 from ..data.folder import IMAGES
 from ..data.image_files import files_below
 from ..data.images import read_header, upright_name
@@ -153,7 +153,7 @@ def photographs(
         sources = find_sources(images)
     else:
         try:
-            records = DatasetCatalog.get(run.test_dataset())
+            records = dataset_dicts(dataset=run.test_dataset(), filter_empty=False)
         except UserError as error:
             raise UserError(f"{error}; or name photographs with --images") from error
         paths = [Path(record["file_name"]) for record in records]
