@@ -224,6 +224,21 @@ def test_test_images_are_found_as_the_evaluation_finds_them(registered):
     assert len(inputs.photographs(tested_on("dfd_test_own"), "BGR", [], 5)) == 5
 
 
+@pytest.mark.parametrize(
+    ("count", "unreadable", "chosen"),
+    [(2, [], [1, 3]), (3, [], [0, 2, 4]), (4, [], [0, 1, 3, 4]), (2, [3, 0], [1, 2]), (9, [2], 4)],
+)
+def test_test_images_are_evenly_spaced(registered, count, unreadable, chosen):
+    images = [cv2.imread(str(registered / f"{i}.png")) for i in range(5)]
+    for i in unreadable:
+        (registered / f"{i}.png").write_text("no image")
+    found = inputs.photographs(tested_on("dfd_test_own"), "BGR", [], count)
+    if isinstance(chosen, int):
+        assert len(found) == chosen
+    else:
+        assert [[np.array_equal(a, b) for b in images].index(True) for a in found] == chosen
+
+
 def test_test_data_that_are_not_registered_are_told_with_both_remedies():
     """A config file's own statement registered them in the training alone."""
     with pytest.raises(UserError, match="'zz_val' is not .*docs/extending.md.*; or name photog"):
