@@ -8,8 +8,9 @@ from pathlib import Path
 
 from detectron2.config import instantiate
 from detectron2.data.detection_utils import read_image
+from omegaconf import DictConfig
 
-from ..data import class_names
+from ..data import class_names, registered_name
 from ..deploy.draw import draw_boxes
 from ..engine.hooks.disparity_image import MAX_DISPARITY
 from ..engine.run_folder import RunFolder
@@ -139,4 +140,15 @@ def _facts(runs: Sequence[RunFolder]) -> Section:
             ap = f", AP {teacher['AP']:.2f}" if "AP" in teacher else ""
             facts.append(f"teacher {teacher['path']}, sha256 {teacher['sha256'][:12]}{ap}")
         items[run.name] = "; ".join(facts)
-    return Section("What was run", text=[f"Test data: {runs[0].test_dataset()}"], items=items)
+    data = _named(runs[0].cfg.dataloader.test.dataset)
+    return Section("What was run", text=[f"Test data: {data}"], items=items)
+
+
+def _named(node: DictConfig | str) -> str:
+    """What the config calls a dataset. Its files are not read: they may be on another machine."""
+    if isinstance(node, str):
+        return node
+    if node.get("names") is not None:
+        return registered_name(node)
+    told = [str(node[key]) for key in ("json", "root", "split") if node.get(key) is not None]
+    return " ".join(told) or str(node.get("_target_"))
