@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from ..data import class_names, registered_name
 from ..deploy.draw import draw_boxes
+from ..distill.disparity import scale_and_measure
 from ..engine.hooks.disparity_image import MAX_DISPARITY
 from ..engine.run_folder import RunFolder
 from ..errors import UserError
@@ -108,7 +109,7 @@ def _disparity(run: RunFolder) -> Section:
     if not paths:
         return Section(title, text=["The run drew none (train.disparity_images)."])
     # As the head measures it: at the criterion's scale, "level" if it has none.
-    scale = getattr(instantiate(run.cfg.model.head.criterion), "scale", "level")
+    scale, _ = scale_and_measure(instantiate(run.cfg.model.head.criterion))
     text = (
         "A row is a test image: the image, then each level of the pyramid over it. The colour "
         "says how far the student's features are from the teacher's at that place, the number is "
