@@ -1,5 +1,6 @@
 """dfd export: what onnxruntime finds is what the student finds."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -29,6 +30,7 @@ from dfd.deploy.student import Student, load_student
 from dfd.engine.run_folder import RunFolder, load_runs
 from dfd.errors import UserError
 from dfd.modeling import YOLOX
+from dfd.weights.files import file_sha256
 
 DETECTORS = {
     **{kind: lambda kind=kind: toys.build(kind) for kind in toys.CONFIGS},
@@ -344,6 +346,46 @@ def test_a_file_of_another_run_is_told(finished, call, tmp_path):
     (tmp_path / "other.onnx").write_bytes(export.export_onnx(student, pictures((64, 96))[0]))
     with pytest.raises(SystemExit, match="other.onnx wants its images otherwise .* another run"):
         call(predict, finished[1], "--exported", "other.onnx", "--out", "out")
+
+
+def test_a_file_of_another_run_of_the_same_config_is_refused(finished, tmp_path):
+    (run,) = load_runs({"run": str(finished[0])})
+    student = load_student(run, weights="model_ema.pth", device="cpu")
+    ours, other = tmp_path / "ours.onnx", tmp_path / "other.onnx"
+    ours.write_bytes(export.export_onnx(student, pictures((64, 80))[0]))
+    load_student(run, exported=str(ours))
+    graph = onnx.load(ours)
+    told = {entry.key: entry for entry in graph.metadata_props}
+    assert told["weights_sha256"].value == file_sha256(finished[0] / "model_ema.pth")
+    told["weights_sha256"].value = "0123456789abcdef"
+    onnx.save(graph, other)
+    with pytest.raises(UserError, match="from weights .sha256 0123456789ab. that --run run does"):
+        load_student(run, exported=str(other))
+    # One that an older version wrote tells its classes alone.
+    graph.metadata_props.remove(told["weights_sha256"])
+    onnx.save(graph, other)
+    load_student(run, exported=str(other))
+    told["classes"].value = '["cat", "dog", "cow"]'
+    onnx.save(graph, other)
+    with pytest.raises(UserError, match="has the classes .'cat', .* --run run .*of another run"):
+        load_student(run, exported=str(other))
+
+
+def test_a_program_of_another_run_of_the_same_config_is_refused(finished, tmp_path, monkeypatch):
+    class Nothing(nn.Module):
+        def forward(self, image):
+            found = image.float().new_zeros(0)
+            return found.reshape(0, 4), found, found.long()
+
+    monkeypatch.setattr(export, "fixed_size", lambda *_: Nothing())
+    (run,) = load_runs({"run": str(finished[0])})
+    student, path = load_student(run, device="cpu"), tmp_path / "x.pt2"
+    path.write_bytes(export.export_program(student, 60, 80))
+    load_student(run, exported=str(path))
+    student = dataclasses.replace(student, weights_sha256="0123456789abcdef")
+    path.write_bytes(export.export_program(student, 60, 80))
+    with pytest.raises(UserError, match="from weights .sha256 0123456789ab. that --run run does"):
+        load_student(run, exported=str(path))
 
 
 @pytest.mark.parametrize(

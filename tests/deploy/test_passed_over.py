@@ -12,8 +12,12 @@ import detectron2.data.transforms as T
 import numpy as np
 import pytest
 import torch
+from coco_files import write_coco
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
 from detectron2.structures import Boxes, Instances
 from matplotlib.cbook import is_math_text
+from omegaconf import OmegaConf
 from PIL import Image
 
 from dfd.deploy import draw, inputs
@@ -21,6 +25,7 @@ from dfd.deploy.inputs import Source, UnreadableError, find_sources, read_frames
 from dfd.deploy.predict import _tell_inside, predict
 from dfd.deploy.student import Student
 from dfd.engine.console import Interrupted
+from dfd.engine.run_folder import RunFolder
 from dfd.errors import UserError
 
 
@@ -196,3 +201,45 @@ def test_results_among_the_inputs_are_told(tmp_path, capsys):
     for out, told in ((tmp_path / "a" / "out", True), (tmp_path / "b", False)):
         _tell_inside(out, [str(tmp_path / "c.png"), str(tmp_path / "a")])
         assert ("the next dfd predict of that folder" in capsys.readouterr().out) is told
+
+
+def tested_on(name):
+    cfg = OmegaConf.create({"dataloader": {"test": {"dataset": name}}})
+    return RunFolder("run", "", cfg, {}, [])
+
+
+@pytest.fixture
+def registered(tmp_path):
+    """The folder of the five images of a data set that other code registered as "dfd_test_own"."""
+    write_coco(tmp_path, "val", 5)
+    register_coco_instances("dfd_test_own", {}, str(tmp_path / "val.json"), str(tmp_path / "val"))
+    yield tmp_path / "val"
+    DatasetCatalog.pop("dfd_test_own")
+    MetadataCatalog.pop("dfd_test_own")
+
+
+def test_test_images_are_found_as_the_evaluation_finds_them(registered):
+    for path in registered.iterdir():
+        path.rename(path.with_suffix(".PNG"))
+    assert len(inputs.photographs(tested_on("dfd_test_own"), "BGR", [], 5)) == 5
+
+
+@pytest.mark.parametrize(
+    ("count", "unreadable", "chosen"),
+    [(2, [], [1, 3]), (3, [], [0, 2, 4]), (4, [], [0, 1, 3, 4]), (2, [3, 0], [1, 2]), (9, [2], 4)],
+)
+def test_test_images_are_evenly_spaced(registered, count, unreadable, chosen):
+    images = [cv2.imread(str(registered / f"{i}.png")) for i in range(5)]
+    for i in unreadable:
+        (registered / f"{i}.png").write_text("no image")
+    found = inputs.photographs(tested_on("dfd_test_own"), "BGR", [], count)
+    if isinstance(chosen, int):
+        assert len(found) == chosen
+    else:
+        assert [[np.array_equal(a, b) for b in images].index(True) for a in found] == chosen
+
+
+def test_test_data_that_are_not_registered_are_told_with_both_remedies():
+    """A config file's own statement registered them in the training alone."""
+    with pytest.raises(UserError, match="'zz_val' is not .*docs/extending.md.*; or name photog"):
+        inputs.photographs(tested_on("zz_val"), "BGR", [], 5)

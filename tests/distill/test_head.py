@@ -114,6 +114,18 @@ def test_padding_is_never_distilled_beside_a_larger_image():
         torch.testing.assert_close(losses[key], loss)
 
 
+@pytest.mark.parametrize("other", [2.0, "wide", ["level"], torch.ones(2), lambda: 0])
+def test_what_a_criterion_calls_scale_or_measure_may_be_anything(other):
+    def maps(**attributes):
+        criterion = Counting()
+        vars(criterion).update(attributes)
+        return make_head(criterion=criterion).disparity_maps(*pyramids(), SIZES)["p3"][0]
+
+    assert maps(scale=other, measure=other).equal(maps())
+    assert maps(scale=other, measure="cosine").equal(maps(measure="cosine"))
+    assert not maps(scale="none").equal(maps())
+
+
 def test_every_head_parameter_gets_a_gradient_in_every_step():
     head = make_head(criterion=DFDLoss(lenient="context"), warmup_iters=5, end_iter=10)
     for losses in (head(*pyramids(), SIZES, iteration=0), head.idle_losses()):

@@ -165,6 +165,22 @@ def test_the_list_shows_cells_changes_and_places_and_starts_nothing(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_file_of_arguments_may_be_in_any_unicode(ablate, tmp_path, capsys, encoding):
+    study = tmp_path / "study.txt"
+    study.write_text(f"--config-file {CONFIG}\n--cell größer=train.max_iter=5\n", encoding)
+    ablate(f"@{study}", "--out", tmp_path / "out", "--list")
+    assert "größer (baseline, 0 of 3 done)" in capsys.readouterr().out
+
+
+def test_a_file_of_arguments_that_cannot_be_read_is_told_in_one_line(ablate, tmp_path):
+    (tmp_path / "latin.txt").write_bytes("--cell größer=".encode("latin1"))
+    for name, message in (("latin.txt", "is not text in utf-8"), ("no.txt", "cannot be opened")):
+        with pytest.raises(SystemExit, match=f"^error: .*{name} {message}.*") as stop:
+            ablate(f"@{tmp_path / name}", "--out", tmp_path / "out")
+        assert "\n" not in str(stop.value)
+
+
 @pytest.mark.slow
 def test_a_run_of_two_processes_is_one_run(ablate, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

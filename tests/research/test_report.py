@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -286,6 +287,29 @@ def test_the_page_is_complete_and_needs_nothing_else(folders):
 def test_more_images_than_there_are_shows_all_of_them(folders):
     page = render_page(runs=load_runs(folders)[:1], title="T", num_images=99)
     assert page.count("<h3>") == 5 + 1  # And a table of classes.
+
+
+def test_what_a_criterion_calls_scale_may_be_anything(folders, monkeypatch):
+    monkeypatch.setattr("dfd.research.report.instantiate", lambda _: SimpleNamespace(scale=2.0))
+    page = render_page(runs=load_runs({"dfd": folders["dfd"]}), title="T", num_images=0)
+    assert "own variance on that level" in page
+
+
+@pytest.mark.parametrize(
+    ("dataset", "named"),
+    [
+        ({"_target_": "dfd.data.coco_json", "json": "/gone/val.json"}, "/gone/val.json"),
+        ({"_target_": "dfd.data.voc_folder", "root": "/gone", "split": "test"}, "/gone test"),
+        ({"names": ["coco_2017_val"]}, "coco_2017_val"),
+        ("nowhere_registered", "nowhere_registered"),
+        ({"_target_": "csv_boxes.csv_boxes", "file": "a.csv"}, "csv_boxes.csv_boxes"),
+    ],
+)
+def test_without_pictures_a_page_needs_no_test_data(folders, dataset, named):
+    runs = load_runs(folders)
+    for run in runs:
+        run.cfg.dataloader.test.dataset = dataset
+    assert f"Test data: {named}<" in render_page(runs=runs, title="T", num_images=0)
 
 
 def test_curves_show_what_was_logged(folders, monkeypatch):

@@ -117,8 +117,9 @@ def dataset_dicts(*, dataset: str, filter_empty: bool = True) -> list[dict]:
     """
     if dataset not in DatasetCatalog:
         raise UserError(
-            f"dataset {dataset!r} is not registered: use one of dfd.data's readers or "
-            "a name that detectron2 registers, such as coco_2017_train"
+            f"dataset {dataset!r} is not registered: use one of dfd.data's readers, a name that "
+            "detectron2 registers, such as coco_2017_train, or, in the config, a function of yours "
+            "that registers it and returns the name (docs/extending.md)"
         )
     if MetadataCatalog.get(dataset).get("dfd_report") is not None:
         records = DatasetCatalog.get(dataset)

@@ -93,7 +93,7 @@ def candidates(run: RunFolder, args: argparse.Namespace, student: Student) -> It
     """The detectors that a run has, each loaded when it is asked for."""
     yield Candidate("student", student.model, student.model)
     if args.exported:
-        exported = load_student(run, exported=args.exported)
+        exported = load_student(run, weights=args.weights, exported=args.exported)
         yield Candidate("exported", exported.model, None, batches=False)
     if run.distilled and not args.no_teacher:
         teacher = instantiate(run.cfg.model.teacher)

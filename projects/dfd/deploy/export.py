@@ -95,11 +95,17 @@ def export_onnx(student: Student, example: np.ndarray) -> bytes:
         "classes": json.dumps(list(student.classes), ensure_ascii=False),
         "image_format": student.image_format,
         "augmentations": json.dumps(student.described),
+        **_origin(student),
     }
     for key, value in told.items():
         entry = loaded.metadata_props.add()
         entry.key, entry.value = key, value
     return loaded.SerializeToString()
+
+
+def _origin(student: Student) -> dict[str, str]:
+    """What tells the file from that of another run, whose detector may be built the same."""
+    return {"weights_sha256": student.weights_sha256} if student.weights_sha256 else {}
 
 
 def _boxes_alone(model: nn.Module) -> nn.Module:
@@ -194,6 +200,7 @@ def export_program(student: Student, height: int, width: int) -> bytes:
         "image_format": student.image_format,
         "height": height,
         "width": width,
+        **_origin(student),
     }
     try:
         with _quiet():

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from detectron2.data import DatasetCatalog
 from detectron2.data.detection_utils import read_image
 
+from ..data import dataset_dicts
 from ..data.folder import IMAGES
 from ..data.image_files import files_below
 from ..data.images import read_header, upright_name
@@ -141,10 +141,18 @@ def _read_image(path: Path, image_format: str) -> np.ndarray:
     return image
 
 
+def evenly_spaced(total: int, count: int) -> list[int]:
+    """So many of the numbers below total, each in the middle of its share; all if it has fewer."""
+    count = min(count, total)
+    return [int((i + 0.5) * total / count) for i in range(count)]
+
+
 def photographs(
     run: RunFolder, image_format: str, images: Sequence[str], count: int
 ) -> list[np.ndarray]:
     """Images (height, width, 3) uint8 to check with: those named, or of the run's test data.
+
+    The latter are evenly spaced; for those that cannot be read, others are taken.
 
     Raises:
         UserError: there are none that can be read.
@@ -153,11 +161,13 @@ def photographs(
         sources = find_sources(images)
     else:
         try:
-            records = DatasetCatalog.get(run.test_dataset())
+            records = dataset_dicts(dataset=run.test_dataset(), filter_empty=False)
         except UserError as error:
             raise UserError(f"{error}; or name photographs with --images") from error
         paths = [Path(record["file_name"]) for record in records]
-        sources = [Source(path, path.name) for path in paths[:: max(1, len(paths) // count)]]
+        chosen = evenly_spaced(len(paths), count)
+        chosen += sorted(set(range(len(paths))) - set(chosen))
+        sources = [Source(paths[i], paths[i].name) for i in chosen]
     found: list[np.ndarray] = []
     for source in sources:
         with contextlib.suppress(UnreadableError):

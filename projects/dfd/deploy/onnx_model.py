@@ -56,7 +56,8 @@ class OnnxModel:
         except Exception as error:  # onnxruntime has a class for each of its codes.
             raise UserError(f"{where}: onnxruntime cannot load it: {first_line(error)}") from error
         names = [output.name for output in self.session.get_outputs()]
-        # What dfd export said of the student: classes and augmentations as json, image_format.
+        # What dfd export said of the student: classes and augmentations as json, image_format,
+        # weights_sha256.
         self.metadata = dict(self.session.get_modelmeta().custom_metadata_map)
         if names != ["boxes", "scores", "classes"] or "classes" not in self.metadata:
             raise UserError(f"{where} was not written by dfd export")

@@ -70,7 +70,7 @@ class ProgramModel:
         told = {_TOLD: ""}
         try:
             self.module = torch.export.load(source, extra_files=told).module()
-            # Classes, image_format, height and width.
+            # Classes, image_format, height, width and weights_sha256.
             self.metadata: dict[str, Any] = json.loads(told[_TOLD])
         except Exception as error:  # torch raises whatever it meets.
             raise UserError(

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from ..engine.checks import locate_class
 from ..engine.config.resolve import skip_pretrained
 from ..engine.run_folder import RunFolder
 from ..errors import UserError, first_line
+from ..weights.files import file_sha256
 from ..weights.strict import WeightFile, load_strict, read_weights
 from .inputs import UnreadableError
 from .one_size import OneSize
@@ -42,6 +44,7 @@ class Student:
         augmentations: resizing, say.
         image_format: the channel order that it wants, "BGR" or "RGB".
         described: the augmentations as the config has them, plain.
+        weights_sha256: of the file that its weights are from; empty if it is not known.
     """
 
     model: Callable[[list[dict[str, Any]]], list[dict[str, Instances]]]
@@ -49,6 +52,7 @@ class Student:
     augmentations: T.AugmentationList
     image_format: str
     described: Sequence[Mapping[str, Any]] = ()
+    weights_sha256: str = ""
 
     def with_model(self, model: Callable[..., Any]) -> Student:
         """The same with another form of the network, which is given the same pixels."""
@@ -127,18 +131,47 @@ def _seen_by_student(mapper: DictConfig) -> list[dict[str, Any]]:
     return described
 
 
+def _check_origin(run: RunFolder, exported: str, told: Mapping[str, Any], weights: str) -> None:
+    """Refuse what was exported of another run, as far as the file tells.
+
+    Args:
+        told: its metadata, with ``classes`` as a list.
+        weights: a file that may be another than those of the run's folder.
+
+    Raises:
+        UserError: it was.
+    """
+    sha256 = told.get("weights_sha256")
+    if sha256 is None:  # An older version wrote the file.
+        named = {key.removeprefix("AP-") for key in run.scores if key.startswith("AP-")}
+        if named and named != set(told["classes"]):
+            raise UserError(
+                f"{exported} has the classes {told['classes']}, --run {run.name} "
+                f"{sorted(named)}: it is of another run"
+            )
+        return
+    folder = Path(run.folder)
+    paths = [folder / weights, folder / FINAL]
+    paths += sorted(p for p in folder.iterdir() if p.suffix in (".pth", ".pkl", ".safetensors"))
+    if not any(file_sha256(path) == sha256 for path in dict.fromkeys(paths) if path.is_file()):
+        raise UserError(
+            f"{exported} was exported from weights (sha256 {sha256[:12]}) that --run {run.name} "
+            "does not have: name the run that it is of, or export it again"
+        )
+
+
 def load_student(
     run: RunFolder, *, weights: str = FINAL, device: str = "auto", exported: str | None = None
 ) -> Student:
     """As ``load_detector``, with all that an image goes through.
 
     Args:
-        exported: take the network from this file of ``dfd export`` instead; weights and device are
-            then not looked at.
+        exported: take the network from this file of ``dfd export`` instead, which must be of
+            weights or of another file of the run's folder; device is then not looked at.
 
     Raises:
-        UserError: as there; or the file names no classes, or the run's test data go through a
-            mapper without ``augmentations``.
+        UserError: as there; or the file names no classes or was exported of another run, or the
+            run's test data go through a mapper without ``augmentations``.
     """
     mapper = run.cfg.dataloader.test.get("mapper") or {}
     if "augmentations" not in mapper or "image_format" not in mapper:
@@ -147,10 +180,10 @@ def load_student(
             "image_format, so what an image goes through is not known"
         )
     described = _seen_by_student(mapper)
-    image_format = str(mapper.image_format)
+    image_format, sha256 = str(mapper.image_format), ""
     if exported is None:
         model, read = load_detector(run, weights=weights, device=device)
-        classes = read.class_names
+        classes, sha256 = read.class_names, read.sha256
         if classes is None:
             raise UserError(f"{read.path} names no classes: take a checkpoint of this project")
     elif exported.endswith(".pt2"):
@@ -170,8 +203,10 @@ def load_student(
                 f"{exported} wants its images otherwise than --run {run.name} makes them: it is of "
                 "another run"
             )
+    if exported is not None:
+        _check_origin(run, exported, {**model.metadata, "classes": classes}, weights)
     augmentations = T.AugmentationList([instantiate(OmegaConf.create(a)) for a in described])
-    student = Student(model, classes, augmentations, image_format, described)
+    student = Student(model, classes, augmentations, image_format, described, sha256)
     if isinstance(model, ProgramModel):
         return student.of_size(model.metadata["height"], model.metadata["width"])
     return student

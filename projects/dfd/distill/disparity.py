@@ -139,6 +139,19 @@ def disparity_map(student: Tensor, teacher: Tensor, measure: str = "squared") ->
     raise ValueError(f"measure is {measure!r}; it must be one of {', '.join(MEASURES)}")
 
 
+def scale_and_measure(criterion: object) -> tuple[str, str]:
+    """How the disparity of a criterion is shown: by its own scale and measure, where it has them.
+
+    A criterion of another kind may mean anything by these names, a factor, say; it is shown at
+    "level" and "squared".
+    """
+    found = []
+    for name, choices, default in (("scale", SCALES, "level"), ("measure", MEASURES, "squared")):
+        value = getattr(criterion, name, None)
+        found.append(value if isinstance(value, str) and value in choices else default)
+    return found[0], found[1]
+
+
 class ChannelMeans(NamedTuple):
     """Means over channels, (N,H,W) each: of (s - t)^2, s t, s^2 and t^2."""
 

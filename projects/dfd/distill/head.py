@@ -19,7 +19,7 @@ from ..losses.base import FeatureCriterion, LevelFeatures, check_criterion
 from ..ranges import check_choice, check_count, check_number, is_number
 from .adapters import make_adapter
 from .contract import Split
-from .disparity import disparity_map, scale_features
+from .disparity import disparity_map, scale_and_measure, scale_features
 from .gradient_share import make_gradient_share
 from .pairing import LevelPair, pair_detectors
 from .real_pixels import Masks, RealPixels, to_device
@@ -398,9 +398,9 @@ class DFDHead(nn.Module):
             maps_of_both = student_pyramid[pair.name], teacher_pyramid[pair.teacher_name]
             level = level_features(pair, *maps_of_both, pixels, self.adapters[pair.name])
             criterion, valid = self.criteria[pair.name], level.valid
-            scale = getattr(criterion, "scale", "level")
+            scale, measure = scale_and_measure(criterion)
             s, t = scale_features(level.student, level.teacher, valid, scale)
-            disparity = disparity_map(s, t, getattr(criterion, "measure", "squared"))
+            disparity = disparity_map(s, t, measure)
             if valid is None:
                 valid = torch.ones_like(disparity, dtype=torch.bool)
             if scale == "channel" and valid.sum() < 2:

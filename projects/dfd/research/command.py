@@ -38,7 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--title", default="Comparison of runs")
     parser.add_argument(
-        "--num-images", type=int, default=6, help="test images to show detections on (default: 6)"
+        "--num-images",
+        type=int,
+        default=6,
+        help="test images to show detections on; 0: the test data are not needed (default: 6)",
     )
     parser.add_argument(
         "--trust-code",

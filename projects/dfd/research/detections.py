@@ -14,6 +14,7 @@ from ..data import dataset_dicts
 from ..data.images import upright_name
 from ..deploy import load_detector
 from ..deploy.draw import Boxes
+from ..deploy.inputs import evenly_spaced
 from ..engine.run_folder import RunFolder
 from ..errors import UserError
 
@@ -35,10 +36,9 @@ def compare_detections(
     if num_images < 0:
         raise UserError(f"--num-images {num_images}: it must be 0 or more")
     records = dataset_dicts(dataset=runs[0].test_dataset(), filter_empty=False)
-    count = min(num_images, len(records))
-    if count == 0:
+    indices = evenly_spaced(len(records), num_images)
+    if not indices:
         return []
-    indices = [int((i + 0.5) * len(records) / count) for i in range(count)]
     chosen = [records[index] for index in indices]
     columns = {"ground truth": [_ground_truth(record) for record in chosen]}
     columns |= {run.name: _detect(run, indices) for run in runs}

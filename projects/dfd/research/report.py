@@ -8,9 +8,11 @@ from pathlib import Path
 
 from detectron2.config import instantiate
 from detectron2.data.detection_utils import read_image
+from omegaconf import DictConfig
 
-from ..data import class_names
+from ..data import class_names, registered_name
 from ..deploy.draw import draw_boxes
+from ..distill.disparity import scale_and_measure
 from ..engine.hooks.disparity_image import MAX_DISPARITY
 from ..engine.run_folder import RunFolder
 from ..errors import UserError
@@ -107,7 +109,7 @@ def _disparity(run: RunFolder) -> Section:
     if not paths:
         return Section(title, text=["The run drew none (train.disparity_images)."])
     # As the head measures it: at the criterion's scale, "level" if it has none.
-    scale = getattr(instantiate(run.cfg.model.head.criterion), "scale", "level")
+    scale, _ = scale_and_measure(instantiate(run.cfg.model.head.criterion))
     text = (
         "A row is a test image: the image, then each level of the pyramid over it. The colour "
         "says how far the student's features are from the teacher's at that place, the number is "
@@ -139,4 +141,15 @@ def _facts(runs: Sequence[RunFolder]) -> Section:
             ap = f", AP {teacher['AP']:.2f}" if "AP" in teacher else ""
             facts.append(f"teacher {teacher['path']}, sha256 {teacher['sha256'][:12]}{ap}")
         items[run.name] = "; ".join(facts)
-    return Section("What was run", text=[f"Test data: {runs[0].test_dataset()}"], items=items)
+    data = _named(runs[0].cfg.dataloader.test.dataset)
+    return Section("What was run", text=[f"Test data: {data}"], items=items)
+
+
+def _named(node: DictConfig | str) -> str:
+    """What the config calls a dataset. Its files are not read: they may be on another machine."""
+    if isinstance(node, str):
+        return node
+    if node.get("names") is not None:
+        return registered_name(node)
+    told = [str(node[key]) for key in ("json", "root", "split") if node.get(key) is not None]
+    return " ".join(told) or str(node.get("_target_"))

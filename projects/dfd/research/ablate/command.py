@@ -15,10 +15,11 @@ import argparse
 import contextlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ...data import class_names, registered_name
+from ...data.text import read_lines
 from ...engine.config.find import find_config
 from ...engine.config.load import ConfigFile
 from ...engine.console import Interrupted, say, stop_on_signals
@@ -42,22 +43,40 @@ from . import (
 _OF_CLASS = "AP-"
 
 
-class Parser(argparse.ArgumentParser):
-    def convert_arg_line_to_args(self, arg_line: str) -> list[str]:
-        """A line of an argument file: an option and its value, taken as they are, or a comment."""
-        line = arg_line.strip()
-        if not line or line.startswith("#"):
-            return []
-        option, *value = line.split(maxsplit=1)
-        return [option, *value] if option.startswith("--") and "=" not in option else [line]
+def _of_files(arguments: Sequence[str]) -> Iterator[str]:
+    """The arguments, those in a file in the place of its @FILE.
+
+    argparse's own reader of such files knows the locale's encoding alone.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    for argument in arguments:
+        if not argument.startswith("@"):
+            yield argument
+            continue
+        # The files of arguments that come with the package are found as its configs are.
+        for line in read_lines(find_config(argument[1:])):
+            yield from _of_files(_of_line(line.strip()))
+
+
+def _of_line(line: str) -> list[str]:
+    """A line of an argument file: an option and its value, taken as they are, or a comment."""
+    if not line or line.startswith("#"):
+        return []
+    option, *value = line.split(maxsplit=1)
+    return [option, *value] if option.startswith("--") and "=" not in option else [line]
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(
+    """
+    Raises:
+        UserError: a file of arguments cannot be read.
+    """
+    parser = argparse.ArgumentParser(
         prog="dfd ablate",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        fromfile_prefix_chars="@",
         allow_abbrev=False,
     )
     add = parser.add_argument
@@ -101,10 +120,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--slurm", metavar="'KEY=V ...'", help="submitit's parameters of Slurm")
     add("overrides", nargs="*", metavar="key=value", help="given to every cell")
     given = sys.argv[1:] if arguments is None else arguments
-    # The files of arguments that come with the package are found as its configs are.
-    given = [f"@{find_config(a[1:])}" if a.startswith("@") else a for a in given]
-    args = parser.parse_intermixed_args(given)
-    args.given = list(given)
+    args = parser.parse_intermixed_args(list(_of_files(given)))
+    args.given = [f"@{find_config(a[1:])}" if a.startswith("@") else a for a in given]
     return args
 
 
@@ -179,9 +196,9 @@ def run(ablation: Ablation) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    args = parse_arguments(arguments)
-    stop_on_signals()
     try:
+        args = parse_arguments(arguments)
+        stop_on_signals()
         ablation = plan(args)
         if args.list:
             say(ablation.describe())

@@ -8,6 +8,7 @@ from typing import Any
 
 from ...data import class_names
 from ...distill.detector import DistilledDetector
+from ...distill.disparity import scale_and_measure
 from ...errors import UserError
 from ..page import Section
 from . import plots
@@ -92,7 +93,7 @@ def _facts(model: DistilledDetector, images: TestImages, last: dict[str, Any]) -
         "images": len(images),
         "images_in_data": images.total,
         "labels": counts["detected"]["all"] + counts["missed"]["all"],
-        "scale": getattr(criterion, "scale", "level"),
+        "scale": scale_and_measure(criterion)[0],
         "teacher": {"path": teacher.path, "sha256": teacher.sha256},
         "strides": {pair.name: pair.stride for pair in model.head.pairs},
     }

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from ...deploy.inputs import evenly_spaced
 from ...distill.contract import feature_modules, tap
 from ...distill.detector import DistilledDetector
 from ...distill.real_pixels import image_area
@@ -123,8 +124,7 @@ def collect(
         Tally(snapshot.iteration, {name: LevelTally() for name in strides})
         for snapshot in snapshots
     ]
-    count = min(num_examples, len(images))
-    shown = {int((i + 0.5) * len(images) / count) for i in range(count)}
+    shown = set(evenly_spaced(len(images), num_examples))
     examples = []
     for index, image in enumerate(images):
         teacher = model.teacher(

@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from ...data import class_names, dataset_dicts, registered_name
+from ...deploy.inputs import evenly_spaced
 from ...distill.contract import guard_square_padding
 from ...distill.detector import DistilledDetector
 from ...distill.head import DFDHead
@@ -233,8 +234,7 @@ class TestImages:
         # Straight from the data set: the loader itself would read every image before these.
         self._dataset = _make(cfg.dataloader.test, "dataloader.test").dataset
         self.total = len(self._dataset)
-        count = min(num_images or self.total, self.total)
-        self._indices = [int((i + 0.5) * self.total / count) for i in range(count)]
+        self._indices = evenly_spaced(self.total, num_images or self.total)
         annotations = (a for record in records for a in record.get("annotations", ()))
         if all(a.get("iscrowd", 0) for a in annotations):
             raise UserError(f"the test data {self.name} have no labelled box: nothing can be told")
