@@ -12,6 +12,7 @@ from dfd.research.ablate.cells import Cell
 from dfd.research.ablate.estimates import UNSETTLED, CellResult, Estimate, verdicts
 
 HERE = Path(__file__).parent
+PHOTOS = "photographs.csv"
 STRICT, CRITERIA, OWN = "strict_first.csv", "criteria_under_limit.csv", "own_kind_under_limit.csv"
 # Student and teacher, then file, student and cell of the runs with DFD and of the plain ones.
 GAINS = [
@@ -23,6 +24,14 @@ GAINS = [
     ("YOLOX", "Faster R-CNN, 15.5 M", (STRICT, "yolox", "to_lenient"), "yolox"),
     ("ViT", "Faster R-CNN, 15.5 M", (STRICT, "vit", "to_lenient"), "vit"),
     ("ViT", "ViT", (STRICT, "vitvit", "to_lenient"), "vit"),
+]
+# A comparison of its own, planned as such.
+ON_PHOTOS = [
+    ("Faster R-CNN", "faster_rcnn"),
+    ("RetinaNet", "retinanet"),
+    ("RepPoints", "reppoints"),
+    ("YOLOX", "yolox"),
+    ("Faster R-CNN, a tenth of the labels", "few"),
 ]
 OTHERS = ("pkd", "cwd", "mimic", "fgd", "mgd")
 RIVALS = [
@@ -86,6 +95,12 @@ def main() -> None:
         for student, teacher, dfd, plain in GAINS
     ]
     print("\n".join(table(gains)))
+    print("\n| student, on photographs | DFD minus plain, `val` | verdict | `test` |")
+    print("|---|---|---|---|")
+    photos = [
+        ([student], (PHOTOS, key, "dfd"), (PHOTOS, key, "plain")) for student, key in ON_PHOTOS
+    ]
+    print("\n".join(table(photos)))
     print("\n| student | teacher | minus | DFD minus it, `val` | verdict | `test` |")
     print("|---|---|---|---|---|---|")
     names = {"mimic": "mimic"} | {key: key.upper() for key in OTHERS if key != "mimic"}
