@@ -14,7 +14,7 @@ from toys import build
 
 from dfd import DFDHead, DistilledDetector, FrozenTeacher, UserError
 from dfd.distill.inherit import inherit_weights
-from dfd.engine.build import count_images, training_data
+from dfd.engine.build import count_images, data_hashes
 from dfd.engine.checks import (
     check_classes,
     check_image_format,
@@ -29,6 +29,7 @@ from dfd.engine.checks import (
 )
 from dfd.engine.machine import forget_peak_memory, peak_memory_mib
 from dfd.engine.state.checkpoint import StudentCheckpointer
+from dfd.engine.state.run_settings import TEST_DATA, TRAINING_DATA
 from dfd.losses import DFDLoss, FGDLoss
 from dfd.modeling import YOLOX
 from dfd.weights.strict import WeightFile
@@ -215,16 +216,17 @@ def test_training_data_are_known_by_their_labels_and_told_from_test_data(tmp_pat
             split: {"dataset": {"_target_": "dfd.data.coco_json", **where}}
             for split, where in (("train", train), ("test", test))
         }
-        return training_data(OmegaConf.create({"dataloader": data}))
+        return data_hashes(OmegaConf.create({"dataloader": data}))
 
     first = known(train, test)
-    assert first == known(train, train | {"num_images": 1}) and "training images too" in caplog.text
+    again = known(train, train | {"num_images": 1})
+    assert again[TRAINING_DATA] == first[TRAINING_DATA] and again[TEST_DATA] != first[TEST_DATA]
     assert "1 of the 1 test images are training images too" in caplog.text
     content = json.loads(Path(train["json"]).read_text())
     content["annotations"][0]["bbox"][2] += 1
     other = tmp_path / "other.json"
     other.write_text(json.dumps(content))
-    assert known(train | {"json": str(other)}, test) != first
+    assert known(train | {"json": str(other)}, test)[TRAINING_DATA] != first[TRAINING_DATA]
 
 
 def test_weights_of_another_form_are_told(caplog):
@@ -250,7 +252,7 @@ def test_a_trunk_of_which_a_part_was_loaded_is_told(tmp_path, caplog):
     StudentCheckpointer(build(seed=1), "", class_names=[]).load(
         str(tmp_path / "w.pth"), checkpointables=[]
     )
-    assert "holds a part of backbone.bottom_up alone" in caplog.text
+    assert "holds a part of the student's trunk alone" in caplog.text
     caplog.clear()
     # All of a trunk and nothing of the pyramid, as ImageNet's weights, is nothing to tell.
     weights = student.state_dict()

@@ -158,10 +158,11 @@ def test_what_was_measured_on_other_test_data_begins_anew(tmp_path, caplog):
     checkpointer = make_checkpointer(Toy(), tmp_path, best_checkpoint=best)
     checkpointer.teacher_results = {"bbox": {"AP": 40.0}}
     run = SimpleNamespace(checkpointer=checkpointer)
-    checkpointer.changes = ["train.max_iter is 3, was 2"]
+    moved = "dataloader.test.dataset.json is b.json, was a.json"
+    checkpointer.changes = ["train.max_iter is 3, was 2", moved]
     forget_other_tests(run)
     assert best.value == 30.0 and checkpointer.teacher_results
-    checkpointer.changes += ["dataloader.test.dataset.json is b.json, was a.json"]
+    checkpointer.changes += ["the hash of the test data is b, was a"]
     forget_other_tests(run)
     assert best.value is None and checkpointer.teacher_results is None
     assert "the best bbox/AP until now, 30, was measured otherwise" in caplog.text

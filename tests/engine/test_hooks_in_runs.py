@@ -113,7 +113,7 @@ def test_code_that_a_run_names_is_that_of_its_start(data, configs, tmp_path, mon
 def test_best_by_the_emas_metric_is_the_ema(data, configs, tmp_path, monkeypatch):
     scores, evaluated = [0.1, 0.2, 0.1, 0.9, 0.1, 0.3], []  # Student, EMA, in turn.
 
-    def evaluate(cfg, student, keep=None):
+    def evaluate(cfg, student, keep=None, part=""):
         evaluated.append(copy.deepcopy(student.state_dict()))
         return {"bbox": {"AP": scores[len(evaluated) - 1]}}
 
@@ -215,6 +215,23 @@ def test_ended_run_gives_no_results_of_other_test_data(whole, data, configs, tmp
         said = capsys.readouterr().err
         assert "has ended, and dataloader.test.mapper.augmentations.0.max_size is 50, was" in said
         assert "evaluate its model_final.pth with --eval-only" in said
+
+
+def test_a_longer_run_begins_with_the_best_that_it_knows(whole, data, configs, tmp_path):
+    """Not with one of a part that was killed, or of data that were other ones then."""
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    summary = json.loads((whole / "summary.json").read_text())
+    assert len(summary["train_data"]) == 16 and summary["start"] is None
+    (folder / "model_best.pth").rename(folder / ".model_best_before.pth")
+    torch.save({"iteration": 999}, folder / "model_best.pth")
+    longer = [*data, *HOOKS, f"train.output_dir={folder}", "--resume", "train.max_iter=7"]
+    run(configs["student"], *longer)
+    assert torch.load(folder / "model_best.pth", weights_only=True)["iteration"] < 7
+    assert not (folder / ".model_best_before.pth").exists()
+    more = ["train.max_iter=8", "dataloader.test.mapper.augmentations.0.max_size=50"]
+    run(configs["student"], *longer, *more)
+    assert "was measured otherwise" in (folder / "log.txt").read_text()
 
 
 def test_ended_run_gives_no_results_of_other_labels(whole, data, configs, tmp_path, capsys):

@@ -119,6 +119,13 @@ def test_another_function_takes_over_no_setting():
     assert merged.f == {"_target_": "builtins.dict", "a": 1, "b": 2}
     other = apply_overrides(merged, ["f={_target_: collections.OrderedDict, c: 3}"])
     assert other.f == {"_target_": "collections.OrderedDict", "c": 3}
+    # What joins the parts of a config is no setting.
+    params = {"_target_": "dfd.engine.optim.parameter_groups"}
+    sgd = {"_target_": "torch.optim.SGD", "params": params, "momentum": 0.9}
+    cfg = apply_overrides(
+        OmegaConf.create({"optimizer": sgd}), ["optimizer={_target_: torch.optim.Adam, lr: 0.1}"]
+    )
+    assert cfg.optimizer == {"_target_": "torch.optim.Adam", "lr": 0.1, "params": params}
 
 
 @pytest.mark.parametrize("key", ["switch", "perhaps_switch", "unknown_switch"])

@@ -182,6 +182,15 @@ def test_a_file_of_arguments_that_cannot_be_read_is_told_in_one_line(ablate, tmp
 
 
 @pytest.mark.slow
+def test_averages_are_compared_where_every_run_keeps_one(tmp_path, capsys):
+    arguments = ["--config-file", "tests/engine/configs/student.py", "--out", str(tmp_path / "out")]
+    arguments += ["--seeds", "0", "--list", "--metric", "ema/AP"]
+    with pytest.raises(SystemExit, match="--metric ema/AP: .*seed 0 keeps no average: set train"):
+        command.main(arguments)
+    command.main([*arguments, "train.ema.decay=0.9"])
+    assert capsys.readouterr().out.startswith("1 run")
+
+
 def test_a_run_of_two_processes_is_one_run(ablate, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")

@@ -150,6 +150,7 @@ def test_runs_tested_on_other_labels_are_not_compared(folders):
     distilled.summary["test_data"] = "2"
     (said,) = gains([plain, distilled])
     assert said.startswith('The labels of the test data were changed between "student" and "dfd"')
+    assert len(gains([plain, distilled, plain, distilled])) == 1
 
 
 def test_number_of_training_images_counts(folders):

@@ -15,7 +15,7 @@ import os
 import pickle
 import re
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -54,6 +54,7 @@ _GEOMETRY = {CLIPPED, NO_AREA, OUTSIDE, UNLISTED}
 _reports: dict[str, DatasetReport] = {}
 _functions: dict[str, Callable] = {}
 _records: dict[str, bytes] = {}
+_contents: dict[str, tuple[Any, Content]] = {}
 
 
 def registered_name(node: Any) -> str:
@@ -77,13 +78,34 @@ def registered_names(node: Any) -> list[str]:
     return list(names) if several else [registered_name(node)]
 
 
+class Content(NamedTuple):
+    """What tells a dataset from others: a hash of its names and labels, and its files."""
+
+    sha256: str
+    files: frozenset[str]
+
+
+def content_of(dataset: str) -> Content:
+    """Of a registered dataset; read once, for of a large one that takes many seconds.
+
+    Raises:
+        UserError: as ``dataset_dicts``.
+    """
+    function = DatasetCatalog.data.get(dataset)
+    known = _contents.get(dataset)
+    if known is None or known[0] is not function:
+        records = dataset_dicts(dataset=dataset, filter_empty=False)
+        files = frozenset(os.path.abspath(os.fspath(r["file_name"])) for r in records)
+        known = _contents[dataset] = (function, Content(_sha256(records), files))
+    return known[1]
+
+
 def labels_sha256(dataset: str) -> str:
     """What tells the labels of a registered dataset from others, wherever its files are."""
-    return records_sha256(dataset_dicts(dataset=dataset, filter_empty=False))
+    return content_of(dataset).sha256
 
 
-def records_sha256(records: Iterable[dict]) -> str:
-    """What tells images and labels from others, wherever the files are."""
+def _sha256(records: Iterable[dict]) -> str:
     digest = hashlib.sha256()
     for record in records:
         boxes = [

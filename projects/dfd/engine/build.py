@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import logging
-import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ..data import class_names, registered_name
-from ..data.registered import dataset_dicts, records_sha256, registered_names
+from ..data.registered import content_of, registered_names
 from ..distill.contract import guard_square_padding
 from ..distill.detector import DistilledDetector
 from ..distill.processes import share_divisors
@@ -37,12 +36,11 @@ from .config.make import make
 from .config.resolve import set_length
 from .hooks import Best, StudentEMA
 from .state.checkpoint import StudentCheckpointer
-from .state.run_settings import run_settings
+from .state.run_settings import TEST_DATA, TRAINING_DATA, run_settings
 from .stop import guard_workers
 from .trainer import Trainer
 
 logger = logging.getLogger("dfd")
-_ALL = {"filter_empty": False}
 
 
 @dataclass
@@ -211,7 +209,7 @@ def build_checkpointer(cfg: DictConfig, model: nn.Module, trainer: Trainer) -> S
     """What saves the student, and the trainer and head beside it."""
     loader = trainer.data_loader
     # In one process: all records are read for it.
-    known = training_data(cfg) if comm.is_main_process() else ""
+    known = data_hashes(cfg) if comm.is_main_process() else {}
     distilled = isinstance(model, DistilledDetector)
     teacher = model.teacher.weights if distilled else None
     return StudentCheckpointer(
@@ -226,35 +224,38 @@ def build_checkpointer(cfg: DictConfig, model: nn.Module, trainer: Trainer) -> S
             count_images(getattr(loader, "unlabelled", None)),
             comm.all_gather(known)[0],
         ),
+        input_format=getattr(model, "input_format", None),
         trainer=trainer,
         **({"head": model.head} if distilled else {}),
         **hook_states(cfg, student_of(model)),
     )
 
 
-def training_data(cfg: DictConfig) -> str:
-    """A hash of the names and labels of the training images; tells which are test images too."""
+def data_hashes(cfg: DictConfig) -> dict[str, str]:
+    """Hashes of the names and labels of training and test images; tells which are both."""
     nodes = [cfg.dataloader.train.dataset, cfg.dataloader.train.get("unlabelled")]
     names = [name for node in nodes if node for name in registered_names(node)]
-    tested = _files(dataset_dicts(dataset=registered_name(cfg.dataloader.test.dataset), **_ALL))
+    test = content_of(registered_name(cfg.dataloader.test.dataset))
     hashes, both = [], set()
-    for name in names:
-        records = dataset_dicts(dataset=name, **_ALL)
-        hashes.append(records_sha256(records))
-        both |= tested & _files(records)
+    for name in dict.fromkeys(names):
+        try:
+            content = content_of(name)
+        except UserError:
+            if name == names[0]:
+                raise
+            continue  # Of several that Detectron2 joins: it reads them by its own rules.
+        hashes.append(content.sha256)
+        both |= test.files & content.files
     if both:
         logger.warning(
             "%d of the %d test images are training images too (%s, ...): the results say less "
             "about others",
             len(both),
-            len(tested),
+            len(test.files),
             min(both),
         )
-    return hashlib.sha256(" ".join(hashes).encode()).hexdigest()[:16]
-
-
-def _files(records: list[dict]) -> set[str]:
-    return {os.path.abspath(os.fspath(record["file_name"])) for record in records}
+    together = hashlib.sha256(" ".join(hashes).encode()).hexdigest()
+    return {TRAINING_DATA: together[:16], TEST_DATA: test.sha256[:16]}
 
 
 def hook_states(cfg: DictConfig, student: nn.Module) -> dict[str, Any]:

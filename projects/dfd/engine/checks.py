@@ -25,10 +25,11 @@ from ..distill.inherit import InheritReport
 from ..distill.processes import same_everywhere
 from ..distill.teacher import FrozenTeacher
 from ..errors import UserError
-from ..losses.base import FeatureCriterion
+from ..losses import FGDLoss
 from ..weights.strict import WeightFile, keys_of_classes
 from .config.flat import FlatSettings, differing, flat_settings
 from .config.resolve import pretrained_trunks
+from .state.run_settings import DEFAULTS
 
 logger = logging.getLogger("dfd")
 # Settings of detectors that decide what they compute, and have no weights.
@@ -200,7 +201,9 @@ def tell_other_form(node: Any, weights: WeightFile, what: str) -> None:
         for key, text in weights.settings.items()
         if key.startswith(start)
     }
-    keys = differing(FlatSettings(theirs, frozenset()), ours) if theirs else []
+    left = weights.settings.get(DEFAULTS, "").split()
+    at_default = frozenset(f"model.{key.removeprefix(start)}" for key in left)
+    keys = differing(FlatSettings(theirs, at_default), ours) if theirs else []
     keys = [key for key in keys if _NO_WEIGHTS.intersection(key.split("."))]
     if keys:
         before, now = (side.get(keys[0], "not set") for side in (theirs, ours.texts))
@@ -229,14 +232,11 @@ def check_unlabelled(model: nn.Module, dataloader: DictConfig) -> None:
         )
     if not dataloader.train.get("unlabelled"):
         return
-    for module in model.head.modules():
-        if isinstance(module, FeatureCriterion) and module.needs_boxes:
-            logger.warning(
-                "%s weighs objects by their boxes; images without labels have none, and are "
-                "distilled as if all of them were background",
-                type(module).__name__,
-            )
-            break
+    if any(isinstance(module, FGDLoss) for module in model.head.modules()):
+        logger.warning(
+            "FGDLoss weighs objects by their boxes; images without labels have none, and are "
+            "distilled as if all of them were background"
+        )
 
 
 def check_labels(student: nn.Module, dataloader: DictConfig) -> None:

@@ -15,6 +15,7 @@ from ..errors import UserError
 from .build import Run
 from .hooks.build import FOLLOWED, SUMMARY
 from .state.checkpoint import StudentCheckpointer
+from .state.run_settings import TEST_DATA
 
 logger = logging.getLogger("dfd")
 
@@ -22,6 +23,8 @@ logger = logging.getLogger("dfd")
 _EARLIER = ".summary_before.json"
 # What results are of.
 _TESTED = ("dataloader.test.", "dataloader.evaluator.")
+# Of it, what makes them another measure wherever the files are.
+_MEASURED = (TEST_DATA, "dataloader.test.mapper.")
 
 
 def has_ended(cfg: DictConfig, run: Run, output_dir: str) -> bool:
@@ -70,7 +73,7 @@ def has_stopped(cfg: DictConfig, run: Run) -> bool:
 def forget_other_tests(run: Run) -> None:
     """Let a resumed run know nothing of what was measured on other test data than today's."""
     checkpointer = run.checkpointer
-    changes = [text for text in checkpointer.changes if text.startswith(_TESTED)]
+    changes = [text for text in checkpointer.changes if text.startswith(_MEASURED)]
     if not changes:
         return
     checkpointer.teacher_results = None

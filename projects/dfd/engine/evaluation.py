@@ -52,10 +52,11 @@ def test(
     if cfg.dataloader.get("evaluator") is None:
         return {}
     evaluator = copy.deepcopy(cfg.dataloader.evaluator)
-    if evaluator.get("output_dir"):
+    named = evaluator.get("output_dir") if isinstance(evaluator, DictConfig) else keep
+    if named and part and isinstance(evaluator, DictConfig):
         # What a run's EMA or teacher finds is not to take the place of the student's.
-        evaluator.output_dir = os.path.join(evaluator.output_dir, part).rstrip("/")
-    elif keep is not None and "output_dir" in evaluator:
+        evaluator.output_dir = os.path.join(named, part)
+    elif named is None and keep is not None and "output_dir" in evaluator:
         evaluator.output_dir = keep
     if isinstance(detector, nn.Module):
         # Each process has normalised other images; what is evaluated is what is saved.

@@ -35,7 +35,7 @@ def peak_memory_mib() -> float:
 
 def forget_peak_memory() -> None:
     """Let the peak begin at what is in use now, where the system can."""
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():  # A run on CPU leaves it alone.
         torch.cuda.reset_peak_memory_stats()
     with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as f:
         f.write("5")

@@ -98,12 +98,16 @@ def gains(runs: Sequence[RunFolder]) -> list[str]:
     That is a teacher beside it, or a start from the teacher's weights, or both of them at once.
     Runs whose test labels differ are named first, and are not compared.
     """
-    sentences = [
-        f'The labels of the test data were changed between "{one.name}" and "{other.name}": '
-        "their AP do not compare."
-        for one, other in itertools.combinations(runs, 2)
-        if _other_labels(one, other)
-    ]
+    groups: dict[str, list[str]] = {}
+    for run in runs:
+        if run.summary.get("test_data"):
+            groups.setdefault(run.summary["test_data"], []).append(f'"{run.name}"')
+    sentences = []
+    if len(groups) > 1:
+        apart = " and ".join(", ".join(names) for names in groups.values())
+        sentences.append(
+            f"The labels of the test data were changed between {apart}: their AP do not compare."
+        )
     for after, before in itertools.product(runs, repeat=2):
         added = _added(before, after)
         if added is None or differences(before, after) or _other_labels(before, after):

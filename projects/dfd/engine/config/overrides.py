@@ -60,9 +60,7 @@ def _apply(cfg: DictConfig, text: str) -> DictConfig:
                 if is_word_for_switch(parsed.value(), kinds):
                     raise UserError(f"override {shown}: it must be true or false")
                 if prefix != "+" and _is_another_call(parsed.value(), there):
-                    # Merged with it, another function would take over settings of this one.
-                    OmegaConf.update(cfg, key, parsed.value(), merge=False)
-                    return cfg
+                    return _replace_call(cfg, key, parsed.value(), there)
                 return LazyConfig.apply_overrides(cfg, [text])
     except (KeyError, OmegaConfBaseException) as error:
         raise UserError(f"override {shown} cannot be applied: {first_line(error)}") from error
@@ -115,6 +113,27 @@ def _is_another_call(value: Any, there: Any) -> bool:
             target = locate(target) if isinstance(target, str) else target
         functions.append(target)
     return functions[0] != functions[1]
+
+
+def _replace_call(cfg: DictConfig, key: str, value: Any, there: DictConfig) -> DictConfig:
+    """Put another call in the place of one, which merged would take over settings of that.
+
+    Only what a config joins itself by stays, a call or a reference such as the parameters of an
+    optimizer or the dataset of an evaluator, where the new function has a parameter for it.
+    """
+    kept = {
+        name: node
+        for name, node in OmegaConf.to_container(there, resolve=False).items()
+        if name not in value
+        and (OmegaConf.is_interpolation(there, name) or "_target_" in str(node))
+        and name != "_target_"
+    }
+    OmegaConf.update(cfg, key, value, merge=False)
+    node = OmegaConf.select(cfg, key)
+    for name, content in kept.items():
+        if _accepts(node, name):
+            node[name] = content
+    return cfg
 
 
 def _is_other(parsed: Override, kinds: set[str]) -> bool:

@@ -21,7 +21,7 @@ from ..checks import check_output_dir
 from ..config.resolve import pin_defaults
 from ..config.saved import save_config
 from ..console import say
-from ..ended import has_ended
+from ..ended import forget_other_tests, has_ended
 from ..evaluation import teacher_results
 from ..hooks.build import build_hooks
 from .measure import measure_steps
@@ -62,6 +62,7 @@ def dry_run(cfg: DictConfig, prepare: Callable[..., Run], *, resume: bool, scrat
 def _examine(cfg: DictConfig, run: Run, output_dir: str) -> str:
     if has_ended(cfg, run, output_dir):
         return f"Nothing to do: {output_dir} has ended after {run.start} iterations"
+    forget_other_tests(run)
     run.checkpointer.teacher_results = teacher_results(
         cfg, run.model, run.checkpointer.teacher_results
     )

@@ -41,6 +41,9 @@ _BEST_BEFORE = ".model_best_before.pth"
 # The running mean of positives that RetinaNet and FCOS divide their losses by.
 _NORMALIZER = "loss_normalizer"
 _RESUMABLE = {"model", "trainer", "iteration", "random_states", "settings", "metrics_size"}
+_TRUNK = re.compile(r"backbone\.(bottom_up|net|trunk)\.")
+# What a trunk has for detection alone, so that no weights of it hold them: ViTDet's, Swin's.
+_FOR_DETECTION = re.compile(r"rel_pos|^backbone\.\w+\.norm\d+\.")
 _NUMBERED = re.compile(r"model_\d+\.pth")
 
 
@@ -59,6 +62,7 @@ class StudentCheckpointer(DetectionCheckpointer):
         class_names: list[str],
         teacher_sha256: str | None = None,
         settings: dict[str, str] | None = None,
+        input_format: str | None = None,
         **checkpointables: Any,
     ) -> None:
         """
@@ -66,12 +70,14 @@ class StudentCheckpointer(DetectionCheckpointer):
             save_dir: folder of the checkpoints.
             teacher_sha256: of the teacher's file; None: there is none.
             settings: of the run, against which those of a resumed run are held.
+            input_format: the order of channels that the student is given; None: its own.
             checkpointables: what else is saved and, when resuming, loaded, by its key.
         """
         super().__init__(student, save_dir, **checkpointables)
         self.class_names = class_names
         self.teacher_sha256 = teacher_sha256
         self.settings = settings or {}
+        self.input_format = input_format
         self.teacher_results: dict[str, Any] | None = None  # If they were measured.
         # Path and sha256 of train.init_checkpoint, if the run began with one.
         self.start: dict[str, str] | None = None
@@ -274,8 +280,10 @@ class StudentCheckpointer(DetectionCheckpointer):
             if key in ("pixel_mean", "pixel_std")
         }
         settings = content.get("settings")
-        file = WeightFile(filename, "", pixels, None, settings if settings else {})
-        order = getattr(self.model, "input_format", None)
+        settings = settings if isinstance(settings, Mapping) else {}
+        settings = {str(key): str(text) for key, text in settings.items()}
+        file = WeightFile(filename, "", pixels, None, settings)
+        order = self.input_format or getattr(self.model, "input_format", None)
         try:
             check_pixels(self.model, file, "train.init_checkpoint", order)
         except UserError as error:
@@ -331,19 +339,18 @@ class StudentCheckpointer(DetectionCheckpointer):
         }
         incompatible = super()._load_model(checkpoint)
         absent = backbone & set(incompatible.missing_keys)
-        for part in sorted({_part(key) for key in backbone}):
-            keys = [key for key in backbone if _part(key) == part]
-            # Tables that a network has for detection alone are not in any weights of its trunk.
-            left = sorted(k for k in absent.intersection(keys) if "rel_pos" not in k)
-            if left and len(absent.intersection(keys)) < len(keys):
-                logger.warning(
-                    "train.init_checkpoint holds a part of %s alone: %d of its %d weights stay as "
-                    "they were drawn (%s, ...)",
-                    part,
-                    len(left),
-                    len(keys),
-                    left[0],
-                )
+        learnt = {name for name, _ in self.model.named_parameters()}
+        learnt |= {k for k in backbone if k.endswith((".weight", ".bias"))}  # Frozen norms'.
+        trunk = {key for key in backbone & learnt if _TRUNK.match(key)} or backbone & learnt
+        left = sorted(key for key in absent & trunk if not _FOR_DETECTION.search(key))
+        if left and not trunk <= absent:
+            logger.warning(
+                "train.init_checkpoint holds a part of the student's trunk alone: %d of its %d "
+                "weights stay as they were drawn (%s, ...)",
+                len(left),
+                len(trunk),
+                left[0],
+            )
         # Fewer than half come from another detector, a few small shapes agreeing by chance.
         if len(absent) > len(backbone) / 2:
             raise UserError(
@@ -352,9 +359,3 @@ class StudentCheckpointer(DetectionCheckpointer):
                 "belongs to another model"
             )
         return incompatible
-
-
-def _part(key: str) -> str:
-    """The trunk of a pyramid by itself, ``backbone.bottom_up``; of another backbone, all of it."""
-    parts = key.split(".")
-    return ".".join(parts[:2] if parts[1] in ("bottom_up", "net", "trunk") else parts[:1])

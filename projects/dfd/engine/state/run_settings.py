@@ -17,9 +17,10 @@ from ..config.schema import TRAIN_DEFAULTS
 _IMAGES = "the number of training images"
 _UNLABELLED = "the number of images without labels"
 TRAINING_DATA = "the hash of the training data"
+TEST_DATA = "the hash of the test data"
 _DATA_SEED = "dataloader.train.seed"
 # Which settings were what their functions have by default; runs of older versions do not say.
-_DEFAULTS = "settings left to defaults"
+DEFAULTS = "settings left to defaults"
 # Neither the weights nor what is logged depend on them; of the teacher, the content counts.
 _FREE = (
     "model.teacher.checkpoint",
@@ -47,7 +48,7 @@ def run_settings(
     loader: Any,
     num_images: int | None,
     num_unlabelled: int | None = None,
-    training_data: str = "",
+    hashes: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
     """What decides how a run goes on: every setting by its key, those left to defaults included.
 
@@ -56,7 +57,7 @@ def run_settings(
         loader: of the training batches.
         num_images: of the training data; None if not known.
         num_unlabelled: images that are distilled only; None: there are none.
-        training_data: hash of their names and labels.
+        hashes: of training and test data, under ``TRAINING_DATA`` and ``TEST_DATA``.
     """
     parts = {part: OmegaConf.to_container(cfg[part], resolve=True) for part in PARTS}
     flat = flat_settings(parts, {"train": TRAIN_DEFAULTS})
@@ -64,14 +65,14 @@ def run_settings(
     settings["torch"] = str(torch.__version__)
     settings["the number of threads"] = str(torch.get_num_threads())
     settings[_IMAGES] = str(num_images)
-    settings[TRAINING_DATA] = training_data
+    settings |= hashes or {}
     if num_unlabelled is not None:
         settings[_UNLABELLED] = str(num_unlabelled)
     # The one that was drawn, where the config leaves it open.
     seed = stream_seed(loader)
     if seed is not None:
         settings[_DATA_SEED] = str(seed)
-    settings[_DEFAULTS] = " ".join(sorted(flat.defaults & settings.keys()))
+    settings[DEFAULTS] = " ".join(sorted(flat.defaults & settings.keys()))
     return settings
 
 
@@ -88,7 +89,7 @@ def changed_settings(began: Mapping[str, str], now: Mapping[str, str]) -> list[s
         UserError: one of them cannot change within a run.
     """
     # Of an older version, which did not know them.
-    unknown = {_UNLABELLED, TRAINING_DATA} - began.keys()
+    unknown = {_UNLABELLED, TRAINING_DATA, TEST_DATA} - began.keys()
     now = {key: text for key, text in now.items() if key not in unknown}
     before, after = _split(began), _split(now)
     changes = {
@@ -96,7 +97,7 @@ def changed_settings(began: Mapping[str, str], now: Mapping[str, str]) -> list[s
         for key in differing(before, after)
     }
     fixed = [key for key in changes if key.startswith(_FIXED)]
-    if _DEFAULTS not in began:
+    if DEFAULTS not in began:
         # What its function has no more may have been a default: such a run only tells it.
         fixed = [key for key in fixed if key in now]
     if fixed:
@@ -110,4 +111,4 @@ def changed_settings(began: Mapping[str, str], now: Mapping[str, str]) -> list[s
 
 def _split(settings: Mapping[str, str]) -> FlatSettings:
     texts = dict(settings)
-    return FlatSettings(texts, frozenset(texts.pop(_DEFAULTS, "").split()))
+    return FlatSettings(texts, frozenset(texts.pop(DEFAULTS, "").split()))

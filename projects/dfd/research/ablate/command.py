@@ -143,12 +143,19 @@ def plan(args: argparse.Namespace) -> Ablation:
     cells = make_cells(grids=args.grid, variants=args.cell, overrides=args.overrides)
     out = Path(args.out)
     config = ConfigFile(args.config_file)
+    runs = plan_runs(config=config, cells=cells, seeds=parse_seeds(args.seeds), out=out)
+    for run in runs if args.metric.startswith(EMA) else ():
+        if (run.settings["train"].get("ema") or {}).get("decay") is None:
+            raise UserError(
+                f"--metric {args.metric}: {run.name} keeps no average: set train.ema.decay, or "
+                "compare the students themselves"
+            )
     return Ablation(
         config=config,
         out=out,
         cells=cells,
         baseline=find_cell(cells, args.baseline),
-        runs=plan_runs(config=config, cells=cells, seeds=parse_seeds(args.seeds), out=out),
+        runs=runs,
         metric=args.metric,
         draws=args.bootstrap,
         command=["dfd", "ablate", *args.given],

@@ -216,6 +216,7 @@ def details(
         for cell in cells
     }
     leads = _teachers(outcomes, metric.removeprefix(EMA))
+    of = EMA if metric.startswith(EMA) else ""
     reference = _values({s: o.scores for s, o in runs[baseline.name].items()}, metric)
     found = {}
     for cell in cells:
@@ -241,7 +242,7 @@ def details(
             for key in ("seconds_per_iteration", "peak_memory_mib")
         ]
         found[cell.name] = Details(
-            {size: _mean(_values(scores, size).values()) for size in METRICS[3:]},
+            {size: _mean(_values(scores, f"{of}{size}").values()) for size in METRICS[3:]},
             (ap - plain) / (teacher - plain) if ahead else None,
             *ratios,
         )
@@ -369,34 +370,33 @@ def different_conditions(outcomes: Sequence[Outcome]) -> list[str]:
 
 def _other_training_data(outcomes: Sequence[Outcome]) -> list[str]:
     """Runs that were to train on the same data, and did not: their files have changed."""
-    labels: dict[str, set[str]] = {}
-    images: dict[str, dict[str, dict[str, None]]] = {}
+    hashes: dict[str, set[str]] = {}
+    counts: dict[str, dict[str, dict[str, None]]] = {}  # Cells by their number of images.
     for outcome in outcomes:
         if outcome.status != DONE:
             continue
         train = (outcome.run.settings.get("dataloader") or {}).get("train") or {}
-        summary, cell = outcome.summary, outcome.run.cell.name
+        data, summary = _text([train.get("dataset"), train.get("unlabelled")]), outcome.summary
         if summary.get("train_data"):
-            data = [train.get("dataset"), train.get("unlabelled")]
-            labels.setdefault(_text(data), set()).add(summary["train_data"])
+            hashes.setdefault(data, set()).add(summary["train_data"])
         if summary.get("train_images") is not None:
-            counts = images.setdefault(_text(train), {})
-            counts.setdefault(str(summary["train_images"]), {})[cell] = None
+            cells = counts.setdefault(data, {}).setdefault(str(summary["train_images"]), {})
+            cells[outcome.run.cell.name] = None
     notes = []
-    if any(len(hashes) > 1 for hashes in labels.values()):
+    if any(len(found) > 1 for found in hashes.values()):
         notes.append("the training data were changed between runs: other images or labels")
-    for counts in images.values():
-        if len(counts) > 1:
-            cells = dict.fromkeys(cell for found in counts.values() for cell in found)
+    for found in counts.values():
+        if len(found) > 1:
+            cells = dict.fromkeys(cell for names in found.values() for cell in names)
             notes.append(
                 f"the runs of {', '.join(cells)} differ in their number of training images: "
-                f"{', '.join(counts)}"
+                f"{', '.join(found)}"
             )
     return notes
 
 
 def _text(settings: Any) -> str:
-    return json.dumps(settings, sort_keys=True, default=str)
+    return json.dumps(settings, default=str)
 
 
 def run_table(outcomes: Sequence[Outcome]) -> list[list[str]]:
