@@ -333,8 +333,7 @@ def load_weights(
         path = os.path.expanduser(cfg.train.init_checkpoint)
         file = local_path(path.partition("?")[0], "train.init_checkpoint")
         checkpointer.load(path, checkpointables=[])
-        start = {"path": cfg.train.init_checkpoint, "sha256": file_sha256(file)}
-        checkpointer.start = start
+        checkpointer.start = {"path": cfg.train.init_checkpoint, "sha256": file_sha256(file)}
     report = None
     if isinstance(model, DistilledDetector):
         report = model.inherit_from_teacher()
