@@ -164,18 +164,16 @@ class GradientShare:
         tt, dd, td = products.unbind(dim=1)
         # The labels' losses do not see images without labels: those of their level are the measure.
         own = [names.index(_level(n)) if _level(n) in names else i for i, n in enumerate(names)]
-        beside = tt[own]
+        beside = torch.stack([tt[i] for i in own])  # A list as index would wait for the device.
         ratio = torch.where(beside > 0, (dd / beside).sqrt(), 0)
         cosine = torch.where((tt > 0) & (dd > 0), td / (tt.sqrt() * dd.sqrt()), 0)
-        values = torch.stack([ratio, cosine, factor]).flatten()
-        shown = [
-            (f"dfd/{name.replace('/', '_')}/gradient_{what}", i)
-            for i, (what, name) in enumerate(
-                (what, name) for what in ("ratio", "cosine", "factor") for name in names
-            )
+        shown = {
+            f"dfd/{name.replace('/', '_')}/gradient_{what}": values[i]
+            for what, values in (("ratio", ratio), ("cosine", cosine), ("factor", factor))
+            for i, name in enumerate(names)
             if not (what == "cosine" and name.startswith(_UNLABELLED))
-        ]
-        self._measured.append(([key for key, _ in shown], values[[i for _, i in shown]]))
+        }
+        self._measured.append((list(shown), torch.stack(list(shown.values()))))
 
 
 def make_gradient_share(
