@@ -203,7 +203,7 @@ def test_results_among_the_inputs_are_told(tmp_path, capsys):
         assert ("the next dfd predict of that folder" in capsys.readouterr().out) is told
 
 
-def tested_on(name):
+def run_on(name):
     cfg = OmegaConf.create({"dataloader": {"test": {"dataset": name}}})
     return RunFolder("run", "", cfg, {}, [])
 
@@ -221,7 +221,7 @@ def registered(tmp_path):
 def test_test_images_are_found_as_the_evaluation_finds_them(registered):
     for path in registered.iterdir():
         path.rename(path.with_suffix(".PNG"))
-    assert len(inputs.photographs(tested_on("dfd_test_own"), "BGR", [], 5)) == 5
+    assert len(inputs.photographs(run_on("dfd_test_own"), "BGR", [], 5)) == 5
 
 
 @pytest.mark.parametrize(
@@ -232,7 +232,7 @@ def test_test_images_are_evenly_spaced(registered, count, unreadable, chosen):
     images = [cv2.imread(str(registered / f"{i}.png")) for i in range(5)]
     for i in unreadable:
         (registered / f"{i}.png").write_text("no image")
-    found = inputs.photographs(tested_on("dfd_test_own"), "BGR", [], count)
+    found = inputs.photographs(run_on("dfd_test_own"), "BGR", [], count)
     if isinstance(chosen, int):
         assert len(found) == chosen
     else:
@@ -242,4 +242,4 @@ def test_test_images_are_evenly_spaced(registered, count, unreadable, chosen):
 def test_test_data_that_are_not_registered_are_told_with_both_remedies():
     """A config file's own statement registered them in the training alone."""
     with pytest.raises(UserError, match="'zz_val' is not .*docs/extending.md.*; or name photog"):
-        inputs.photographs(tested_on("zz_val"), "BGR", [], 5)
+        inputs.photographs(run_on("zz_val"), "BGR", [], 5)
