@@ -72,7 +72,8 @@ def test_predict_makes_a_program_s_images_in_the_run_s_own_way(monkeypatch):
     mapper = {"_target_": "detectron2.data.DatasetMapper", "image_format": "BGR"}
     mapper["augmentations"] = [{"_target_": "dfd.data.Letterbox", "size": 96}]
     cfg = OmegaConf.create({"dataloader": {"test": {"mapper": mapper}}})
-    loaded = load_student(RunFolder("run", "", cfg, {"results": {"bbox": {}}}, []), exported="x.pt2")
+    run = RunFolder("run", "", cfg, {"results": {"bbox": {}}}, [])
+    loaded = load_student(run, exported="x.pt2")
     photograph = image(150, 200)
     expected = student_of(Letterbox(96)).pixels(photograph)
     assert torch.equal(loaded.pixels(photograph), expected)
