@@ -26,7 +26,10 @@ def run_parser(name: str, description: str | None) -> argparse.ArgumentParser:
     path = {"type": os.path.expanduser}
     parser.add_argument("--run", **path, required=True, metavar="FOLDER", help="a finished run")
     parser.add_argument(
-        "--weights", default=FINAL, help=f"a file of the run (default: {FINAL})"
+        "--weights",
+        type=os.path.expanduser,
+        default=FINAL,
+        help=f"a file of the run's folder, or a full path (default: {FINAL})",
     )
     parser.add_argument(
         "--trust-code", action="store_true", help="let the run's config name any module"

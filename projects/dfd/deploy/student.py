@@ -156,7 +156,7 @@ def _check_origin(run: RunFolder, exported: str, told: Mapping[str, Any], weight
     if not any(file_sha256(path) == sha256 for path in dict.fromkeys(paths) if path.is_file()):
         raise UserError(
             f"{exported} was exported from weights (sha256 {sha256[:12]}) that --run {run.name} "
-            "does not have: name the run that it is of, or export it again"
+            "does not have: name the run that it is of, or the file of those weights with --weights"
         )
 
 
