@@ -36,12 +36,12 @@ def forked(config, *arguments, env=None):
 class Started:
     """``python -m module arguments`` so: what is used of a subprocess.Popen."""
 
-    def __init__(self, command, *, output=None):
+    def __init__(self, command, *, output=None, env=None):
         with tempfile.TemporaryDirectory() as folder:
             pipe = Path(folder) / "pipe"
             os.mkfifo(pipe)
             path = pipe if output is None else output.name
-            self._process = SERVER.Process(target=_run_module, args=(command[2:], path))
+            self._process = SERVER.Process(target=_run_module, args=(command[2:], path, env or {}))
             self._process.start()
             # Opened once the process has opened it too.
             self.stdout = open(pipe) if output is None else None
@@ -61,15 +61,18 @@ class Started:
         return text, None
 
 
-def _run_module(command, output):
-    _begin([output])
+def _run_module(command, output, env):
+    _begin([output], env)
     sys.argv = command
     runpy.run_module(command[0], run_name="__main__", alter_sys=True)
 
 
-def _begin(outputs):
+def _begin(outputs, env):
     """One file for standard output and errors, or one for each."""
     os.setsid()
+    os.environ.update(env)
+    multiple = torch.multiprocessing
+    multiple.start_processes = functools.partial(multiple.start_processes, start_method="fork")
     # A pipe is opened once: its folder goes as soon as the reader has opened it too.
     opened = [os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND) for path in outputs]
     os.dup2(opened[0], 1)
@@ -78,10 +81,7 @@ def _begin(outputs):
 
 
 def _launch(arguments, env, paths):
-    _begin(paths)
-    os.environ.update(env)
-    multiple = torch.multiprocessing
-    multiple.start_processes = functools.partial(multiple.start_processes, start_method="fork")
+    _begin(paths, env)
     parser = argument_parser()
     parser.set_defaults(dist_url="auto")
     launch(main, parser.parse_args(arguments))

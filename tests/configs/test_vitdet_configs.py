@@ -263,11 +263,9 @@ def test_layer_scale_and_register_tokens_by_name():
         assert weight_decay == decay, key
 
 
-@pytest.mark.parametrize(
-    "name", ["dfd_b_s_100ep.py", "dfd_b_t_100ep.py", "dfd_b_cascade_s_100ep.py"]
-)
+@pytest.mark.parametrize("name", ["dfd_b_t_100ep.py", "dfd_b_cascade_s_100ep.py"])
 def test_recipe_trains_a_step_and_evaluates_at_128_pixels(name):
-    """In full width and depth: ViTDet-B teaches S and T."""
+    """In full width and depth: ViTDet-B teaches T, and with cascaded heads S."""
     # Otherwise all blocks would be global at this size.
     net = "model.student.backbone.net"
     windows = [f"{net}.window_size=4", f"{net}.act_checkpoint=True"]

@@ -1,11 +1,11 @@
 """The teacher's features from a store: the same in every case, or computed anew."""
 
-import multiprocessing
 from pathlib import Path
 
 import pytest
 import torch
 import toys
+from forked import SERVER
 
 from dfd import FrozenTeacher, UserError
 from dfd.distill import passes
@@ -198,8 +198,7 @@ def _write(folder, number):
 
 @pytest.mark.slow
 def test_processes_share_it(tmp_path):
-    context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=_write, args=(str(tmp_path), n)) for n in range(2)]
+    processes = [SERVER.Process(target=_write, args=(str(tmp_path), n)) for n in range(2)]
     for process in processes:
         process.start()
     for process in processes:

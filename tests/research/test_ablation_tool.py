@@ -8,6 +8,7 @@ import pytest
 import torch
 from coco_files import write_coco
 from detectron2.config import instantiate
+from forked import Started
 from toys import faster_rcnn_config
 
 from dfd.research.ablate import command
@@ -191,7 +192,13 @@ def test_averages_are_compared_where_every_run_keeps_one(tmp_path, capsys):
     assert capsys.readouterr().out.startswith("1 run")
 
 
-def test_a_run_of_two_processes_is_one_run(ablate, tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def forked_runs(monkeypatch):
+    """Each training in a process that need not import anything first."""
+    monkeypatch.setattr("dfd.research.ablate.local.start", Started)
+
+
+def test_a_run_of_two_processes_is_one_run(ablate, forked_runs, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setenv("PYTHONPATH", "tests", prepend=os.pathsep)
@@ -207,7 +214,9 @@ def test_a_run_of_two_processes_is_one_run(ablate, tmp_path, monkeypatch, capsys
 
 
 @pytest.mark.slow
-def test_trainings_that_fail_are_told_and_continued(ablate, tmp_path, monkeypatch, capsys):
+def test_trainings_that_fail_are_told_and_continued(
+    ablate, forked_runs, tmp_path, monkeypatch, capsys
+):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("PYTHONPATH", "tests", prepend=os.pathsep)
     out, teacher = tmp_path / "out", tmp_path / "teacher.pth"

@@ -1,10 +1,8 @@
-"""tools/analyse_disparity.py: statistics by hand, a run from end to end, refusals of one line."""
+"""dfd analyse: statistics by hand, a run from end to end, refusals of one line."""
 
 import json
 import os
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -19,7 +17,7 @@ from toys import build, faster_rcnn_config, save_checkpoint
 
 from dfd.engine import argument_parser, main
 from dfd.errors import UserError
-from dfd.research.analyse import analyse
+from dfd.research.analyse import analyse, command
 from dfd.research.analyse.collect import (
     DETECTED,
     FALSE,
@@ -745,21 +743,17 @@ def test_only_an_earlier_analysis_is_replaced(tmp_path):
     refused(tmp_path / "empty", "no such folder: none")
 
 
-def test_a_plain_student_fails_in_one_line_of_the_tool(run, tmp_path):
+def test_a_plain_student_fails_in_one_line_of_the_command(run, tmp_path, capsys):
     # That a config has a teacher is all that tells the two apart.
     shutil.copytree(run, tmp_path / "plain")
     config = tmp_path / "plain" / "config.yaml"
     config.write_text(config.read_text().replace("  student:", "  pupil:"))
-    command = [sys.executable, "tools/analyse_disparity.py", "--run", str(tmp_path / "plain")]
-    result = subprocess.run(
-        [*command, "--out", str(tmp_path / "out"), "--num-images", "2"],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    assert result.returncode == 1
-    assert result.stderr.startswith("error: --run: ") and result.stderr.count("\n") == 1
-    assert "a run without a teacher" in result.stderr
+    arguments = ["--run", str(tmp_path / "plain"), "--out", str(tmp_path / "out")]
+    with pytest.raises(SystemExit) as stop:
+        command.main([*arguments, "--num-images", "2"])
+    said = capsys.readouterr().err if stop.value.code == 1 else f"{stop.value}\n"
+    assert said.startswith("error: --run: ") and said.count("\n") == 1
+    assert "a run without a teacher" in said
     assert not (tmp_path / "out").exists()
 
 

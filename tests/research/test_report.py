@@ -2,10 +2,7 @@
 
 import copy
 import json
-import os
 import shutil
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import cv2
@@ -21,12 +18,11 @@ from toys import build
 from dfd.engine.config.load import load_config
 from dfd.engine.config.resolve import resolve_config
 from dfd.errors import UserError
-from dfd.research import format_text, load_runs, parse_runs
+from dfd.research import command, format_text, load_runs, parse_runs
 from dfd.research.compare import differences, gains, tables
 from dfd.research.curves import loss_curves
 from dfd.research.report import _short_names, render_page
 
-ENV = os.environ | {"OMP_NUM_THREADS": "1"}
 AP = {"student": 20.25, "dfd": 31.5}
 
 
@@ -378,20 +374,11 @@ def test_run_arguments_of_another_form_are_refused(arguments, message):
         parse_runs(arguments)
 
 
-def tool(name, *arguments):
-    return subprocess.run(
-        [sys.executable, f"tools/{name}.py", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env=ENV,
-    )
-
-
-@pytest.mark.slow
-def test_report_fails_in_one_line(tmp_path):
-    result = tool("report", "--run", f"a={tmp_path / 'none'}", "--out", tmp_path / "r.html")
-    assert result.returncode == 1
-    assert result.stderr == f"error: --run a: no such folder: {tmp_path / 'none'}\n"
+def test_report_fails_in_one_line(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        command.main(["--run", f"a={tmp_path / 'none'}", "--out", str(tmp_path / "r.html")])
+    said = capsys.readouterr().err if stop.value.code == 1 else f"{stop.value}\n"
+    assert said == f"error: --run a: no such folder: {tmp_path / 'none'}\n"
     assert not (tmp_path / "r.html").exists()
 
 

@@ -11,12 +11,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from detectron2.utils.registry import locate
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from ...errors import UserError
 
 # What other formats take for a bool. Hydra reads them as text, of which any is true to Python.
 _SWITCH_WORDS = ("yes", "no", "on", "off", "y", "n")
+# What becomes something else, or has no value yet.
+_NO_WORDS = ("auto", "???")
 
 
 def check_switches(cfg: DictConfig) -> None:
@@ -25,36 +27,31 @@ def check_switches(cfg: DictConfig) -> None:
         UserError: a config, written or saved, has a word where a function takes a bool. Python
             takes any for true, "no" as well.
     """
-    _check_switches(cfg, "")
+    # Plain values: OmegaConf's nodes are looked up a hundred times as slowly.
+    _check_switches(OmegaConf.to_container(cfg, resolve=False), "")
 
 
-def _check_switches(node: Any, path: str) -> None:
-    if not isinstance(node, DictConfig | ListConfig) or node._is_none() or node._is_missing():
-        return
-    values = OmegaConf.to_container(node, resolve=False)
-    for key in values if isinstance(values, dict) else range(len(values)):
-        if OmegaConf.is_missing(node, key) or OmegaConf.is_interpolation(node, key):
-            continue
+def _check_switches(values: dict[Any, Any] | list[Any], path: str) -> None:
+    for key, value in values.items() if isinstance(values, dict) else enumerate(values):
         name = f"{path}.{key}" if path else str(key)
-        value = values[key]
-        if not isinstance(value, str):
-            _check_switches(node[key], name)
-        elif isinstance(values, dict) and value != "auto":  # Which becomes something else.
-            kinds = parameter_kinds(node, key) or kinds_by_default(node, key)
+        if isinstance(value, dict | list):
+            _check_switches(value, name)
+        elif isinstance(values, dict) and isinstance(value, str) and value not in _NO_WORDS:
+            kinds = parameter_kinds(values, key) or kinds_by_default(values, key)
             if is_word_for_switch(value, kinds):
                 raise UserError(f"{name} is {value!r}: it must be true or false")
 
 
 def is_word_for_switch(value: Any, kinds: set[str]) -> bool:
     """Whether what takes a bool is given text, ``no`` above all, which would switch it on."""
-    if not isinstance(value, str) or value.startswith("${"):
+    if not isinstance(value, str) or "${" in value:
         return False
     if "bool" not in kinds or "text" in kinds:
         return False
     return kinds <= {"bool", "none", "number"} or value.lower() in _SWITCH_WORDS
 
 
-def parameter_kinds(node: DictConfig, name: str) -> set[str]:
+def parameter_kinds(node: Mapping[str, Any], name: str) -> set[str]:
     """What the function of a LazyCall node takes as a parameter; empty: it does not tell."""
     function, parameters = signature(node)
     parameter = parameters.get(name)
@@ -70,13 +67,13 @@ def parameter_kinds(node: DictConfig, name: str) -> set[str]:
     return _kinds(annotation) | ({"none"} if parameter.default is None else set())
 
 
-def kinds_by_default(node: DictConfig, name: str) -> set[str]:
+def kinds_by_default(node: Mapping[str, Any], name: str) -> set[str]:
     """What a parameter takes that tells no type: a bool at least if it is one by default."""
     parameter = signature(node)[1].get(name)
     return {"bool", "any"} if parameter and isinstance(parameter.default, bool) else set()
 
 
-def signature(node: DictConfig) -> tuple[Any, Mapping[str, inspect.Parameter]]:
+def signature(node: Mapping[str, Any]) -> tuple[Any, Mapping[str, inspect.Parameter]]:
     """The function of a LazyCall node and its parameters, none where they cannot be told."""
     target = node.get("_target_")
     try:
