@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..losses.predictions import Predictions
+from ..ranges import check_choice, check_positive
 from ..weights.strict import WeightFile, load_strict, read_weights
 from .contract import (
     channel_order,
@@ -79,20 +80,14 @@ class FrozenTeacher:
         Raises:
             UserError: no checkpoint, one that does not fit, or a setting outside its range.
         """
-        if precision not in ("auto", *PRECISIONS):
-            raise UserError(
-                f"model.teacher.precision is {precision!r}; it must be auto, "
-                f"{', '.join(PRECISIONS)}"
-            )
+        check_choice("model.teacher.precision", precision, ("auto", *PRECISIONS))
         for attribute in ("backbone", "preprocess_image"):
             if not hasattr(model, attribute):
                 raise UserError(
                     f"model.teacher.model is a {type(model).__name__} without a {attribute}: the "
                     "teacher must be a Detectron2 detector"
                 )
-        if not scale > 0:
-            raise UserError(f"model.teacher.scale is {scale}; it must be above 0")
-        self.scale = scale
+        self.scale = check_positive("model.teacher.scale", scale)
         self.model = model.eval().requires_grad_(False)
         self.precision = precision
         self.weights: WeightFile | None = None

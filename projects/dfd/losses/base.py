@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..ranges import is_number
 
 # A logit below any feature, far enough from the end of fp32 that differences stay within it.
 _LOWEST = torch.finfo(torch.float32).min / 4
@@ -168,11 +167,3 @@ def hide_invalid(logits: Tensor, valid: Tensor | None) -> Tensor:
     logarithm is 0, and an image without a valid cell gives no NaN.
     """
     return logits if valid is None else logits.masked_fill(~valid, _LOWEST)
-
-
-def non_negative(owner: str, **setting: float) -> float:
-    """The value of one setting, refused with its name if it is negative or not a number."""
-    ((name, value),) = setting.items()
-    if not is_number(value) or value < 0:
-        raise UserError(f"{owner}({name}={value!r}): it must be a number, not negative")
-    return value

@@ -31,7 +31,7 @@ from ..distill.disparity import (
     zero_outside,
 )
 from ..errors import UserError
-from ..ranges import check_choice, check_count, check_number, is_integer, is_number
+from ..ranges import check_choice, check_count, check_number, check_positive, is_integer, is_number
 from .base import FeatureCriterion, LevelFeatures
 from .generator import FeatureGenerator
 
@@ -188,9 +188,7 @@ class DFDLoss(FeatureCriterion):
         self.lenient = check_choice("DFDLoss: lenient", lenient, LENIENT)
         self.average = check_choice("DFDLoss: average", average, AVERAGES)
         self.tolerance = check_number("DFDLoss: tolerance", tolerance)
-        self.delta = check_number("DFDLoss: delta", delta)
-        if delta == 0:
-            raise UserError("DFDLoss: delta is 0; it must be above 0")
+        self.delta = check_positive("DFDLoss: delta", delta)
         self.window = check_count("DFDLoss: window", window, 3)
         if window % 2 == 0:
             raise UserError(f"DFDLoss: window is {window}; it must be an odd number")

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from ..distill.disparity import zero_outside
 from ..errors import UserError
-from ..ranges import is_number
-from .base import FeatureCriterion, LevelFeatures, hide_invalid, non_negative, sum_over_cells
+from ..ranges import check_number, check_positive
+from .base import FeatureCriterion, LevelFeatures, hide_invalid, sum_over_cells
 from .box_masks import box_masks
 
 
@@ -58,15 +58,13 @@ class FGDLoss(FeatureCriterion):
                 there); None: it is not divided.
         """
         super().__init__()
-        self.alpha_fgd = non_negative("FGDLoss", alpha_fgd=alpha_fgd)
-        self.beta_fgd = non_negative("FGDLoss", beta_fgd=beta_fgd)
-        self.gamma_fgd = non_negative("FGDLoss", gamma_fgd=gamma_fgd)
-        self.lambda_fgd = non_negative("FGDLoss", lambda_fgd=lambda_fgd)
-        if not is_number(temp) or temp <= 0:
-            raise UserError(f"FGDLoss(temp={temp!r}): it must be a number above 0")
-        self.temp = temp
-        if reference_size is not None and not reference_size > 0:
-            raise UserError(f"FGDLoss(reference_size={reference_size}): it must be above 0 or null")
+        self.alpha_fgd = check_number("FGDLoss: alpha_fgd", alpha_fgd)
+        self.beta_fgd = check_number("FGDLoss: beta_fgd", beta_fgd)
+        self.gamma_fgd = check_number("FGDLoss: gamma_fgd", gamma_fgd)
+        self.lambda_fgd = check_number("FGDLoss: lambda_fgd", lambda_fgd)
+        self.temp = check_positive("FGDLoss: temp", temp)
+        if reference_size is not None:
+            check_positive("FGDLoss: reference_size", reference_size)
         self.reference_size = reference_size
         self.student_context: GlobalContext | None = None
         self.teacher_context: GlobalContext | None = None

@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..distill.disparity import zero_outside
-from .base import FeatureCriterion, LevelFeatures, non_negative, sum_over_cells
+from ..ranges import check_number
+from .base import FeatureCriterion, LevelFeatures, sum_over_cells
 
 
 class G2SDLoss(FeatureCriterion):
@@ -31,7 +32,7 @@ class G2SDLoss(FeatureCriterion):
                 (``model.head.warmup_iters``).
         """
         super().__init__()
-        self.weight = non_negative("G2SDLoss", weight=weight)
+        self.weight = check_number("G2SDLoss: weight", weight)
 
     def forward(self, level: LevelFeatures) -> Tensor:
         valid, objectness = level.valid, level.objectness
