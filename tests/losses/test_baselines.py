@@ -14,8 +14,7 @@ import torch
 
 from dfd import UserError
 from dfd.losses import CWDLoss, FGDLoss, G2SDLoss, MGDLoss, MimicLoss, PKDLoss
-from dfd.losses.box_masks import box_masks
-from dfd.losses.fgd import GlobalContext
+from dfd.losses.fgd import GlobalContext, box_masks
 
 GOLDEN = Path(__file__).parent / "golden"
 
