@@ -148,6 +148,19 @@ def check_criterion(criterion: Any) -> None:
         ) from error
 
 
+def objectness_of(level: LevelFeatures, owner: str) -> Tensor:
+    """The teacher's objectness, (N,H,W), 0 where cells are not valid.
+
+    Raises:
+        ValueError: the level has none.
+    """
+    if level.objectness is None:
+        raise ValueError(f"{owner} needs objectness, (N,H,W)")
+    if level.valid is None:
+        return level.objectness
+    return level.objectness.masked_fill(~level.valid, 0)
+
+
 def sum_over_cells(cost: Tensor, valid: Tensor | None) -> Tensor:
     """The sum of a finite (N,H,W) map over the valid cells."""
     return cost.sum() if valid is None else torch.where(valid, cost, 0).sum()

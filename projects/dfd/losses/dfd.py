@@ -32,7 +32,7 @@ from ..distill.disparity import (
 )
 from ..errors import UserError
 from ..ranges import check_choice, check_count, check_number, check_positive, is_integer, is_number
-from .base import FeatureCriterion, LevelFeatures
+from .base import FeatureCriterion, LevelFeatures, objectness_of
 from .generator import FeatureGenerator
 
 LENIENT = ("tail", "direction", "tolerance", "context", "smooth")
@@ -320,12 +320,7 @@ class DFDLoss(FeatureCriterion):
             else self._lenient_cost(s, t, lenient, level.valid)
         )
         if self.needs_objectness:
-            if level.objectness is None:
-                raise ValueError("DFDLoss(certainty=True) needs objectness, (N,H,W)")
-            certainty = level.objectness
-            if level.valid is not None:
-                certainty = certainty.masked_fill(~level.valid, 0)
-            leniency = leniency * (1 - certainty)
+            leniency = leniency * (1 - objectness_of(level, "DFDLoss(certainty=True)"))
         return torch.where(lenient, torch.lerp(strict, cost, leniency), strict)
 
     def _lenient_cost(self, s: Tensor, t: Tensor, lenient: Tensor, valid: Tensor | None) -> Tensor:
