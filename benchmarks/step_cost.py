@@ -123,7 +123,8 @@ def make_teacher_passes(
 
     @torch.no_grad()
     def plain() -> None:
-        teacher.model.backbone(teacher.preprocess(batch, model.input_format).tensor)
+        items = teacher.own_images(batch, model.input_format)
+        teacher.model.backbone(teacher.network_input(items))
 
     def frozen() -> None:
         teacher(batch, input_format=model.input_format, device=model.device)

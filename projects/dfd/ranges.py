@@ -16,6 +16,12 @@ def check_number(name: str, value: Any, least: float = 0.0, most: float = math.i
     return float(value)
 
 
+def check_positive(name: str, value: Any) -> float:
+    if not is_number(value) or value <= 0:
+        raise UserError(f"{name} is {value!r}; it must be a number above 0")
+    return float(value)
+
+
 def check_probability(name: str, value: Any) -> float:
     return check_number(name, value, 0, 1)
 

@@ -274,7 +274,8 @@ def test_coco_teacher_computes_what_the_zoos_model_computes(coco):
         expected = zoo_teacher.backbone(zoo_teacher.preprocess_image(batch).tensor)
     order = zoo_teacher.input_format
     with torch.no_grad():
-        own = model.teacher.model.backbone(model.teacher.preprocess(batch, order).tensor)
+        items = model.teacher.own_images(batch, order)
+        own = model.teacher.model.backbone(model.teacher.network_input(items))
     pyramid = model.teacher(batch, input_format=order)
     assert set(pyramid) == set(own) == set(expected)
     for name, features in expected.items():

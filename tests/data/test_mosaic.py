@@ -382,7 +382,7 @@ def test_images_are_read_by_the_rules_of_the_loaders(tmp_path, coloured):
         (dict(scale=(2, 1)), "MosaicMapper.scale is (2, 1);"),
         (dict(mixup_scale=0.5), "MosaicMapper.mixup_scale is 0.5;"),
         (dict(hsv_gains=(5, 30)), "MosaicMapper.hsv_gains is (5, 30); it must be three numbers"),
-        (dict(image_format="L"), "MosaicMapper.image_format is 'L'; it must be BGR or RGB"),
+        (dict(image_format="L"), "MosaicMapper.image_format is 'L'; it must be one of BGR, RGB"),
     ],
 )
 def test_setting_outside_its_range_is_one_line(settings, named):

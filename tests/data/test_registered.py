@@ -23,7 +23,7 @@ from dfd.data import (
     dataset_report,
     registered_name,
 )
-from dfd.data.registered import labels_sha256
+from dfd.data.registered import content_of
 from dfd.errors import UserError
 
 NAME = "dfd_test_registered"
@@ -162,7 +162,7 @@ def test_labels_are_known_by_a_hash(forget, tmp_path):
         name = f"{NAME}_{len(hashes)}"
         DatasetCatalog.register(name, lambda r=record, a=label: [r | {"annotations": [a]}])
         MetadataCatalog.get(name).thing_classes = ["cat", "dog"]
-        hashes.append(labels_sha256(name))
+        hashes.append(content_of(name).sha256)
         DatasetCatalog.remove(name)
     assert hashes[0] == hashes[1] and len(set(hashes)) == 5
 

@@ -151,7 +151,7 @@ def test_process_that_comes_second_takes_the_folder_of_the_first(tmp_path, monke
 
 def test_bad_arguments_are_named(tmp_path):
     for key, value in (("num_train", 0), ("image_size", 16), ("seed", -1), ("clutter", 1.5)):
-        with pytest.raises(UserError, match=f"{key}={value} must be at least"):
+        with pytest.raises(UserError, match=f"{key} is {value}; it must be a"):
             generated_shapes(root=str(tmp_path / "s"), split="train", **{**SPEC, key: value})
     with pytest.raises(UserError, match="root is empty"):
         generated_shapes(root="", split="train", **SPEC)

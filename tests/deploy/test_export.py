@@ -393,6 +393,19 @@ def test_a_file_of_another_run_of_the_same_config_is_refused(finished, tmp_path)
         load_student(run, exported=str(other))
 
 
+def test_a_file_of_weights_outside_the_run_is_used_where_these_are_named(finished, call, tmp_path):
+    (run,) = load_runs({"run": str(finished[0])})
+    weights = str(tmp_path / "model_000001.pth")
+    torch.save(torch.load(finished[0] / "model_final.pth") | {"iteration": 7}, weights)
+    student = load_student(run, weights=weights, device="cpu")
+    (tmp_path / "x.onnx").write_bytes(export.export_onnx(student, pictures((64, 80))[0]))
+    given = [finished[1], "--exported", "x.onnx", "--no-images"]
+    with pytest.raises(SystemExit, match="or the file of those weights with --weights"):
+        call(predict, *given, "--out", "out")
+    call(predict, *given, "--out", "out", "--weights", weights)
+    assert json.loads((tmp_path / "out" / "detections.json").read_text())["images"]
+
+
 def test_a_program_of_another_run_of_the_same_config_is_refused(finished, tmp_path, monkeypatch):
     class Nothing(nn.Module):
         def forward(self, image):

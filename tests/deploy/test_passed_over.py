@@ -224,6 +224,14 @@ def test_test_images_are_found_as_the_evaluation_finds_them(registered):
     assert len(inputs.photographs(run_on("dfd_test_own"), "BGR", [], 5)) == 5
 
 
+def test_a_remote_test_image_is_read_by_its_name(registered, monkeypatch):
+    """A path of pathlib would shorten its //."""
+    name = f"dfd-stored://{registered}/0.png"
+    monkeypatch.setattr(inputs, "dataset_dicts", lambda **_: [{"file_name": name}])
+    (found,) = inputs.photographs(run_on("dfd_test_own"), "BGR", [], 5)
+    assert np.array_equal(found, cv2.imread(f"{registered}/0.png"))
+
+
 @pytest.mark.parametrize(
     ("count", "unreadable", "chosen"),
     [(2, [], [1, 3]), (3, [], [0, 2, 4]), (4, [], [0, 1, 3, 4]), (2, [3, 0], [1, 2]), (9, [2], 4)],

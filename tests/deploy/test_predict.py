@@ -153,8 +153,7 @@ def test_a_broken_video_is_passed_over(predict, tmp_path, capsys):
         (["a", "--every", "0"], "--every 0: it must be 1 or more"),
         (["a", "--weights", "model_x.pth"], "model_x.pth"),
         (["a", "--run", "empty"], "has no summary.json: the run has not finished"),
-        (["a", "--exported", "x.onnx", "--weights", "model_ema.pth"], "leave out --weights"),
-        (["a", "--exported", "x.onnx", "--device", "cuda"], "has its own weights and runs on the"),
+        (["a", "--exported", "x.onnx", "--device", "cuda"], "runs on the CPU: leave out --device"),
         (["a", "--out", "full/kept.txt/out"], "folder full/kept.txt/out cannot be made (Not a dir"),
         (["a", "--out", "y" * 300], "yy: File name too long: choose another"),
         (["a", "--device", "gpu"], "--device gpu: Expected one of cpu, cuda"),
@@ -222,6 +221,27 @@ def test_from_python(finished):
     assert student.classes == ["disc", "box", "bar"] and not student.model.training
     assert instances.image_size == (40, 60)
     assert instances.pred_boxes.tensor.device == torch.device("cpu")
+
+
+def test_a_student_that_was_given_another_order_than_its_own_serves_too(tmp_path, caplog):
+    """The setting beside the student comes first, in training and afterwards."""
+    data = {s: write_coco(tmp_path, s, 2, seed=i) for i, s in enumerate(("train", "test"))}
+    settings = [
+        *(f"dataloader.{split}.{o}" for split, opts in data.items() for o in opts),
+        "dataloader.train.mapper.image_format=RGB",
+        "model.input_format=RGB",
+        "model.student.pixel_mean=[123.7,116.3,103.5]",
+        "model.teacher.allow_random=true",
+        "train.max_iter=1",
+        f"train.output_dir={tmp_path / 'run'}",
+    ]
+    train("tests/engine/configs/dfd.py", *settings)
+    (run,) = load_runs({"run": str(tmp_path / "run")})
+    assert load_student(run, device="cpu").image_format == "RGB"
+    weights = f"train.init_checkpoint={tmp_path / 'run' / 'model_final.pth'}"
+    caplog.clear()
+    train("tests/engine/configs/dfd.py", "--eval-only", *settings, weights)
+    assert "copypaste: " in caplog.text
 
 
 def test_names_and_shapes_that_images_rarely_have(predict, tmp_path, capsys):

@@ -316,11 +316,11 @@ class Learnt(PredictionLoss):
         (lambda: PredictionHead(loss=Learnt()), "has parameters or buffers, which no"),
         (lambda: PredictionHead(loss=[ObjectnessLoss(), "boxes"]), "loss is a str: derive it"),
         (lambda: PredictionHead(loss=[]), "model.predictions.loss is empty"),
-        (lambda: BoxMimicLoss(weight=-1), "weight=-1"),
+        (lambda: BoxMimicLoss(weight=-1), "weight is -1"),
         (lambda: PredictionHead(loss=ObjectnessLoss(), weight=-1), "model.predictions.weight"),
         (lambda: PredictionHead(loss=ObjectnessLoss(), end_iter=-1), "model.predictions.end_iter"),
-        (lambda: PredictionMimicLoss(beta="much"), "beta='much'"),
-        (lambda: ObjectnessLoss(weight=-1), "weight=-1"),
+        (lambda: PredictionMimicLoss(beta="much"), "beta is 'much'"),
+        (lambda: ObjectnessLoss(weight=-1), "weight is -1"),
     ],
 )
 def test_what_cannot_be_is_refused(make, message):

@@ -182,9 +182,8 @@ def test_teacher_mean_and_std_in_the_wrong_channel_order(batch_format, teacher_f
     rgb = make_batch()
     batch = rgb if batch_format == "RGB" else [{"image": x["image"].flip(0)} for x in rgb]
     own = rgb if teacher_format == "RGB" else [{"image": x["image"].flip(0)} for x in rgb]
-    torch.testing.assert_close(
-        teacher.preprocess(batch, batch_format).tensor, model.preprocess_image(own).tensor
-    )
+    found = teacher.network_input(teacher.own_images(batch, batch_format))
+    torch.testing.assert_close(found, model.preprocess_image(own).tensor)
 
 
 @pytest.mark.parametrize("unit", [1, 255])
@@ -353,7 +352,7 @@ def test_norms_with_an_activation_within_are_no_plain_ones():
 def test_a_pass_in_fp32_is_the_detector_s_own_but_for_rounding():
     teacher = teacher_of(statistics(build()), precision="fp32")
     batch = make_batch()
-    images = teacher.preprocess(batch, "BGR").tensor
+    images = teacher.network_input(batch)
     found = teacher(batch, input_format="BGR")
     with torch.no_grad():
         for name, expected in teacher.model.backbone(images).items():

@@ -15,6 +15,7 @@ from vit_toys import detectron2_vit_config, timm_vit_config
 
 from dfd import DFDHead, DistilledDetector, FrozenTeacher, UserError
 from dfd.data import TwoSizeMapper
+from dfd.distill.real_pixels import RealPixels
 from dfd.distill.same_cells import resample
 from dfd.losses import CWDLoss, DFDLoss, MimicLoss
 
@@ -222,7 +223,7 @@ def test_resampled_teacher_is_compared_cell_upon_cell(scale):
     cells = torch.arange(16 * 24.0).view(16, 24)
     teacher = torch.stack([cells, -cells]).repeat_interleave(2, 1).repeat_interleave(2, 2)[None]
     sizes = [(round(256 / scale), round(384 / scale))]
-    student, _ = resample(teacher, scale, sizes, 8)
+    student, _ = resample(teacher, scale, 8, RealPixels(sizes).resized(scale))
     (loss,) = head({"p3": student}, {"p3": teacher}, sizes).values()
     (moved,) = head({"p3": student.roll(1, 3)}, {"p3": teacher}, sizes).values()
     assert loss == 0 and moved > 0.1
@@ -235,8 +236,7 @@ def test_resampled_cells_keep_their_place(ratio):
     rows = (torch.arange(height) + 0.5).view(1, 1, -1, 1).expand(1, 1, height, width)
     columns = (torch.arange(width) + 0.5).view(1, 1, 1, -1).expand(1, 1, height, width)
     for ramp, dim in ((rows, 2), (columns, 3)):
-        size = (round(8 * height / ratio), round(8 * width / ratio))
-        out, _ = resample(ramp, ratio, [size], 8)
+        out, _ = resample(ramp, ratio, 8, RealPixels([(8 * height, 8 * width)]))
         expected = (torch.arange(out.shape[dim]) + 0.5) * ratio
         line = out.select(5 - dim, 3)[0, 0]
         # Away from the edge, beyond which there is nothing.

@@ -5,11 +5,12 @@ import torch
 from detectron2.config import LazyCall as L
 from detectron2.config import LazyConfig, instantiate
 from detectron2.data import MetadataCatalog
+from omegaconf import OmegaConf
 
 from dfd import UserError
 from dfd.engine.build import build_model, student_of
 from dfd.engine.config.load import ConfigFile, load_config
-from dfd.engine.config.resolve import pin_defaults, resolve_config, set_length
+from dfd.engine.config.resolve import pin_defaults, resolve_config, resolve_pixels, set_length
 from dfd.losses import DFDLoss, MimicLoss
 
 CONFIG = "configs/bccd/dfd.py"
@@ -210,6 +211,16 @@ def test_automatic_values_behind_a_reference_are_filled_in():
     cfg.teachers.retinanet.update(checkpoint="", allow_random=True)
     teacher = instantiate(resolve_config(cfg).model.teacher)
     assert teacher.model.num_classes == 4
+
+
+@pytest.mark.parametrize(("whole", "expected"), [("RGB", "RGB"), (None, "BGR")])
+def test_automatic_order_of_the_loaders_is_what_the_student_is_given(whole, expected):
+    """A setting beside the student comes before the student's own."""
+    model = {"student": {"input_format": "BGR"}, "input_format": whole}
+    loader = {"mapper": {"image_format": "auto"}}
+    cfg = OmegaConf.create({"model": model, "dataloader": {"train": loader}})
+    resolve_pixels(cfg)
+    assert cfg.dataloader.train.mapper.image_format == expected
 
 
 def test_student_starts_the_same_wherever_its_teacher_is_written(data, configs, tmp_path):

@@ -1,29 +1,11 @@
-"""Windows of tokens: what goes in comes out, and Detectron2 groups alike."""
+"""Windows of tokens: what goes in comes out."""
 
 import pytest
 import torch
-from detectron2.modeling.backbone.utils import window_partition, window_unpartition
 
-from dfd.modeling.windows import (
-    TokenOrder,
-    attend_in_windows,
-    choose_window,
-    from_windows,
-    to_windows,
-)
+from dfd.modeling.windows import TokenOrder, attend_in_windows, choose_window
 
 SIZES = [(8, 8, 4), (7, 9, 4), (4, 12, 4), (3, 2, 4)]
-
-
-@pytest.mark.parametrize(("height", "width", "size"), SIZES)
-def test_windows_are_those_of_detectron2(height, width, size):
-    x = torch.randn(2, height, width, 3)
-    theirs, padded = window_partition(x, size)
-    ours = to_windows(x, size)
-    torch.testing.assert_close(ours.flatten(0, 1), theirs.flatten(1, 2), rtol=0, atol=0)
-    back = from_windows(ours, size, height, width)
-    expected = window_unpartition(theirs, size, padded, (height, width))
-    torch.testing.assert_close(back, expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(("height", "width", "size"), [*SIZES, (5, 6, 0)])

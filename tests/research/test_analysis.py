@@ -541,6 +541,16 @@ def test_disparity_is_that_of_the_evaluated_student_image_by_image(run, analysis
     assert not last.student.training
 
 
+def test_a_student_that_was_given_another_order_than_its_own_is_analysed(run, tmp_path):
+    content = torch.load(run / "model_final.pth", weights_only=True)
+    content["settings"]["model.input_format"] = "RGB"
+    torch.save(content, tmp_path / "model_final.pth")
+    model = build_detector(load_run(str(run)), str(run))
+    model.input_format = "RGB"  # As of model.input_format; the student's own stays.
+    checkpoints = find_checkpoints(str(tmp_path), max_iter=4, limit=1)
+    assert load_snapshots(model, checkpoints, ["disc", "box", "bar"])
+
+
 def test_boxes_are_measured_at_the_size_of_the_input(run):
     enlarged = "dataloader.test.mapper.augmentations.0.short_edge_length=128"
     for overrides, size in (((), (64, 80)), ([enlarged], (128, 160))):

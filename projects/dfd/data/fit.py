@@ -29,8 +29,8 @@ def fit_to_mapper(
         filter_empty: leave out images that have no object left.
 
     Raises:
-        UserError: run-length masks are to be polygons, no image is left, or the keypoints are not
-            as many everywhere or cannot be flipped.
+        UserError: run-length masks are to be polygons, or the keypoints are not as many everywhere
+            or cannot be flipped.
     """
     if getattr(mapper, "use_instance_mask", False):
         if getattr(mapper, "instance_mask_format", None) == "polygon":

@@ -51,9 +51,18 @@ REMEDY = (
 # the official ones.
 _GEOMETRY = {CLIPPED, NO_AREA, OUTSIDE, UNLISTED}
 
-_reports: dict[str, DatasetReport] = {}
-_functions: dict[str, Callable] = {}
-_records: dict[str, bytes] = {}
+
+class _Checked(NamedTuple):
+    """What a function of other code registered, ``records`` as bytes for the reason of
+    ``reader.register``.
+    """
+
+    function: Callable
+    records: bytes
+    report: DatasetReport
+
+
+_checked: dict[str, _Checked] = {}
 _contents: dict[str, tuple[Any, Content]] = {}
 
 
@@ -100,11 +109,6 @@ def content_of(dataset: str) -> Content:
     return known[1]
 
 
-def labels_sha256(dataset: str) -> str:
-    """What tells the labels of a registered dataset from others, wherever its files are."""
-    return content_of(dataset).sha256
-
-
 def _sha256(records: Iterable[dict]) -> str:
     digest = hashlib.sha256()
     for record in records:
@@ -148,7 +152,7 @@ def dataset_dicts(*, dataset: str, filter_empty: bool = True) -> list[dict]:
     else:
         if not _is_reported(dataset):
             _check(dataset)
-        records = pickle.loads(_records[dataset])
+        records = pickle.loads(_checked[dataset].records)
     kept = [r for r in records if has_objects(r)] if filter_empty else records
     if not kept:
         raise UserError(
@@ -182,12 +186,13 @@ def dataset_report(dataset: str) -> DatasetReport:
         return own
     if not _is_reported(dataset):
         dataset_dicts(dataset=dataset, filter_empty=False)
-    return _reports[dataset]
+    return _checked[dataset].report
 
 
 def _is_reported(dataset: str) -> bool:
     """Whether there is a report of what is now registered under a name."""
-    return dataset in _reports and _functions.get(dataset) is DatasetCatalog.data.get(dataset)
+    known = _checked.get(dataset)
+    return known is not None and known.function is DatasetCatalog.data.get(dataset)
 
 
 def _classes(dataset: str, tally: Tally | None = None) -> list[str]:
@@ -195,11 +200,6 @@ def _classes(dataset: str, tally: Tally | None = None) -> list[str]:
     if names is None or not len(names):
         raise UserError(f"dataset {dataset} has no class names: set its metadata's thing_classes")
     return class_labels(names, f"dataset {dataset}", tally)
-
-
-def no_file(dataset: str, path: str) -> UserError:
-    """The error for a file that a dataset registered elsewhere is read from."""
-    return UserError(f"dataset {dataset}: {path} does not exist: {REMEDY}")
 
 
 def _check(dataset: str) -> None:
@@ -225,9 +225,8 @@ def _check(dataset: str) -> None:
         tally=tally,
         ground_truth=ground_truth if _GEOMETRY.issuperset(tally.counts) else None,
     )
-    # As bytes, for the reason of catalog.register.
-    _records[dataset] = pickle.dumps(checked, protocol=pickle.HIGHEST_PROTOCOL)
-    _reports[dataset], _functions[dataset] = report, DatasetCatalog[dataset]
+    content = pickle.dumps(checked, protocol=pickle.HIGHEST_PROTOCOL)
+    _checked[dataset] = _Checked(DatasetCatalog[dataset], content, report)
     logger.info("%s", report)
 
 
@@ -286,7 +285,7 @@ def _one_line(dataset: str) -> Iterator[None]:
     except UserError:
         raise
     except FileNotFoundError as e:
-        raise no_file(dataset, e.filename) from e
+        raise UserError(f"dataset {dataset}: {e.filename} does not exist: {REMEDY}") from e
     except Exception as e:  # Other code reads it, and may fail in any way.
         raise UserError(
             f"dataset {dataset} cannot be read ({type(e).__name__}: {first_line(e)}): correct its "

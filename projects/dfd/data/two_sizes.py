@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from detectron2.data import DatasetMapper
 
-from ..errors import UserError
+from ..ranges import check_positive
 from .padding import real_pixels
 
 
@@ -35,8 +35,7 @@ class TwoSizeMapper(DatasetMapper):
             kwargs: Detectron2's.
         """
         super().__init__(**kwargs)
-        if not teacher_scale > 0:
-            raise UserError(f"mapper.teacher_scale is {teacher_scale}; it must be above 0")
+        check_positive("mapper.teacher_scale", teacher_scale)
         self.augmentations = _ThenResize(self.augmentations, ResizeBy(1 / teacher_scale))
 
     def __call__(self, dataset_dict: dict) -> dict:

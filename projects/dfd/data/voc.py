@@ -16,6 +16,7 @@ from ..ranges import check_choice
 from .images import image_size
 from .numbers import as_number, as_whole
 from .reader import (
+    NO_AREA,
     NO_BOX,
     Tally,
     checked_path,
@@ -183,7 +184,7 @@ def _record(
             continue
         if box[2] <= box[0] or box[3] <= box[1]:
             # Read literally it would cover one row or column of pixels, which nobody draws.
-            tally.add("boxes dropped, without area", f"{where}, xmin, ymin, xmax, ymax {box}")
+            tally.add(NO_AREA, f"{where}, xmin, ymin, xmax, ymax {box}")
             continue
         box[0] -= 1.0
         box[1] -= 1.0

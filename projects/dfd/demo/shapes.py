@@ -19,7 +19,7 @@ import cv2
 from ..data.coco import coco_json
 from ..data.reader import checked_path
 from ..errors import UserError
-from ..ranges import check_choice
+from ..ranges import check_choice, check_count, check_probability
 from .drawing import SHAPE_CLASSES, SPLITS, VERSION, draw_image
 
 logger = logging.getLogger(__name__)
@@ -79,10 +79,8 @@ def generated_shapes(
         "clutter": clutter,
     }
     for key, least in (("num_train", 1), ("num_val", 1), ("image_size", 32), ("seed", 0)):
-        if spec[key] < least:
-            raise UserError(f"generated_shapes: {key}={spec[key]} must be at least {least}")
-    if not 0 <= clutter <= 1:
-        raise UserError(f"generated_shapes: clutter={clutter} must be at least 0 and at most 1")
+        check_count(f"generated_shapes: {key}", spec[key], least)
+    check_probability("generated_shapes: clutter", clutter)
     names = list(SHAPE_CLASSES if classes is None else classes)
     if not names or len(set(names)) < len(names) or not set(names) <= set(SHAPE_CLASSES):
         raise UserError(

@@ -41,6 +41,7 @@ from .command import (
     run_parser,
     writing,
 )
+from .exported import ExportedModel
 from .fixed_size import fixed_size
 from .inputs import photographs
 from .onnx_model import OnnxModel, onnx_or_error
@@ -236,7 +237,7 @@ def export(
                 f"{width} pixels: the program sees such ones squashed, the student does not"
             )
         graph = export_program(student, height, width)
-        exported: OnnxModel | ProgramModel = ProgramModel(graph)
+        exported: ExportedModel = ProgramModel(graph)
     else:
         graph = export_onnx(student, images[0])
         exported = OnnxModel(graph)

@@ -23,6 +23,7 @@ from torchvision.ops import nms
 from ..distill.contract import check_fits_square_padding
 from ..errors import UserError
 from ..modeling import YOLOX, RepPoints
+from ..modeling.yolox.detector import PAD_VALUE
 from ..modeling.yolox.head import decode
 
 # Below any score: a candidate that is none.
@@ -123,7 +124,7 @@ class _FixedRepPoints(_Fixed):
 class _FixedYOLOX(_Fixed):
     def features(self, image: Tensor) -> dict[str, Tensor]:
         # Padded with grey, then normalised.
-        padded = F.pad(image.float(), self.padding, value=114.0)
+        padded = F.pad(image.float(), self.padding, value=PAD_VALUE)
         return self.model.backbone(((padded - self.model.pixel_mean) / self.model.pixel_std)[None])
 
     def forward(self, image: Tensor) -> Found:

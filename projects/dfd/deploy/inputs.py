@@ -126,7 +126,12 @@ def read_frames(source: Source, image_format: str, every: int) -> Iterator[tuple
         video.release()
 
 
-def _read_image(path: Path, image_format: str) -> np.ndarray:
+def _of_record(record: dict, image_format: str) -> Iterator[tuple[str, np.ndarray]]:
+    name = os.fspath(record["file_name"])  # Of pathlib, a remote one would lose a "/".
+    yield name, _read_image(name, image_format)
+
+
+def _read_image(path: Path | str, image_format: str) -> np.ndarray:
     try:
         header = read_header(str(path))
         if header.too_deep:
@@ -158,20 +163,19 @@ def photographs(
         UserError: there are none that can be read.
     """
     if images:
-        sources = find_sources(images)
+        readers = [read_frames(source, image_format, 1) for source in find_sources(images)]
     else:
         try:
             records = dataset_dicts(dataset=run.test_dataset(), filter_empty=False)
         except UserError as error:
             raise UserError(f"{error}; or name photographs with --images") from error
-        paths = [Path(record["file_name"]) for record in records]
-        chosen = evenly_spaced(len(paths), count)
-        chosen += sorted(set(range(len(paths))) - set(chosen))
-        sources = [Source(paths[i], paths[i].name) for i in chosen]
+        chosen = evenly_spaced(len(records), count)
+        chosen += sorted(set(range(len(records))) - set(chosen))
+        readers = [_of_record(records[i], image_format) for i in chosen]
     found: list[np.ndarray] = []
-    for source in sources:
+    for reader in readers:
         with contextlib.suppress(UnreadableError):
-            for _, image in read_frames(source, image_format, 1):
+            for _, image in reader:
                 found.append(image)
                 if len(found) == count:
                     return found

@@ -36,7 +36,7 @@ from .command import (
 )
 from .draw import Boxes, draw_boxes
 from .inputs import Source, find_sources, read_frames
-from .student import FINAL, Student, load_student
+from .student import Student, load_student
 
 DETECTIONS, PICTURES = "detections.json", "images"
 _LINE_EVERY = 15.0
@@ -212,11 +212,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         out = Path(args.out)
         if is_there(out, "--out") and (not out.is_dir() or any(out.iterdir())):
             raise UserError(f"--out {out}: it exists and is not empty: choose another")
-        if args.exported and (args.weights != FINAL or args.device not in ("auto", "cpu")):
-            raise UserError(
-                f"--exported {args.exported} has its own weights and runs on the CPU: leave out "
-                "--weights and --device"
-            )
+        if args.exported and args.device not in ("auto", "cpu"):
+            raise UserError(f"--exported {args.exported} runs on the CPU: leave out --device")
         sources = find_sources(args.inputs)
         (run,) = load_runs({"run": args.run}, trusted=args.trust_code)
         student = load_student(

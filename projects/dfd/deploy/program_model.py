@@ -11,11 +11,10 @@ from typing import Any
 
 import torch
 import torchvision  # noqa: F401  Whose operators the program calls.
-from detectron2.modeling import detector_postprocess
-from detectron2.structures import Boxes, Instances
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import UserError, first_line
+from .exported import ExportedModel
 
 _TOLD = "dfd.json"
 
@@ -52,8 +51,8 @@ def program_size(path: str) -> tuple[int, int]:
         raise UserError(f"{path}: it is no program of dfd export ({first_line(error)})") from error
 
 
-class ProgramModel:
-    """A ``.pt2`` file of ``dfd export``, called with Detectron2's batches, on the CPU."""
+class ProgramModel(ExportedModel):
+    """A ``.pt2`` file of ``dfd export``, for images of its ``height`` and ``width``."""
 
     def __init__(self, program: bytes | str | os.PathLike) -> None:
         """
@@ -71,32 +70,17 @@ class ProgramModel:
         try:
             self.module = torch.export.load(source, extra_files=told).module()
             # Classes, image_format, height, width and weights_sha256.
-            self.metadata: dict[str, Any] = json.loads(told[_TOLD])
+            self.metadata = json.loads(told[_TOLD])
         except Exception as error:  # torch raises whatever it meets.
             raise UserError(
                 f"{where}: it is no program of dfd export ({first_line(error)})"
             ) from error
 
-    @torch.no_grad()
-    def __call__(self, batch: Sequence[Mapping[str, Any]]) -> list[dict[str, Instances]]:
-        """
-        Args:
-            batch: as of ``OnnxModel``; images of the program's height and width.
-
-        Raises:
-            UserError: an image has another size.
-        """
-        results = []
-        for item in batch:
-            image = item["image"].cpu()
-            size = tuple(image.shape[-2:])
-            if size != (self.metadata["height"], self.metadata["width"]):
-                raise UserError(
-                    f"an image of {size[0]} x {size[1]} pixels, and the program is of "
-                    f"{self.metadata['height']} x {self.metadata['width']}: resize it"
-                )
-            boxes, scores, classes = self.module(image)
-            found = Instances(size, pred_boxes=Boxes(boxes), scores=scores, pred_classes=classes)
-            height, width = item.get("height", size[0]), item.get("width", size[1])
-            results.append({"instances": detector_postprocess(found, height, width)})
-        return results
+    def _run(self, image: Tensor) -> Sequence[Tensor]:
+        height, width = image.shape[-2:]
+        if (height, width) != (self.metadata["height"], self.metadata["width"]):
+            raise UserError(
+                f"an image of {height} x {width} pixels, and the program is of "
+                f"{self.metadata['height']} x {self.metadata['width']}: resize it"
+            )
+        return self.module(image)

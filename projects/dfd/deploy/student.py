@@ -116,7 +116,8 @@ def load_detector(
     model = instantiate(node).to(device).eval()
     path = os.path.join(run.folder, weights)
     read = read_weights(path, f"--run {run.name}")
-    load_strict(model, read, f"--run {run.name}")
+    order = run.cfg.model.get("input_format") if run.distilled else None
+    load_strict(model, read, f"--run {run.name}", input_format=order)
     guard_square_padding(model, "student")
     return model, read
 

@@ -5,7 +5,6 @@ Shape shorthand: N images, C channels, H x W cells of one level.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -17,6 +16,7 @@ from detectron2.structures import ImageList
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..weights.files import state_sha256
 from ..weights.strict import WeightFile
 from .teacher import FrozenTeacher
 
@@ -109,7 +109,7 @@ class FrozenBackbone(FrozenTeacher):
         path = f"timm's {named}" if named else f"a {type(backbone).__name__}'s own"
         path = source if isinstance(source, str) else path
         # Of the tensors, for weights by name are in no file that could be compared.
-        self.weights = WeightFile(path, _hash(backbone), {}, None)
+        self.weights = WeightFile(path, state_sha256(backbone.state_dict()), {}, None)
         logger.info("Teacher: %s, sha256 of its weights %s", path, self.weights.sha256[:16])
 
     @property
@@ -135,12 +135,3 @@ class FrozenBackbone(FrozenTeacher):
             "the teacher is a backbone, which detects nothing: leave out --eval-teacher, "
             "train.eval_teacher_first and train.min_teacher_ap (dfd benchmark: --no-teacher)"
         )
-
-
-def _hash(model: nn.Module) -> str:
-    """sha256 of names and values of a model's weights."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()

@@ -15,12 +15,11 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from detectron2.utils import comm
 from torch import Tensor
 
 from ..errors import UserError
 from ..ranges import check_choice, is_number
+from .processes import sum_over_processes
 
 MODES = ("cap", "target")
 _UNLABELLED = "unlabelled/"
@@ -124,9 +123,7 @@ class GradientShare:
     ) -> list[Tensor | None]:
         """The gradient of each feature, from that of either branch."""
         pairs = list(zip(labels, distilled, strict=True))
-        products = torch.stack([_products(t, d, pairs) for t, d in pairs])
-        if comm.get_world_size() > 1:
-            dist.all_reduce(products)
+        products = sum_over_processes(torch.stack([_products(t, d, pairs) for t, d in pairs]))
         together = products.sum(dim=0).expand_as(products)
         along, factor = self._factors(together, warmup)
         if self.over == "level":

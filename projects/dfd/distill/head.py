@@ -24,6 +24,7 @@ from .gradient_share import make_gradient_share
 from .pairing import LevelPair, pair_detectors
 from .real_pixels import Masks, RealPixels, to_device
 from .same_cells import PixelsOfBoth, level_features, pool_level
+from .strength import TimedHead
 
 ALIGN = ("stride", "resize")
 LEVEL_WEIGHTS = ("equal", "cells")
@@ -83,7 +84,7 @@ def _checked_stats(criterion: nn.Module, level: str, device: torch.device) -> di
     return stats
 
 
-class DFDHead(nn.Module):
+class DFDHead(TimedHead):
     """Pairs the levels of student and teacher, applies one criterion to each, weighs and names.
 
     Any :class:`~dfd.losses.FeatureCriterion` serves; a run with another criterion differs from a
@@ -141,12 +142,8 @@ class DFDHead(nn.Module):
                 :class:`~dfd.distill.gradient_share.GradientShare`; the share rises with the
                 warm-up. None: as strong as the loss makes it.
         """
-        super().__init__()
+        super().__init__("model.head", weight, warmup_iters, end_iter)
         check_criterion(criterion)
-        check_number("model.head.weight", weight)
-        check_count("model.head.warmup_iters", warmup_iters, 0)
-        if end_iter is not None:
-            check_count("model.head.end_iter", end_iter, 0)
         if isinstance(levels, str):
             raise UserError(f"model.head.levels is {levels!r}; it must be a list: [{levels}]")
         if level_weights not in LEVEL_WEIGHTS and not isinstance(level_weights, Mapping):
@@ -164,7 +161,6 @@ class DFDHead(nn.Module):
             raise UserError(f"model.head.pooled is {pooled!r}, but pool is null: give it a number")
         self.pool = pool
         self.pooled = pooled
-        self.weight = weight
         # What is tapped, see contract.feature_modules.
         self.features = {"trunk": trunk, "stems": stems}
         self.align = align
@@ -172,8 +168,6 @@ class DFDHead(nn.Module):
         self.levels = None if levels is None else list(levels)
         self.level_weights = level_weights
         self.adapter = adapter
-        self.warmup_iters = warmup_iters
-        self.end_iter = end_iter
         self.gradient_share = make_gradient_share(
             gradient_share, gradient_share_mode, gradient_share_over, drop_conflict
         )
@@ -244,15 +238,6 @@ class DFDHead(nn.Module):
                 f"and above the finest, {min(strides)}; or None"
             )
 
-    def factor(self, iteration: int) -> float:
-        """What the loss is multiplied by at this iteration, warm-up included; 0 if inactive."""
-        if self.end_iter is not None and iteration >= self.end_iter:
-            return 0.0
-        return self.weight * self._warmup(iteration)
-
-    def _warmup(self, iteration: int) -> float:
-        return min(1.0, (iteration + 1) / self.warmup_iters) if self.warmup_iters else 1.0
-
     def split(self, iteration: int, unlabelled: dict[str, Tensor] | None = None) -> Split | None:
         """What parts the student's features for the head, see ``contract.tap``; None: nothing.
 
@@ -293,7 +278,7 @@ class DFDHead(nn.Module):
         self, boxes: Sequence[Tensor] | None, device: torch.device
     ) -> Sequence[Tensor] | None:
         """The boxes on the device, copied in one go; those that nothing looks at stay."""
-        wanted = getattr(self._criterion[0], "needs_boxes", True)
+        wanted = self._criterion[0].needs_boxes
         if not wanted or not boxes or all(b.device == device for b in boxes):
             return boxes
         return to_device(torch.cat(list(boxes)), device).split([len(b) for b in boxes])

@@ -68,9 +68,10 @@ class DistillationLog:
         pending, self._pending = self._pending, []
         if not pending:
             return
-        if self._gradient_share is not None:
-            self._write_gradients(self._gradient_share)
-        numbers = iter(torch.cat([values for _, values in pending]).tolist())
+        measured = [] if self._gradient_share is None else self._gradient_share.take_measured()
+        numbers = iter(torch.cat([values for _, values in (*measured, *pending)]).tolist())
+        for names, _ in measured:
+            self._write_gradients({name: next(numbers) for name in names})
         for names, _ in pending:
             # In this order: the total is the last of its forward.
             scalars = {name: next(numbers) for name in names}
@@ -85,16 +86,15 @@ class DistillationLog:
             if has_event_storage():
                 get_event_storage().put_scalars(smoothing_hint=True, **scalars)
 
-    def _write_gradients(self, gradient_share: GradientShare) -> None:
+    def _write_gradients(self, scalars: dict[str, float]) -> None:
         """Without ``later`` they are of the backward pass before this forward."""
-        measured = gradient_share.take_measured()
-        for names, values in measured if has_event_storage() else ():
-            scalars = dict(zip(names, values.tolist(), strict=True))
-            get_event_storage().put_scalars(smoothing_hint=True, **scalars)
-            factors = [v for name, v in scalars.items() if name.endswith("/gradient_factor")]
-            if min(factors) < 1 and not self._told_limit:
-                self._told_limit = True
-                self._tell_limit(gradient_share.share, min(factors))
+        if not has_event_storage():
+            return
+        get_event_storage().put_scalars(smoothing_hint=True, **scalars)
+        factor = min(v for name, v in scalars.items() if name.endswith("/gradient_factor"))
+        if factor < 1 and not self._told_limit:
+            self._told_limit = True
+            self._tell_limit(self._gradient_share.share, factor)
 
     def _tell_limit(self, share: float, factor: float) -> None:
         """Say that the limit holds: a weight that is tuned then would seem not to matter."""

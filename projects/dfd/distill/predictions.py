@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..losses.predictions import PredictionLoss, Predictions
-from ..ranges import check_count, check_number
 from .head_outputs import head_of
 from .pairing import LevelPair, pair_levels
 from .real_pixels import Masks, RealPixels
 from .same_cells import crop_to_images
+from .strength import TimedHead
 
 
 def _same_anchors(student: nn.Module, teacher: nn.Module) -> bool:
@@ -42,7 +42,7 @@ def _check_loss(loss: object) -> None:
         )
 
 
-class PredictionHead(nn.Module):
+class PredictionHead(TimedHead):
     """Pairs the levels of two heads and applies losses to what they predict, beside the features'.
 
     Student and teacher must predict the same at a cell: heads of one kind, with as many anchors
@@ -64,18 +64,13 @@ class PredictionHead(nn.Module):
             warmup_iters: the weight rises linearly over so many iterations.
             end_iter: it stops at this iteration; None: never.
         """
-        super().__init__()
+        super().__init__("model.predictions", weight, warmup_iters, end_iter)
         losses = [loss] if isinstance(loss, nn.Module) else list(loss)
         for one in losses:
             _check_loss(one)
         if not losses:
             raise UserError("model.predictions.loss is empty: name a loss, or set it to null")
-        check_number("model.predictions.weight", weight)
-        check_count("model.predictions.warmup_iters", warmup_iters, 0)
-        if end_iter is not None:
-            check_count("model.predictions.end_iter", end_iter, 0)
-        self.losses, self.weight = nn.ModuleList(losses), weight
-        self.warmup_iters, self.end_iter = warmup_iters, end_iter
+        self.losses = nn.ModuleList(losses)
         self.pairs: list[LevelPair] = []
 
     def attach(
@@ -129,13 +124,6 @@ class PredictionHead(nn.Module):
     def needs_boxes(self) -> bool:
         """Whether a loss compares boxes, which are decoded only then."""
         return any(loss.needs_boxes for loss in self.losses)
-
-    def factor(self, iteration: int) -> float:
-        """What the loss is multiplied by at this iteration; 0 if inactive."""
-        if self.end_iter is not None and iteration >= self.end_iter:
-            return 0.0
-        warm = min(1.0, (iteration + 1) / self.warmup_iters) if self.warmup_iters else 1.0
-        return self.weight * warm
 
     def forward(
         self,

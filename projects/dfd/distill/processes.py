@@ -5,7 +5,6 @@ All processes must call these together, or those that do wait for those that do 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from types import MethodType
 from typing import Any
@@ -15,6 +14,8 @@ import torch.distributed as dist
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.utils import comm
 from torch import Tensor, nn
+
+from ..weights.files import state_sha256
 
 
 class _Sum(torch.autograd.Function):
@@ -111,10 +112,4 @@ def same_everywhere(*states: Mapping[str, Tensor]) -> bool:
     """Whether all processes hold the same tensors, bit for bit."""
     if comm.get_world_size() == 1:
         return True
-    digest = hashlib.sha256()
-    for state in states:
-        for name, value in state.items():
-            digest.update(name.encode())
-            flat = value.detach().cpu().contiguous().flatten()
-            digest.update(flat.view(torch.uint8).numpy())
-    return len(set(comm.all_gather(digest.hexdigest()))) == 1
+    return len(set(comm.all_gather(state_sha256(*states)))) == 1

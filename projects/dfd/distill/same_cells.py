@@ -32,10 +32,6 @@ class PixelsOfBoth(NamedTuple):
     of_teacher: RealPixels
     resample: float = 1.0
 
-    def on_own_grid(self, teacher: Tensor, stride: int) -> tuple[Tensor, Tensor | None]:
-        """(N,C,H,W) of the teacher on the student's grid, and which cells of it are known."""
-        return resample(teacher, self.resample, self.own.sizes, stride, self.of_teacher)
-
 
 def level_features(
     pair: LevelPair,
@@ -57,7 +53,8 @@ def level_features(
     Raises:
         UserError: the adapter makes something else.
     """
-    teacher, cover = pixels.on_own_grid(teacher.detach(), pair.stride)
+    sides = pixels.resample, pair.stride, pixels.of_teacher
+    teacher, cover = resample(teacher.detach(), *sides)
     student, teacher = crop_to_images(student, teacher, pixels.own.sizes, pair.stride)
     cells = student.shape[-2:]
     valid = pixels.own.cells(pair.stride, *cells)
@@ -78,7 +75,7 @@ def level_features(
                 "teacher's channels on the student's cells"
             )
     if objectness is not None:
-        scores, _ = pixels.on_own_grid(objectness.float()[:, None], pair.stride)
+        scores, _ = resample(objectness.float()[:, None], *sides)
         objectness = scores[:, 0, : cells[0], : cells[1]]
     # One memory format for both: arithmetic between two of them is several times slower.
     layout = torch.contiguous_format
@@ -121,11 +118,7 @@ def pool_level(level: LevelFeatures, stride: int, *, both: bool) -> LevelFeature
 
 
 def resample(
-    teacher: Tensor,
-    ratio: float,
-    image_sizes: Sequence[tuple[int, int]],
-    stride: int,
-    pixels: RealPixels | None = None,
+    teacher: Tensor, ratio: float, stride: int, pixels: RealPixels
 ) -> tuple[Tensor, Tensor | None]:
     """Bring (N,C,H,W) of a network whose images are ``ratio`` times as large to the smaller grid.
 
@@ -134,17 +127,14 @@ def resample(
     of them alone is 0.
 
     Args:
-        image_sizes: (height, width) of each image on the smaller grid's side, in its pixels.
         stride: of the level, in pixels of either side's own images.
-        pixels: of the images on the larger grid's side; None: those of ``image_sizes``, resized.
+        pixels: of the images on the larger grid's side.
 
     Returns:
         The maps, and which of their cells (N,H,W) are made of more than padding; None: all.
     """
     if ratio == 1:
         return teacher, None
-    if pixels is None:
-        pixels = RealPixels(image_sizes, device=teacher.device).resized(ratio)
     valid = pixels.cells(stride, *teacher.shape[-2:])
     if valid is None:
         return _interpolate(teacher.float(), ratio), None

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..losses.predictions import Predictions
+from ..ranges import check_choice, check_positive
 from ..weights.strict import WeightFile, load_strict, read_weights
 from .contract import (
     channel_order,
@@ -79,20 +80,14 @@ class FrozenTeacher:
         Raises:
             UserError: no checkpoint, one that does not fit, or a setting outside its range.
         """
-        if precision not in ("auto", *PRECISIONS):
-            raise UserError(
-                f"model.teacher.precision is {precision!r}; it must be auto, "
-                f"{', '.join(PRECISIONS)}"
-            )
+        check_choice("model.teacher.precision", precision, ("auto", *PRECISIONS))
         for attribute in ("backbone", "preprocess_image"):
             if not hasattr(model, attribute):
                 raise UserError(
                     f"model.teacher.model is a {type(model).__name__} without a {attribute}: the "
                     "teacher must be a Detectron2 detector"
                 )
-        if not scale > 0:
-            raise UserError(f"model.teacher.scale is {scale}; it must be above 0")
-        self.scale = scale
+        self.scale = check_positive("model.teacher.scale", scale)
         self.model = model.eval().requires_grad_(False)
         self.precision = precision
         self.weights: WeightFile | None = None
@@ -142,7 +137,7 @@ class FrozenTeacher:
         """Channels and stride of each level of its pyramid, then of its trunk where that is asked.
 
         Args:
-            what: ``trunk`` and ``stems``, see ``detectors.feature_modules``.
+            what: ``trunk`` and ``stems``, see ``contract.feature_modules``.
         """
         modules = feature_modules(self.model, "teacher", **what)
         return [dict(module.output_shape()) for module in modules]
@@ -195,22 +190,16 @@ class FrozenTeacher:
                 f"{size[0]} x {size[1]} ({where}): set teacher_scale of the mappers to the same"
             )
 
-    def preprocess(self, batched_inputs: Sequence[dict[str, Tensor]], input_format: str):
-        """The teacher's network input, an ``ImageList``, from the raw batch.
+    def network_input(self, items: Sequence[dict[str, Tensor]]) -> Tensor:
+        """(N,3,height,width) of ``own_images``, which has turned the channels.
 
-        Channel order comes first, then the teacher's own mean and standard deviation, then its
-        own padding: the last two are the model's own ``preprocess_image``.
+        Then come the teacher's own mean and standard deviation, and its own padding: both are the
+        model's own ``preprocess_image``.
         """
-        return self._image_list(self.own_images(batched_inputs, input_format))
-
-    def _image_list(self, items: Sequence[dict[str, Tensor]]):
         check_fits_square_padding(self.model, items, "teacher")
         images = self.model.preprocess_image([{"image": item["image"]} for item in items])
         check_not_resized(self.model, items, images, "teacher")
-        return images
-
-    def _network_input(self, items: Sequence[dict[str, Tensor]]) -> Tensor:
-        return self._image_list(items).tensor
+        return images.tensor
 
     @torch.no_grad()
     def __call__(
@@ -226,7 +215,7 @@ class FrozenTeacher:
         Args:
             batched_inputs: Detectron2's; ``image`` is (3,H,W) in ``input_format`` order, [0, 255].
             device: where to run; None for where the teacher is.
-            what: ``trunk`` and ``stems``, see ``detectors.feature_modules``.
+            what: ``trunk`` and ``stems``, see ``contract.feature_modules``.
 
         Returns:
             Level name to (N,C,H,W), in the precision of the pass.
@@ -240,7 +229,7 @@ class FrozenTeacher:
         if any(module.training for module in self._modules):
             self._part.eval()
         items = self.own_images(batched_inputs, input_format)
-        images = self._network_input(items)
+        images = self.network_input(items)
         if self._store is None:
             return self._run(images, **what)
         shown = [item["image"] for item in items]
@@ -262,7 +251,7 @@ class FrozenTeacher:
         """The network's input of an image of that size that is the same for every teacher."""
         generator = torch.Generator().manual_seed(0)
         image = torch.randint(0, 256, (3, *size), generator=generator, dtype=torch.uint8)
-        return self._network_input([{"image": image}])
+        return self.network_input([{"image": image}])
 
     @torch.no_grad()
     def detect(

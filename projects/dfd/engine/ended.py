@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from ..data.registered import labels_sha256, registered_name
+from ..data.registered import content_of, registered_name
 from ..errors import UserError
 from .build import Run
 from .hooks.build import FOLLOWED, SUMMARY
@@ -53,7 +53,7 @@ def has_ended(cfg: DictConfig, run: Run, output_dir: str) -> bool:
             "what it was tested on then; for others evaluate its model_final.pth with --eval-only"
         )
     then = _read(summary).get("test_data")
-    if then is not None and then != labels_sha256(registered_name(cfg.dataloader.test.dataset)):
+    if then is not None and then != content_of(registered_name(cfg.dataloader.test.dataset)).sha256:
         raise UserError(
             f"--resume: the run in {output_dir} has ended, and the labels of its test data were "
             "changed since: for its results on them evaluate its model_final.pth with --eval-only"

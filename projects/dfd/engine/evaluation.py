@@ -84,7 +84,7 @@ def evaluate_checkpoint(cfg: DictConfig) -> dict[str, Any]:
     order = cfg.model.get("input_format") if "student" in cfg.model else None
     check_image_format(student, cfg.dataloader, splits=("test",), input_format=order)
     weights = read_weights(cfg.train.init_checkpoint, "train.init_checkpoint")
-    load_strict(student, weights, "train.init_checkpoint")
+    load_strict(student, weights, "train.init_checkpoint", input_format=order)
     tell_other_form(node, weights, "train.init_checkpoint")
     data_classes = class_names(registered_name(cfg.dataloader.test.dataset))
     if weights.class_names is None:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..ranges import is_number
 
 # A logit below any feature, far enough from the end of fp32 that differences stay within it.
 _LOWEST = torch.finfo(torch.float32).min / 4
@@ -149,6 +148,19 @@ def check_criterion(criterion: Any) -> None:
         ) from error
 
 
+def objectness_of(level: LevelFeatures, owner: str) -> Tensor:
+    """The teacher's objectness, (N,H,W), 0 where cells are not valid.
+
+    Raises:
+        ValueError: the level has none.
+    """
+    if level.objectness is None:
+        raise ValueError(f"{owner} needs objectness, (N,H,W)")
+    if level.valid is None:
+        return level.objectness
+    return level.objectness.masked_fill(~level.valid, 0)
+
+
 def sum_over_cells(cost: Tensor, valid: Tensor | None) -> Tensor:
     """The sum of a finite (N,H,W) map over the valid cells."""
     return cost.sum() if valid is None else torch.where(valid, cost, 0).sum()
@@ -168,11 +180,3 @@ def hide_invalid(logits: Tensor, valid: Tensor | None) -> Tensor:
     logarithm is 0, and an image without a valid cell gives no NaN.
     """
     return logits if valid is None else logits.masked_fill(~valid, _LOWEST)
-
-
-def non_negative(owner: str, **setting: float) -> float:
-    """The value of one setting, refused with its name if it is negative or not a number."""
-    ((name, value),) = setting.items()
-    if not is_number(value) or value < 0:
-        raise UserError(f"{owner}({name}={value!r}): it must be a number, not negative")
-    return value

@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import UserError
-from ..ranges import is_number
-from .base import FeatureCriterion, LevelFeatures, hide_invalid, non_negative
+from ..ranges import check_number, check_positive
+from .base import FeatureCriterion, LevelFeatures, hide_invalid
 
 
 class CWDLoss(FeatureCriterion):
@@ -29,10 +28,8 @@ class CWDLoss(FeatureCriterion):
             weight: multiplies the loss; >= 0. Published: 10 at tau 1 (mmrazor's detectors).
         """
         super().__init__()
-        self.weight = non_negative("CWDLoss", weight=weight)
-        if not is_number(tau) or tau <= 0:
-            raise UserError(f"CWDLoss(tau={tau!r}): it must be a number above 0")
-        self.tau = tau
+        self.weight = check_number("CWDLoss: weight", weight)
+        self.tau = check_positive("CWDLoss: tau", tau)
 
     def forward(self, level: LevelFeatures) -> Tensor:
         student, teacher, valid = level.student, level.teacher, level.valid

@@ -31,8 +31,8 @@ from ..distill.disparity import (
     zero_outside,
 )
 from ..errors import UserError
-from ..ranges import check_choice, check_count, check_number, is_integer, is_number
-from .base import FeatureCriterion, LevelFeatures
+from ..ranges import check_choice, check_count, check_number, check_positive, is_integer, is_number
+from .base import FeatureCriterion, LevelFeatures, objectness_of
 from .generator import FeatureGenerator
 
 LENIENT = ("tail", "direction", "tolerance", "context", "smooth")
@@ -188,9 +188,7 @@ class DFDLoss(FeatureCriterion):
         self.lenient = check_choice("DFDLoss: lenient", lenient, LENIENT)
         self.average = check_choice("DFDLoss: average", average, AVERAGES)
         self.tolerance = check_number("DFDLoss: tolerance", tolerance)
-        self.delta = check_number("DFDLoss: delta", delta)
-        if delta == 0:
-            raise UserError("DFDLoss: delta is 0; it must be above 0")
+        self.delta = check_positive("DFDLoss: delta", delta)
         self.window = check_count("DFDLoss: window", window, 3)
         if window % 2 == 0:
             raise UserError(f"DFDLoss: window is {window}; it must be an odd number")
@@ -322,12 +320,7 @@ class DFDLoss(FeatureCriterion):
             else self._lenient_cost(s, t, lenient, level.valid)
         )
         if self.needs_objectness:
-            if level.objectness is None:
-                raise ValueError("DFDLoss(certainty=True) needs objectness, (N,H,W)")
-            certainty = level.objectness
-            if level.valid is not None:
-                certainty = certainty.masked_fill(~level.valid, 0)
-            leniency = leniency * (1 - certainty)
+            leniency = leniency * (1 - objectness_of(level, "DFDLoss(certainty=True)"))
         return torch.where(lenient, torch.lerp(strict, cost, leniency), strict)
 
     def _lenient_cost(self, s: Tensor, t: Tensor, lenient: Tensor, valid: Tensor | None) -> Tensor:

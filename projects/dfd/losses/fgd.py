@@ -5,14 +5,19 @@ Shape shorthand: N images, C channels, H x W cells of one level.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..distill.disparity import zero_outside
 from ..errors import UserError
-from ..ranges import is_number
-from .base import FeatureCriterion, LevelFeatures, hide_invalid, non_negative, sum_over_cells
-from .box_masks import box_masks
+from ..ranges import check_number, check_positive
+from .base import FeatureCriterion, LevelFeatures, hide_invalid, sum_over_cells
+
+# Boxes whose cells are marked in one go.
+_AT_ONCE = 32
 
 
 class FGDLoss(FeatureCriterion):
@@ -58,15 +63,13 @@ class FGDLoss(FeatureCriterion):
                 there); None: it is not divided.
         """
         super().__init__()
-        self.alpha_fgd = non_negative("FGDLoss", alpha_fgd=alpha_fgd)
-        self.beta_fgd = non_negative("FGDLoss", beta_fgd=beta_fgd)
-        self.gamma_fgd = non_negative("FGDLoss", gamma_fgd=gamma_fgd)
-        self.lambda_fgd = non_negative("FGDLoss", lambda_fgd=lambda_fgd)
-        if not is_number(temp) or temp <= 0:
-            raise UserError(f"FGDLoss(temp={temp!r}): it must be a number above 0")
-        self.temp = temp
-        if reference_size is not None and not reference_size > 0:
-            raise UserError(f"FGDLoss(reference_size={reference_size}): it must be above 0 or null")
+        self.alpha_fgd = check_number("FGDLoss: alpha_fgd", alpha_fgd)
+        self.beta_fgd = check_number("FGDLoss: beta_fgd", beta_fgd)
+        self.gamma_fgd = check_number("FGDLoss: gamma_fgd", gamma_fgd)
+        self.lambda_fgd = check_number("FGDLoss: lambda_fgd", lambda_fgd)
+        self.temp = check_positive("FGDLoss: temp", temp)
+        if reference_size is not None:
+            check_positive("FGDLoss: reference_size", reference_size)
         self.reference_size = reference_size
         self.student_context: GlobalContext | None = None
         self.teacher_context: GlobalContext | None = None
@@ -152,3 +155,45 @@ class GlobalContext(nn.Module):
         logits = hide_invalid(self.mask(features).flatten(1), cells)
         context = (features.flatten(2) * F.softmax(logits, dim=1).unsqueeze(1)).sum(dim=2)
         return self.expand(F.relu(self.norm(self.reduce(context))))[:, :, None, None]
+
+
+def _between(places: Tensor, starts: Tensor, ends: Tensor) -> Tensor:
+    """(M,S) bool: which of S places are from the start to before the end of each of M ranges."""
+    return (places >= starts[:, None]) & (places < ends[:, None])
+
+
+@torch.no_grad()
+def box_masks(
+    boxes: Sequence[Tensor] | None, stride: int, like: Tensor, valid: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Weights of the cells of boxes and of the others, by which every object counts the same.
+
+    In the cells of a box, 1 over their number (the largest where boxes overlap), else 0; and 1 over
+    the number of cells of the image outside of all boxes there, else 0.
+
+    Args:
+        boxes: N tensors (M,4), XYXY in pixels of the network's input; None: no boxes.
+        stride: pixels per cell.
+        like: (N,H,W), for size and device.
+
+    Returns:
+        M_fg and M_bg, (N,H,W).
+    """
+    foreground = torch.zeros_like(like)
+    rows, columns = (torch.arange(size, device=like.device) for size in like.shape[1:])
+    for mask, of_image in zip(foreground, boxes or (), strict=bool(boxes)):
+        # Some at a time, so that a crowd of objects does not take the memory of a map each.
+        for some in of_image.split(_AT_ONCE) if len(of_image) else ():
+            corners = some / stride
+            # The cell in which the box ends is in, and if it ends on a border, the next one.
+            left, top = corners[:, :2].floor().unbind(dim=1)
+            right, bottom = (corners[:, 2:].ceil() + 1).unbind(dim=1)
+            share = ((bottom - top) * (right - left)).reciprocal().to(like.dtype)
+            down, across = _between(rows, top, bottom), _between(columns, left, right)
+            inside = down[:, :, None] & across[:, None, :]
+            weights = torch.where(inside, share[:, None, None], 0)
+            torch.maximum(mask, weights.amax(dim=0), out=mask)
+    background = (foreground == 0).to(like.dtype)
+    if valid is not None:
+        background = background * valid
+    return foreground, background / background.sum(dim=(1, 2), keepdim=True).clamp(min=1)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..distill.disparity import zero_outside
-from .base import FeatureCriterion, LevelFeatures, non_negative, sum_over_cells
+from ..ranges import check_number
+from .base import FeatureCriterion, LevelFeatures, objectness_of, sum_over_cells
 
 
 class G2SDLoss(FeatureCriterion):
@@ -17,8 +18,9 @@ class G2SDLoss(FeatureCriterion):
     ``model.head.adapter="conv3x3"``.
 
     Huang et al., "Generic-to-Specific Distillation of Masked Autoencoders", CVPR 2023, in the form
-    of the authors' code for ViTDet. Deviations: padding is left out; their second term, the
-    cross-entropy between the proposal generators' outputs, is no feature loss and is left out.
+    of the authors' code for ViTDet. Deviation: padding is left out. Their second term, the
+    cross-entropy between the proposal generators' outputs, is no feature loss: it is
+    ``predictions.ObjectnessLoss``.
     """
 
     needs_objectness = True
@@ -31,15 +33,11 @@ class G2SDLoss(FeatureCriterion):
                 (``model.head.warmup_iters``).
         """
         super().__init__()
-        self.weight = non_negative("G2SDLoss", weight=weight)
+        self.weight = check_number("G2SDLoss: weight", weight)
 
     def forward(self, level: LevelFeatures) -> Tensor:
-        valid, objectness = level.valid, level.objectness
-        if objectness is None:
-            raise ValueError("G2SDLoss needs objectness, (N,H,W)")
+        valid, objectness = level.valid, objectness_of(level, "G2SDLoss")
         gap = zero_outside(level.student - level.teacher, valid)
         cost = gap.square().sum(dim=1)
-        if valid is not None:
-            objectness = objectness.masked_fill(~valid, 0)
         total = sum_over_cells(cost * (self.weight * objectness), valid)
         return total / sum_over_cells(objectness, valid).clamp(min=1e-6)

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from ..distill.disparity import zero_outside
 from ..errors import UserError
-from ..ranges import is_number
-from .base import FeatureCriterion, LevelFeatures, non_negative, sum_over_cells
+from ..ranges import check_number, is_number
+from .base import FeatureCriterion, LevelFeatures, sum_over_cells
 from .generator import FeatureGenerator
 
 
@@ -35,9 +35,9 @@ class MGDLoss(FeatureCriterion):
             lambda_mgd: share of cells hidden, in [0, 1). Published: 0.65, and 0.45.
         """
         super().__init__()
-        self.alpha_mgd = non_negative("MGDLoss", alpha_mgd=alpha_mgd)
+        self.alpha_mgd = check_number("MGDLoss: alpha_mgd", alpha_mgd)
         if not is_number(lambda_mgd) or not 0 <= lambda_mgd < 1:
-            raise UserError(f"MGDLoss(lambda_mgd={lambda_mgd!r}): it must be from 0 to below 1")
+            raise UserError(f"MGDLoss: lambda_mgd is {lambda_mgd!r}; it must be from 0 to below 1")
         self.lambda_mgd = lambda_mgd
         self.generator: FeatureGenerator | None = None
         if channels is not None:

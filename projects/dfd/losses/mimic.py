@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..distill.disparity import zero_outside
-from .base import FeatureCriterion, LevelFeatures, mean_over_cells, non_negative
+from ..ranges import check_number
+from .base import FeatureCriterion, LevelFeatures, mean_over_cells
 
 
 class MimicLoss(FeatureCriterion):
@@ -23,7 +24,7 @@ class MimicLoss(FeatureCriterion):
             weight: multiplies the loss; >= 0.
         """
         super().__init__()
-        self.weight = non_negative("MimicLoss", weight=weight)
+        self.weight = check_number("MimicLoss: weight", weight)
 
     def forward(self, level: LevelFeatures) -> Tensor:
         gap = zero_outside(level.student - level.teacher, level.valid)

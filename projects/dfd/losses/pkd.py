@@ -7,7 +7,8 @@ from torch import Tensor
 
 from ..distill.disparity import scale_features
 from ..distill.processes import sum_over_processes
-from .base import FeatureCriterion, LevelFeatures, mean_over_cells, non_negative
+from ..ranges import check_number
+from .base import FeatureCriterion, LevelFeatures, mean_over_cells
 
 
 class PKDLoss(FeatureCriterion):
@@ -30,7 +31,7 @@ class PKDLoss(FeatureCriterion):
             sync_statistics: standardise over the batches of all processes; see ``DFDLoss``.
         """
         super().__init__()
-        self.weight = non_negative("PKDLoss", weight=weight)
+        self.weight = check_number("PKDLoss: weight", weight)
         self.sync_statistics = sync_statistics
 
     def forward(self, level: LevelFeatures) -> Tensor:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import generalized_box_iou_loss
 
-from .base import non_negative
+from ..ranges import check_number
 
 
 class Predictions(NamedTuple):
@@ -66,8 +66,8 @@ class PredictionMimicLoss(PredictionLoss):
             beta: how much less an already equal score counts; >= 0.
         """
         super().__init__()
-        self.weight = non_negative("PredictionMimicLoss", weight=weight)
-        self.beta = non_negative("PredictionMimicLoss", beta=beta)
+        self.weight = check_number("PredictionMimicLoss: weight", weight)
+        self.beta = check_number("PredictionMimicLoss: beta", beta)
 
     def forward(self, student: Levels, teacher: Levels, valid: Sequence[Tensor]) -> list[Tensor]:
         targets = [t.logits.sigmoid() for t in teacher]
@@ -99,7 +99,7 @@ class ObjectnessLoss(PredictionLoss):
             weight: multiplies the loss; >= 0. The default is theirs.
         """
         super().__init__()
-        self.weight = non_negative("ObjectnessLoss", weight=weight)
+        self.weight = check_number("ObjectnessLoss: weight", weight)
 
     def forward(self, student: Levels, teacher: Levels, valid: Sequence[Tensor]) -> list[Tensor]:
         losses = []
@@ -132,7 +132,7 @@ class BoxMimicLoss(PredictionLoss):
             weight: multiplies the loss; >= 0.
         """
         super().__init__()
-        self.weight = non_negative("BoxMimicLoss", weight=weight)
+        self.weight = check_number("BoxMimicLoss: weight", weight)
 
     def forward(self, student: Levels, teacher: Levels, valid: Sequence[Tensor]) -> list[Tensor]:
         pairs = zip(teacher, valid, strict=True)

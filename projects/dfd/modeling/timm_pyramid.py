@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import UserError, first_line
-from .timm_weights import known_model, load_trunk, not_made, plain
+from .timm_weights import create_trunk, known_model, not_made, plain
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d)
 _USUAL = ("c2", "c3", "c4", "c5")
@@ -74,7 +74,8 @@ class TimmPyramid(Backbone):
         self.model_name, self.pretrained = model_name, pretrained
         self._img_size = img_size
         known_model(model_name)
-        arguments = dict(_ANY_SIZE.get(timm.model_entrypoint(_bare(model_name)).__module__, {}))
+        function = timm.model_entrypoint(model_name.partition(".")[0])  # Without weights' tag.
+        arguments = dict(_ANY_SIZE.get(function.__module__, {}))
         if img_size is not None:
             arguments["img_size"] = img_size
         arguments.update(plain(model_args))
@@ -104,10 +105,8 @@ class TimmPyramid(Backbone):
             if isinstance(pretrained, str):
                 # Through the whole model, for timm loads what fits into one of features_only and
                 # says nothing of the rest.
-                whole = timm.create_model(
-                    model_name, num_classes=0, **_without(arguments, "out_indices")
-                )
-                load_trunk(whole, pretrained, model_name)
+                of_whole = {k: v for k, v in arguments.items() if k != "out_indices"}
+                whole = create_trunk(model_name, pretrained=pretrained, **of_whole)
                 arguments["pretrained_cfg_overlay"] = {"state_dict": whole.state_dict()}
             return timm.create_model(
                 model_name, features_only=True, pretrained=bool(pretrained), **arguments
@@ -250,12 +249,3 @@ def _has_tables(model: nn.Module) -> bool:
     layers = (nn.Linear, *_CONVOLUTIONS)
     others = [module for module in model.modules() if not isinstance(module, layers)]
     return any(p.dim() > 1 for module in others for p in module.parameters(recurse=False))
-
-
-def _without(arguments: Mapping[str, Any], key: str) -> dict[str, Any]:
-    return {name: value for name, value in arguments.items() if name != key}
-
-
-def _bare(model_name: str) -> str:
-    """A model's name without the tag of its weights."""
-    return model_name.partition(".")[0]

@@ -6,7 +6,7 @@ Shape shorthand: N images, H x W tokens, C channels, K windows of s x s tokens.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
+from detectron2.modeling.backbone.utils import window_partition, window_unpartition
 from torch import Tensor
 
 # Around the 14 of ViTDet; larger ones cost more attention, smaller ones see less.
@@ -24,26 +24,6 @@ def choose_window(height: int, width: int) -> int:
         return 0
     fitting = [size for size in _SIZES if height % size == 0 and width % size == 0]
     return min(fitting, key=lambda size: (abs(size - _PREFERRED), -size), default=_PREFERRED)
-
-
-def to_windows(x: Tensor, size: int) -> Tensor:
-    """(N,H,W,C) to (N,K,s*s,C), padded with zeros at the bottom and the right."""
-    n, height, width, channels = x.shape
-    down, right = -height % size, -width % size
-    if down or right:
-        x = F.pad(x, (0, 0, 0, right, 0, down))
-    rows, columns = (height + down) // size, (width + right) // size
-    x = x.view(n, rows, size, columns, size, channels).transpose(2, 3)
-    return x.reshape(n, rows * columns, size * size, channels)
-
-
-def from_windows(x: Tensor, size: int, height: int, width: int) -> Tensor:
-    """(N,K,s*s,C) to (N,H,W,C): the inverse of ``to_windows``, without the padding."""
-    n, _, _, channels = x.shape
-    rows, columns = -(-height // size), -(-width // size)
-    x = x.view(n, rows, columns, size, size, channels).transpose(2, 3)
-    x = x.reshape(n, rows * size, columns * size, channels)
-    return x[:, :height, :width]
 
 
 class TokenOrder:
@@ -67,28 +47,33 @@ class TokenOrder:
         if not self.by_window:
             return x
         grid = x.reshape(-1, self.height, self.width, x.shape[-1])
-        return to_windows(grid, self.window).reshape(x.shape)
+        return window_partition(grid, self.window)[0].reshape(x.shape)
 
     def leave(self, x: Tensor) -> Tensor:
         """(N, H*W, C) in this order to (N,H,W,C)."""
-        n, _, channels = x.shape
         if not self.by_window:
-            return x.reshape(n, self.height, self.width, channels)
-        windows = x.reshape(n, -1, self.window**2, channels)
-        return from_windows(windows, self.window, self.height, self.width)
+            return x.unflatten(1, (self.height, self.width))
+        return self._grid(x)
 
     def split(self, x: Tensor) -> Tensor:
         """(N, H*W, C) in this order to windows (N,K,s*s,C)."""
-        n, _, channels = x.shape
         if self.by_window:
             return x.unflatten(1, (-1, self.window**2))
-        return to_windows(x.reshape(n, self.height, self.width, channels), self.window)
+        windows, _ = window_partition(x.unflatten(1, (self.height, self.width)), self.window)
+        return windows.reshape(x.shape[0], -1, self.window**2, x.shape[-1])
 
     def join(self, x: Tensor) -> Tensor:
         """The inverse of ``split``."""
         if self.by_window:
             return x.flatten(1, 2)
-        return from_windows(x, self.window, self.height, self.width).flatten(1, 2)
+        return self._grid(x).flatten(1, 2)
+
+    def _grid(self, x: Tensor) -> Tensor:
+        """Tokens window by window, without the padding as (N,H,W,C)."""
+        size = self.window
+        padded = -(-self.height // size) * size, -(-self.width // size) * size
+        windows = x.reshape(-1, size, size, x.shape[-1])
+        return window_unpartition(windows, size, padded, (self.height, self.width))
 
 
 def attend_in_windows(attention, x: Tensor, order: TokenOrder, num_prefix: int, **kwargs) -> Tensor:

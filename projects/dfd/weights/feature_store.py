@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import os
 import re
 import tempfile
@@ -15,6 +14,7 @@ import safetensors.torch
 from torch import Tensor
 
 from ..errors import UserError
+from ..ranges import check_positive
 
 logger = logging.getLogger(__name__)
 
@@ -43,8 +43,7 @@ class FeatureStore:
         Raises:
             UserError: the limit is not above 0, or the folder cannot be made.
         """
-        if not 0 < max_gib < math.inf:
-            raise UserError(f"model.teacher.store_gib is {max_gib}; it must be a number above 0")
+        check_positive("model.teacher.store_gib", max_gib)
         self._folder = Path(os.path.expanduser(folder))
         self._limit = int(max_gib * 2**30)
         self._size: int | None = None  # Unknown until something is put.

@@ -15,7 +15,7 @@ import pickle
 import re
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,17 @@ def file_sha256(path: str | os.PathLike) -> str:
     with open(path, "rb") as f:
         while chunk := f.read(1 << 20):
             sha256.update(chunk)
+    return sha256.hexdigest()
+
+
+def state_sha256(*states: Mapping[str, torch.Tensor]) -> str:
+    """The hash of names and values, by name in each, bit for bit."""
+    sha256 = hashlib.sha256()
+    for state in states:
+        for name, value in sorted(state.items()):
+            sha256.update(name.encode())
+            flat = value.detach().cpu().contiguous().flatten()
+            sha256.update(flat.view(torch.uint8).numpy())
     return sha256.hexdigest()
 
 

@@ -16,7 +16,7 @@ from torch.utils.data import get_worker_info
 
 from ...distill.contract import UNLABELLED
 from ...errors import UserError
-from ...ranges import check_count, check_number, check_probability, check_range
+from ...ranges import check_choice, check_count, check_number, check_probability, check_range
 from ..images import ReadableMapper
 from ..records import name_of
 from .pixels import Affine, Photo, Picture, letterboxed, mixed, mosaic
@@ -93,9 +93,7 @@ class MosaicMapper:
             UserError: a value is outside its range.
         """
         self.size = check_size("MosaicMapper.size", size)
-        if image_format not in ("BGR", "RGB"):
-            raise UserError(f"MosaicMapper.image_format is {image_format!r}; it must be BGR or RGB")
-        self.image_format = image_format
+        self.image_format = check_choice("MosaicMapper.image_format", image_format, ("BGR", "RGB"))
         self.affine = Affine(
             rotation=check_number("MosaicMapper.rotation", rotation),
             translation=check_number("MosaicMapper.translation", translation),

@@ -35,7 +35,7 @@ def in_batches(*, iterations: int, accumulation_steps: int = 1) -> int:
 
 
 def check_gains(name: str, value: Any) -> tuple[float, ...]:
-    """Three numbers of at least 0."""
+    """Three numbers from 0 to 255."""
     values = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else ()
     if len(values) != 3 or not all(is_number(v) and 0 <= v <= 255 for v in values):
         raise UserError(f"{name} is {value!r}; it must be three numbers from 0 to 255")

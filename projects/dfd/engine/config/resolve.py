@@ -86,10 +86,12 @@ def resolve_pixels(cfg: DictConfig) -> None:
             if "auto" in (node.get(key) for key in _PIXELS):
                 _take_from_timm(node, node[part])
     student = cfg.model.get("student", cfg.model)
+    # What a config says beside a distilled student comes first.
+    order = cfg.model.get("input_format") or student.get("input_format") or "BGR"
     for split in ("train", "test"):
         mapper = cfg.dataloader[split].get("mapper") if split in cfg.dataloader else None
         if mapper is not None and mapper.get("image_format") == "auto":
-            mapper.image_format = student.get("input_format") or "BGR"
+            mapper.image_format = order
 
 
 def _take_from_timm(detector: DictConfig, part: DictConfig) -> None:

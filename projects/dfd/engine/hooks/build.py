@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from ...data import registered_name
-from ...data.registered import dataset_dicts, has_objects, labels_sha256
+from ...data.registered import content_of, dataset_dicts, has_objects
 from ...distill.detector import DistilledDetector
 from ...distill.processes import share_buffers
 from ...errors import UserError
@@ -166,7 +166,7 @@ def run_facts(
         "train_images": num_images,
         "train_data": checkpointer.settings.get(TRAINING_DATA),
         "start": checkpointer.start,
-        "test_data": labels_sha256(registered_name(cfg.dataloader.test.dataset)),
+        "test_data": content_of(registered_name(cfg.dataloader.test.dataset)).sha256,
         "seed": cfg.train.seed,
         "device": str(cfg.train.device),
         "processor": processor_name(cfg.train.device),

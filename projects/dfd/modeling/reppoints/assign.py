@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torchvision.ops import box_iou
 
 from ...errors import UserError
 from ...ranges import check_count
@@ -15,7 +16,6 @@ from .points import at_least_float32
 
 NONE, BACKGROUND, IGNORED = -1, -1, -2
 _SMALLEST_SIDE = 1e-6
-_SMALLEST_UNION = 1e-6
 
 
 def check_overlaps(positive: float, negative: float) -> None:
@@ -105,7 +105,7 @@ def assign_boxes(
         assigned = boxes.new_full((len(boxes),), BACKGROUND, dtype=torch.int64)
         return assigned if valid is None else assigned.masked_fill(~valid, IGNORED)
     boxes = at_least_float32(boxes)
-    overlaps = pairwise_iou(gt_boxes.to(boxes.dtype), boxes).nan_to_num(nan=0.0)  # (M,A)
+    overlaps = box_iou(gt_boxes.to(boxes.dtype), boxes).nan_to_num(nan=0.0)  # (M,A)
     if valid is not None:
         overlaps = overlaps.masked_fill(~valid, -1)
     best, objects = overlaps.max(dim=0)
@@ -117,14 +117,3 @@ def assign_boxes(
     numbers = torch.arange(len(gt_boxes), device=boxes.device)[:, None]
     last = numbers.masked_fill(~tied, NONE).amax(dim=0)
     return torch.where(last >= 0, last, assigned)
-
-
-def pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
-    """(M,A) intersection over union of (M,4) and (A,4), XYXY.
-
-    Unlike Detectron2's it takes a union below 1e-6 as 1e-6, as the original does.
-    """
-    sides = torch.minimum(a[:, None, 2:], b[:, 2:]) - torch.maximum(a[:, None, :2], b[:, :2])
-    overlap = sides.clamp(min=0).prod(dim=2)
-    areas = [(boxes[:, 2:] - boxes[:, :2]).prod(dim=1) for boxes in (a, b)]
-    return overlap / (areas[0][:, None] + areas[1] - overlap).clamp(min=_SMALLEST_UNION)

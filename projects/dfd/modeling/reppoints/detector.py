@@ -19,7 +19,7 @@ from fvcore.nn import sigmoid_focal_loss, smooth_l1_loss
 from torch import Tensor
 
 from ...errors import UserError
-from ...ranges import check_choice, check_count, check_number, check_probability
+from ...ranges import check_choice, check_count, check_positive, check_probability
 from .assign import IGNORED, assign_boxes, assign_points, check_overlaps
 from .head import RepPointsHead
 from .points import cell_points, cells_within
@@ -84,9 +84,7 @@ class RepPoints(DenseDetector):
         check_choice("RepPoints: init_assigner", init_assigner, _ASSIGNERS)
         check_overlaps(positive_iou, negative_iou)
         check_count("RepPoints.init_num_pos", init_num_pos, 1)
-        # Boxes are divided by it.
-        if not check_number("RepPoints.point_base_scale", point_base_scale):
-            raise UserError("RepPoints.point_base_scale is 0; it must be above 0")
+        check_positive("RepPoints.point_base_scale", point_base_scale)  # Boxes are divided by it.
         check_probability("RepPoints.test_score_thresh", test_score_thresh)
         check_probability("RepPoints.test_nms_thresh", test_nms_thresh)
         check_count("RepPoints.test_topk_candidates", test_topk_candidates, 1)

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import UserError
-from ...ranges import check_count
+from ...ranges import check_choice, check_count
 from .deform import DeformConv
-from .points import SINGLE_POINT, at_least_float32, known_transform, points_to_boxes
+from .points import SINGLE_POINT, TRANSFORMS, at_least_float32, points_to_boxes
 
 _PRIOR = 0.01
 
@@ -72,7 +72,8 @@ class RepPointsHead(nn.Module):
             raise UserError(
                 f"RepPointsHead: num_points is {num_points}; it must be the square of an odd number"
             )
-        if known_transform(transform) == "moment" and num_points == 1:
+        check_choice("RepPoints: transform", transform, TRANSFORMS)
+        if transform == "moment" and num_points == 1:
             raise UserError(f"RepPointsHead: num_points is 1; {SINGLE_POINT}")
         if norm not in ("", "GN"):
             raise UserError(f'RepPointsHead: norm is {norm!r}; it must be "GN" or ""')

@@ -19,14 +19,6 @@ SINGLE_POINT = "a single point has no standard deviation, of which transform='mo
 _CORNERS = 4
 
 
-def known_transform(kind: str) -> str:
-    """
-    Raises:
-        UserError: there is no such transform.
-    """
-    return check_choice("RepPoints: transform", kind, TRANSFORMS)
-
-
 def at_least_float32(x: Tensor) -> Tensor:
     """Half precision, and integers, in full."""
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
@@ -53,7 +45,7 @@ def points_to_boxes(
     Raises:
         UserError: there is no such transform, or a single point is to have a moment.
     """
-    known_transform(kind)
+    check_choice("RepPoints: transform", kind, TRANSFORMS)
     if kind == "moment" and points.shape[1] < 4:
         raise UserError(f"RepPoints: {SINGLE_POINT}")
     y, x = at_least_float32(points).unflatten(1, (-1, 2)).unbind(dim=2)

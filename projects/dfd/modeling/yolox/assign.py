@@ -36,10 +36,6 @@ class Matches(NamedTuple):
     matched_iou: Tensor  # (A,) float32: the IoU of the cell's box with it, 0 for none
 
 
-def check_form(form: str) -> None:
-    check_choice("YOLOX: form", form, FORMS)
-
-
 @torch.no_grad()
 def simota(
     class_logits: Tensor,
@@ -85,7 +81,7 @@ def simota(
     Raises:
         UserError: the form is neither.
     """
-    check_form(form)
+    check_choice("YOLOX: form", form, FORMS)
     with torch.autocast(class_logits.device.type, enabled=False):
         boxes, gt_boxes, gt_classes = boxes.float(), gt_boxes.float(), gt_classes.long()
         matched_gt = torch.full((len(boxes),), -1, dtype=torch.int64, device=boxes.device)

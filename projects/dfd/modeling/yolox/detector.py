@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torchvision.ops import box_convert
 
 from ...errors import UserError
-from ...ranges import check_choice, is_integer, is_number
-from .assign import check_form
+from ...ranges import check_choice, check_count, check_positive, check_probability, is_number
+from .assign import FORMS
 from .blocks import ACTIVATIONS
 from .detections import detect
 from .head import Grid, Predictions, YOLOXHead, by_level, decode
@@ -91,7 +91,7 @@ class YOLOX(nn.Module):
         super().__init__()
         _check_size(depth, width, num_classes, activation)
         _check_settings(score_thresh, nms_thresh, max_detections, l1_from_iter, input_format)
-        check_form(form)
+        check_choice("YOLOX: form", form, FORMS)
         kind = {"width": width, "depthwise": depthwise, "activation": activation}
         self.backbone = PAFPN(depth=depth, trunk=trunk, **kind)
         self.head = YOLOXHead(num_classes=num_classes, **kind)
@@ -245,13 +245,11 @@ def _per_channel(name: str, values: Sequence[float]) -> Tensor:
 
 
 def _check_size(depth: float, width: float, num_classes: int, activation: str) -> None:
-    if not is_number(depth) or depth <= 0:
-        raise UserError(f"YOLOX: depth is {depth!r}; it must be a number above 0, as 0.33")
+    check_positive("YOLOX: depth", depth)
     # Otherwise the trunk's channels, rounded, would not double from stage to stage.
     if not is_number(width) or width < 1 / 64 or int(1024 * width) != 16 * int(64 * width):
         raise UserError(f"YOLOX: width is {width!r}; it must be a multiple of 1/64, as 0.5")
-    if not is_integer(num_classes) or num_classes < 1:
-        raise UserError(f"YOLOX: num_classes is {num_classes!r}; it must be a whole number above 0")
+    check_count("YOLOX: num_classes", num_classes, 1)
     check_choice("YOLOX: activation", activation, ACTIVATIONS)
 
 
@@ -262,16 +260,10 @@ def _check_settings(
     l1_from_iter: int | None,
     input_format: str,
 ) -> None:
-    for name, value in (("score_thresh", score_thresh), ("nms_thresh", nms_thresh)):
-        if not is_number(value) or not 0 <= value <= 1:
-            raise UserError(f"YOLOX: {name} is {value!r}; it must be a number from 0 to 1")
-    for name, value, least in (
-        ("max_detections", max_detections, 1),
-        ("l1_from_iter", l1_from_iter, 0),
-    ):
-        if value is not None and (not is_integer(value) or value < least):
-            raise UserError(
-                f"YOLOX: {name} is {value!r}; it must be None or a whole number from {least}"
-            )
-    if input_format not in ("BGR", "RGB"):
-        raise UserError(f"YOLOX: input_format is {input_format!r}; it must be BGR or RGB")
+    check_probability("YOLOX: score_thresh", score_thresh)
+    check_probability("YOLOX: nms_thresh", nms_thresh)
+    if max_detections is not None:
+        check_count("YOLOX: max_detections", max_detections, 1)
+    if l1_from_iter is not None:
+        check_count("YOLOX: l1_from_iter", l1_from_iter, 0)
+    check_choice("YOLOX: input_format", input_format, ("BGR", "RGB"))

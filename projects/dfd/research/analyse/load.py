@@ -180,7 +180,7 @@ def load_snapshots(
     for checkpoint in checkpoints:
         student, head = copy.deepcopy(model.student).eval(), copy.deepcopy(model.head).eval()
         weights = read_weights(checkpoint.path, "--run")
-        load_strict(student, weights, "--run")
+        load_strict(student, weights, "--run", input_format=model.input_format)
         if weights.class_names is not None and list(weights.class_names) != list(classes):
             raise UserError(
                 f"--run: {checkpoint.path} was trained on {weights.class_names}, but the test "
