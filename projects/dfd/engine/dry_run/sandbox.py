@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
-from detectron2.utils.registry import locate
 from omegaconf import DictConfig, OmegaConf
+
+from ..config.parameters import target_of
 
 _HERE = ("127.0.0.1", "::1", "localhost", "", None)
 
@@ -51,9 +52,7 @@ def _move_generated_data(cfg: DictConfig, scratch: str) -> None:
     moved: dict[str, str] = {}
     for split in ("train", "test"):
         node = cfg.dataloader[split].get("dataset") if split in cfg.dataloader else None
-        target = node.get("_target_") if isinstance(node, DictConfig) else None
-        target = locate(target) if isinstance(target, str) else target
-        argument = getattr(target, "writes_to", None)
+        argument = getattr(target_of(node), "writes_to", None)
         if argument is None or not node.get(argument):
             continue
         folder = os.path.abspath(os.path.expanduser(str(node[argument])))
