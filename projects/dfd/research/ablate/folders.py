@@ -20,7 +20,7 @@ from ...engine.config.load import PARTS, ConfigFile
 from ...engine.config.names import plain_values
 from ...engine.config.schema import TRAIN_DEFAULTS
 from ...engine.run_folder import other_data, tested_on
-from ...engine.state.files import whole_file
+from ...engine.state.files import lock, whole_file
 from ...errors import UserError, first_line
 from .cells import Cell
 
@@ -212,21 +212,19 @@ def prepare(run: CellRun) -> bool:
 def open_log(run: CellRun, *, truncate: bool = True) -> IO[bytes]:
     """The file for what a run prints, locked for as long as any process of the run has it open.
 
-    So a training that outlived the ``ablate.py`` that started it is not taken for a dead one.
+    So a training that outlived the ``dfd ablate`` that started it is not taken for a dead one.
 
     Raises:
         UserError: another process has it.
     """
     run.log.parent.mkdir(parents=True, exist_ok=True)
     log = open(run.log, "ab")
-    try:
-        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+    if not lock(log, fcntl.flock):
         log.close()
         raise UserError(
             f"{run.name} is still being trained by a process that has {run.log} open: wait for "
             "it or end it"
-        ) from error
+        )
     if truncate:
         log.truncate(0)
     return log
@@ -244,14 +242,12 @@ def locked(out: Path) -> Iterator[None]:
         raise UserError(f"--out {out} is not empty, and holds no ablation: choose another")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        lock = open(path, "a")
+        file = open(path, "a")
     except OSError as error:
         raise UserError(f"--out {out} cannot be written: {error.strerror}") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"--out {out} is in use by another ablate.py") from error
+    with file:
+        if not lock(file, fcntl.flock):
+            raise UserError(f"--out {out} is in use by another dfd ablate")
         yield
 
 
