@@ -38,7 +38,7 @@ def launch(main: Callable[[argparse.Namespace], None], args: argparse.Namespace)
 
     Args:
         main: of one process, to be found by its module and name.
-        args: of ``detectron2.engine.default_argument_parser``; ``dist_url`` may be "auto".
+        args: of ``engine.arguments.argument_parser``; ``dist_url`` may be "auto".
     """
     place = None
     try:

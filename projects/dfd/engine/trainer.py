@@ -79,9 +79,7 @@ class Trainer(SimpleTrainer):
         self.grad_scaler = torch.amp.GradScaler(self.device_type, enabled=amp == "fp16")
 
     def register_hooks(self, hooks: Sequence[HookBase | None]) -> None:
-        """As Detectron2's; a hook of which a resumed checkpoint holds the state is given it.
-
-        """
+        """As Detectron2's; a hook of which a resumed checkpoint holds the state is given it."""
         super().register_hooks(hooks)
         for name, hook in _named_hooks(self._hooks):
             state = self._resumed_hooks.pop(name, None)
