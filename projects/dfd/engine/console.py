@@ -18,12 +18,7 @@ from typing import IO, Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 
-# Windows does not have all of them.
-SIGNALS = tuple(
-    getattr(signal, name)
-    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
-    if hasattr(signal, name)
-)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 # So long a child may take to end by itself: a training makes its step to the end, and saves it.
 _PATIENCE_SECONDS = 300.0
 _UPDATE_EVERY = 1.0

@@ -21,10 +21,7 @@ from torch.utils.data import DataLoader
 
 # EX_TEMPFAIL of sysexits.h: not done, to be tried again.
 EXIT_STOPPED = 75
-# Windows has no SIGUSR1.
-STOP_SIGNALS = tuple(
-    getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)
-)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 # A launcher passes on what the system may have sent to its processes too: that is one request.
 _ONE_REQUEST_SECONDS = 0.5
 _ONE_REQUEST_SECONDS_OF_SEVERAL = 2.0
