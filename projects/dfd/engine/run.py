@@ -124,8 +124,6 @@ def measure_teacher(cfg: DictConfig) -> dict[str, Any]:
     """Evaluate the teacher of a config, as ``--eval-teacher`` does; like :func:`evaluate`."""
     with reference_errors():
         cfg = checked(cfg, trains=False)
-        if cfg.train.seed < 0:
-            cfg.train.seed = draw_seed(cfg.train.output_dir, resume=False)
         with log_to_folder(cfg.train.output_dir):
             setup(cfg)
             resolve_config(cfg)
@@ -228,11 +226,6 @@ def draw_seed(output_dir: str, resume: bool) -> int:
         ) from error
 
 
-def set_seed(cfg: DictConfig) -> None:
-    """Seed torch, numpy and random; each process draws from a stream of its own."""
-    seed_all_rng(None if cfg.train.seed < 0 else cfg.train.seed + comm.get_rank())
-
-
 def prepare(cfg: DictConfig, *, resume: bool = False, writes: bool = True) -> Run:
     """Build and load all that the training of a config needs; nothing is written.
 
@@ -279,12 +272,11 @@ def run_training(cfg: DictConfig, *, resume: bool, stop: StopRequest) -> dict[st
     if comm.is_main_process():
         begin_files(cfg, run, resume=resume)
     results: dict[str, Any] = {}
-    hooks = build_hooks(cfg, run.model, checkpointer, results, run.num_images, start, stop=stop)
-    trainer.register_hooks(hooks)
+    trainer.register_hooks(build_hooks(cfg, run, results, stop=stop))
     # Building a teacher and a head draws random numbers, and so does evaluating a teacher; a run
     # without them must see the same stream in training, or runs of one seed would differ by more
-    # than what was changed.
-    set_seed(cfg)
+    # than what was changed. Each process draws from a stream of its own.
+    seed_all_rng(cfg.train.seed + comm.get_rank())
     if run.state is not None:
         batches = start * trainer.accumulation_steps
         continue_streams(run.loader, batches, run.state["random_states"])

@@ -68,7 +68,7 @@ def _examine(cfg: DictConfig, run: Run, output_dir: str) -> str:
     )
     if comm.is_main_process():
         save_config(pin_defaults(cfg), os.path.join(cfg.train.output_dir, "config.yaml"))
-    build_hooks(cfg, run.model, run.checkpointer, {}, run.num_images, run.start, writers=False)
+    build_hooks(cfg, run, {}, writers=False)
     measured = measure_steps(run, cfg.train.device)
     check_gradients(run.model, run.start, measured.without_gradient)
     evaluated = _evaluate_a_batch(cfg, student_of(run.model))
