@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.config import instantiate
 from detectron2.structures import BoxMode
 from omegaconf import DictConfig
 from torch import Tensor, nn
@@ -24,11 +23,11 @@ from ...distill.detector import DistilledDetector
 from ...distill.head import DFDHead
 from ...engine.checks import check_classes, check_image_format
 from ...engine.config.load import load_config
+from ...engine.config.make import make
 from ...engine.config.resolve import resolve_config, skip_pretrained
 from ...engine.config.saved import REMEDY, ForeignCodeError, read_config
 from ...errors import UserError, first_line
 from ...weights.strict import load_strict, read_weights
-from .matching import map_to_input
 
 _CHECKPOINT = re.compile(r"model_(\d+)\.pth")
 _FINAL = "model_final.pth"
@@ -146,7 +145,7 @@ def build_detector(cfg: DictConfig, folder: str) -> DistilledDetector:
             are not there, or not those of the training.
     """
     classes = class_names(registered_name(cfg.dataloader.test.dataset))
-    model = _make(cfg.model, "model").to(cfg.train.device).eval()
+    model = make(cfg.model, "model").to(cfg.train.device).eval()
     guard_square_padding(model.student, "student")
     check_image_format(model, cfg.dataloader)
     check_classes(model.student, model.teacher, classes, classes)
@@ -208,14 +207,6 @@ def _load_adapters(head: DFDHead, path: str) -> None:
         raise UserError(f"--run: {path} does not hold the head's adapters: {reason}") from error
 
 
-def _make(node: DictConfig, what: str) -> Any:
-    """Instantiate a part of the config; a parameter that its function lacks is the user's."""
-    try:
-        return instantiate(node)
-    except TypeError as error:
-        raise UserError(f"{what} cannot be made: {first_line(error)}") from error
-
-
 class TestImages:
     """The test images of a run, or so many of them evenly spaced, each as the student gets it."""
 
@@ -232,7 +223,7 @@ class TestImages:
         records = dataset_dicts(dataset=self.name, filter_empty=False)
         self._records = {_identity(record): record for record in records}
         # Straight from the data set: the loader itself would read every image before these.
-        self._dataset = _make(cfg.dataloader.test, "dataloader.test").dataset
+        self._dataset = make(cfg.dataloader.test, "dataloader.test").dataset
         self.total = len(self._dataset)
         self._indices = evenly_spaced(self.total, num_images or self.total)
         annotations = (a for record in records for a in record.get("annotations", ()))
@@ -260,20 +251,21 @@ def label_image(item: dict[str, Any], annotations: Sequence[dict[str, Any]]) -> 
         item: Detectron2's, with ``image`` (3,h,w) and the original's ``height`` and ``width``.
         annotations: Detectron2's, in pixels of the original.
     """
-    original, size = (item["height"], item["width"]), tuple(item["image"].shape[-2:])
+    height, width = item["image"].shape[-2:]
+    scale = np.array([width / item["width"], height / item["height"]] * 2)
     boxes = [
         BoxMode.convert(list(a["bbox"]), a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations
     ]
-    mapped = map_to_input(
-        np.array(boxes, dtype=float).reshape(-1, 4), image_size=original, input_size=size
-    )
+    # The inverse of what Detectron2 does with detections: nothing but a resize is undone.
+    mapped = np.array(boxes, dtype=float).reshape(-1, 4) * scale
+    mapped = mapped.clip(0, [width, height] * 2)
     classes = np.array([a["category_id"] for a in annotations], dtype=int)
     crowd = np.array([bool(a.get("iscrowd", 0)) for a in annotations], dtype=bool)
     # A box wholly outside its image is clipped to nothing.
     kept = (mapped[:, 2:] > mapped[:, :2]).all(axis=1)
     return LabelledImage(
         item=item,
-        scale=np.array([size[1] / original[1], size[0] / original[0]] * 2),
+        scale=scale,
         labels=mapped[kept & ~crowd],
         label_classes=classes[kept & ~crowd],
         crowds=mapped[kept & crowd],
