@@ -71,7 +71,7 @@ def _losses(runs: Sequence[RunFolder]) -> Section:
     return Section(
         "Losses",
         text=["Each point is the median over the last 20 iterations."],
-        pictures=[Picture(loss_curves(runs), "loss curves")],
+        pictures=[Picture(loss_curves({run.name: run.metrics for run in runs}), "loss curves")],
     )
 
 

@@ -8,9 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from omegaconf import OmegaConf
 
-from ...engine.run_folder import RunFolder
 from ...engine.writers import METRICS, read_metrics
 from ..curves import loss_curves
 from ..page import Picture, Section, markdown_table, to_html
@@ -211,15 +209,13 @@ def render_page(
 
 def _curves(outcomes: Sequence[Outcome]) -> list[Picture]:
     """A picture a cell, with the losses of its runs."""
-    cells: dict[str, list[RunFolder]] = {}
+    cells: dict[str, dict[str, list[dict[str, float]]]] = {}
     for outcome in outcomes:
         path = outcome.run.folder / METRICS
         metrics = read_metrics(str(path)) if path.exists() else []
         if outcome.status in (DONE, FAILED) and metrics:
-            run, cfg = outcome.run, OmegaConf.create(outcome.run.settings)
-            name = f"seed {run.seed}" + (" (failed)" if outcome.status == FAILED else "")
-            curve = RunFolder(name, str(run.folder), cfg, outcome.summary, metrics)
-            cells.setdefault(run.cell.name, []).append(curve)
+            name = f"seed {outcome.run.seed}" + " (failed)" * (outcome.status == FAILED)
+            cells.setdefault(outcome.run.cell.name, {})[name] = metrics
     return [
         Picture(loss_curves(runs, sum_levels=True, dpi=80), f"losses of {name}", name=name)
         for name, runs in cells.items()
