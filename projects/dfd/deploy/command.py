@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
+from ..engine.state.checkpoint import FINAL
 from ..errors import UserError, first_line
-from .student import FINAL
 
 
 def run_parser(name: str, description: str | None) -> argparse.ArgumentParser:

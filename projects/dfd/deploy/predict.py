@@ -24,6 +24,7 @@ from detectron2.structures import Instances
 
 from ..engine.console import LiveLine, ending_in_one_line, say, stop_on_signals
 from ..engine.run_folder import load_runs
+from ..engine.state.checkpoint import FINAL
 from ..engine.state.files import whole_file
 from ..errors import UserError, first_line
 from .command import (
@@ -35,7 +36,7 @@ from .command import (
 )
 from .draw import Boxes, draw_boxes
 from .inputs import Source, find_sources, read_frames
-from .student import FINAL, Student, load_student
+from .student import Student, load_student
 
 DETECTIONS, PICTURES = "detections.json", "images"
 _LINE_EVERY = 15.0

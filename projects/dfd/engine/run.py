@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import json
 import logging
 import os
 import shlex
@@ -49,8 +48,9 @@ from .dry_run.run import dry_run
 from .dry_run.sandbox import leaving_nothing
 from .ended import forget_other_tests, has_ended, has_stopped, recall_end, set_end_aside
 from .evaluation import evaluate_checkpoint, evaluate_teacher, teacher_results
-from .hooks.build import SUMMARY, build_hooks
+from .hooks.build import build_hooks
 from .machine import forget_peak_memory
+from .run_folder import SUMMARY, read_summary
 from .state.checkpoint import StudentCheckpointer
 from .state.files import sole_writer
 from .state.random_state import restore_random_state
@@ -264,8 +264,8 @@ def run_training(cfg: DictConfig, *, resume: bool, stop: StopRequest) -> dict[st
     check_same_start(run.model, start)
     if has_ended(cfg, run, cfg.train.output_dir):
         logger.info("Nothing to do: %s has ended after %d iterations", cfg.train.output_dir, start)
-        with open(os.path.join(cfg.train.output_dir, SUMMARY), encoding="utf-8") as f:
-            return json.load(f)["results"] if comm.is_main_process() else {}
+        summary = read_summary(os.path.join(cfg.train.output_dir, SUMMARY))
+        return summary["results"] if comm.is_main_process() else {}
     forget_other_tests(run)
     checkpointer.teacher_results = teacher_results(cfg, run.model, checkpointer.teacher_results)
     forget_peak_memory()  # An evaluation of the teacher is no part of what training takes.

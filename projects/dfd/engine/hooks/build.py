@@ -26,6 +26,7 @@ from ..config.names import plain_values
 from ..config.schema import metric_period
 from ..evaluation import DETECTIONS, test
 from ..machine import processor_name
+from ..run_folder import SUMMARY
 from ..state.checkpoint import StudentCheckpointer
 from ..state.run_settings import TRAINING_DATA
 from ..stop import StopRequest, guard_workers
@@ -47,7 +48,6 @@ logger = logging.getLogger("dfd")
 # The parts of a test item from which its picture is made.
 _PICTURED = ("image", "teacher_image", "valid", "teacher_valid", "file_name")
 
-SUMMARY = "summary.json"
 # What follows a metric, by its key in a checkpoint and in the summary.
 FOLLOWED = ("best_checkpoint", "early_stop")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -26,11 +25,12 @@ from ...engine.config.load import load_config
 from ...engine.config.make import make
 from ...engine.config.resolve import resolve_config, skip_pretrained
 from ...engine.config.saved import REMEDY, ForeignCodeError, read_config
+from ...engine.run_folder import SUMMARY, read_summary
+from ...engine.state.checkpoint import FINAL
 from ...errors import UserError, first_line
 from ...weights.strict import load_strict, read_weights
 
 _CHECKPOINT = re.compile(r"model_(\d+)\.pth")
-_FINAL = "model_final.pth"
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def load_run(
     """
     if not os.path.isdir(folder):
         raise UserError(f"--run: no such folder: {folder}")
-    for file, reason in (("config.yaml", "it is no run"), (_FINAL, "the run has not finished")):
+    for file, reason in (("config.yaml", "it is no run"), (FINAL, "the run has not finished")):
         if not os.path.isfile(os.path.join(folder, file)):
             raise UserError(f"--run: {folder} has no {file}: {reason}")
     path = os.path.join(folder, "config.yaml")
@@ -100,19 +100,9 @@ def load_run(
     return resolve_config(cfg)
 
 
-def _summary(folder: str) -> dict[str, Any]:
-    """What a run said of itself at its end; empty if that cannot be read."""
-    try:
-        with open(os.path.join(folder, "summary.json"), encoding="utf-8") as f:
-            content = json.load(f)
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
 def trained_iterations(folder: str, cfg: DictConfig) -> int:
     """How many iterations a run had, which may have been stopped early."""
-    return _summary(folder).get("iterations", cfg.train.max_iter)
+    return read_summary(os.path.join(folder, SUMMARY)).get("iterations", cfg.train.max_iter)
 
 
 def find_checkpoints(folder: str, *, max_iter: int, limit: int) -> list[Checkpoint]:
@@ -131,7 +121,7 @@ def find_checkpoints(folder: str, *, max_iter: int, limit: int) -> list[Checkpoi
         if match and int(match[1]) + 1 < max_iter
     ]
     found = sorted(found, key=lambda checkpoint: checkpoint.iteration)
-    found.append(Checkpoint(max_iter, os.path.join(folder, _FINAL)))
+    found.append(Checkpoint(max_iter, os.path.join(folder, FINAL)))
     # Counted from the end, so that a limit of 1 leaves the last.
     places = np.linspace(0, len(found) - 1, min(limit, len(found)))
     return [found[-1 - place] for place in places.round().astype(int)[::-1]]
@@ -154,7 +144,8 @@ def build_detector(cfg: DictConfig, folder: str) -> DistilledDetector:
             f"--run: the teacher of {folder} had random weights, which no run keeps: there is "
             "nothing to compare with"
         )
-    trained_under = (_summary(folder).get("teacher") or {}).get("sha256")
+    summary = read_summary(os.path.join(folder, SUMMARY))
+    trained_under = (summary.get("teacher") or {}).get("sha256")
     if trained_under and trained_under != model.teacher.weights.sha256:
         raise UserError(
             f"model.teacher.checkpoint: {model.teacher.weights.path} is not the teacher that "
