@@ -130,8 +130,6 @@ def set_length(cfg: DictConfig, num_images: int | None) -> None:
     if num_images is None:
         raise UserError("train.epochs needs a dataset of known length: set train.max_iter instead")
     batch = cfg.dataloader.train.total_batch_size
-    if not 0 < epochs < math.inf:
-        raise UserError(f"train.epochs is {epochs}; it must be above 0")
     cfg.train.max_iter = max(1, math.ceil(epochs * num_images / batch))
 
 
