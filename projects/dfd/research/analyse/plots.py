@@ -174,13 +174,9 @@ def _floats(values: Sequence[float | None]) -> list[float]:
     return [np.nan if value is None else value for value in values]
 
 
-def draw_example(example: Example, *, levels: int = 2) -> bytes:
-    """An image with its boxes, and the maps of its finest levels, a row a checkpoint.
-
-    Args:
-        levels: how many of the finest levels are shown.
-    """
-    names = list(example.views[-1][1])[:levels]
+def draw_example(example: Example) -> bytes:
+    """An image with its boxes, and the maps of its two finest levels, a row a checkpoint."""
+    names = list(example.views[-1][1])[:2]
     height, width = example.image.shape[:2]
     # A map is narrower than its column by the axis' labels.
     tile = (4.0, 3.5 * height / width + 0.45)
