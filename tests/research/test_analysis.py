@@ -57,15 +57,10 @@ from dfd.research.analyse.statistics import (
     interval,
     rank_correlation,
     ratio_samples,
-    resample_images,
 )
-from dfd.research.analyse.tables import (
-    NO_VALUE,
-    auc_table,
-    error_table,
-    high_table,
-    level_table,
-)
+from dfd.research.analyse.tables import auc_table, error_table, high_table, level_table
+from dfd.research.output import NO_VALUE
+from dfd.research.resampling import draw_images
 
 pytestmark = pytest.mark.slow
 
@@ -147,7 +142,7 @@ def test_images_are_resampled_as_a_whole():
     assert within.tolist() == [1.5 / 2, 1.0, 0.5]
     ratios = ratio_samples(np.array([1, 3]), np.array([2, 4]), draws)
     assert ratios.tolist() == [4 / 6, 0.5, 0.75]
-    drawn = resample_images(5, samples=7, seed=0)
+    drawn = draw_images(5, 7)
     assert drawn.shape == (7, 5) and (drawn.sum(axis=1) == 5).all()
 
 

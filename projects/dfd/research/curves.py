@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
+
+from .output import png
 
 _Lines = Sequence[Mapping[str, float]]
 _Series = tuple[list[float], list[float]]
@@ -51,9 +52,7 @@ def loss_curves(
         what = "all levels" if sum_levels else "each level"
         _plot(axes[1], f"Distillation loss of {what}, weighted; log scale", levels, colours)
         axes[1].set_yscale("log", nonpositive="mask")
-    out = io.BytesIO()
-    figure.savefig(out, format="png")
-    return out.getvalue()
+    return png(figure)
 
 
 def _series(lines: _Lines, keys: Sequence[str]) -> _Series:

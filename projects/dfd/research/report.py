@@ -16,9 +16,10 @@ from ..distill.disparity import scale_and_measure
 from ..engine.hooks.disparity_image import MAX_DISPARITY
 from ..engine.run_folder import RunFolder
 from ..errors import UserError
-from .compare import CAVEAT, NO_VALUE, gains, tables
+from .compare import CAVEAT, gains, tables
 from .curves import loss_curves
 from .detections import SCORE_THRESHOLD, compare_detections
+from .output import NO_VALUE
 from .page import Picture, Section, to_html
 
 _DISPARITY_UNITS = {
