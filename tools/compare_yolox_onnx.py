@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,6 +27,8 @@ import torch  # noqa: E402
 from detectron2.structures import Instances, pairwise_iou  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
+from dfd.deploy.onnx_model import onnx_or_error  # noqa: E402
+from dfd.engine.console import ending_in_one_line  # noqa: E402
 from dfd.errors import UserError, first_line  # noqa: E402
 from dfd.modeling import YOLOX, named_yolox  # noqa: E402
 from dfd.modeling.yolox import PRESETS  # noqa: E402
@@ -52,15 +53,12 @@ def main() -> None:
     add("--images", **path, metavar="FOLDER", help="photographs, jpg or png")
     add("--num-images", type=int, default=20, help="the first so many by name (default: 20)")
     args = parser.parse_args()
-    try:
+    with ending_in_one_line():
         compare(args.onnx, args.images, args.num_images)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
 
 
 def compare(onnx_file: str, folder: str, num_images: int) -> None:
-    onnx, runtime = import_onnx()
+    onnx, runtime = onnx_or_error("onnx"), onnx_or_error("onnxruntime")
     images = list_images(folder, num_images)
     weights, folded = read_onnx(onnx, onnx_file)
     try:
@@ -77,18 +75,6 @@ def compare(onnx_file: str, folder: str, num_images: int) -> None:
         report.add(model, torch.from_numpy(image), torch.from_numpy(theirs).float())
     print(f"YOLOX-{name}, {model.num_classes} classes, {len(images)} images at {height} x {width}")
     report.print()
-
-
-def import_onnx() -> tuple[Any, Any]:
-    try:
-        import onnx
-        import onnxruntime
-    except ImportError as error:
-        raise UserError(
-            f"{error.name} is not installed, and only this tool needs it: "
-            "pip install onnx onnxruntime"
-        ) from error
-    return onnx, onnxruntime
 
 
 def list_images(folder: str, number: int) -> list[Path]:

@@ -32,7 +32,14 @@ warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
 
 import torch  # noqa: E402
 
-from dfd.engine.console import Interrupted, end, override, say, start, stop_on_signals  # noqa: E402
+from dfd.engine.console import (  # noqa: E402
+    end,
+    ending_in_one_line,
+    override,
+    say,
+    start,
+    stop_on_signals,
+)
 from dfd.errors import UserError  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -211,13 +218,8 @@ def main() -> None:
     args = parser.parse_args()
     args.own_config = args.config_file != parser.get_default("config_file")
     stop_on_signals()
-    try:
+    with ending_in_one_line():
         identical = run(args)
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except Interrupted as error:
-        say(f"\nstopped by {error}; what was running has been ended")
-        sys.exit(130)
     say(f"{identical} of {args.times} identical")
     sys.exit(0 if identical == args.times else 1)
 

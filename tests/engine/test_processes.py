@@ -25,9 +25,8 @@ from torch.multiprocessing import start_processes
 from toys import make_batch
 
 from dfd.distill.disparity import scale_features
-from dfd.distill.processes import own_divisors, share_divisors
+from dfd.distill.processes import own_divisors, share_buffers, share_divisors
 from dfd.engine.checks import check_same_start
-from dfd.engine.evaluation import share_buffers
 from dfd.engine.launch import _wait_for
 from dfd.engine.run import continue_streams
 from dfd.engine.state.random_state import random_state

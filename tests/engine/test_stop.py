@@ -1,18 +1,15 @@
-"""What a signal does to the process, to its loaders, and on a system without such signals."""
+"""What a signal does to the process and to its loaders."""
 
-import importlib.util
 import os
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
-import dfd
 from dfd.engine import stop as stop_module
 from dfd.engine.stop import STOP_SIGNALS, Stopped, StopRequest, guard_workers
 
@@ -80,21 +77,3 @@ def test_loader_goes_on_when_its_workers_are_told_to_stop_too(wrapped):
     worker.terminate()
     worker.join(20)
     assert worker.exitcode is not None
-
-
-@pytest.mark.parametrize("name", ["engine/console", "engine/stop", "engine/machine"])
-def test_system_without_these_signals_and_resource_is_no_error(name, monkeypatch):
-    """As Windows is."""
-    for missing in ("SIGUSR1", "SIGHUP"):
-        monkeypatch.delattr(signal, missing)
-    monkeypatch.setitem(sys.modules, "resource", None)
-    path = Path(dfd.__file__).parent / f"{name}.py"
-    spec = importlib.util.spec_from_file_location("elsewhere", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if name == "engine/machine":
-        monkeypatch.setattr("builtins.open", lambda *_: (_ for _ in ()).throw(OSError()))
-        assert module.peak_memory_mib() == 0
-    else:
-        of_console = name == "engine/console"
-        assert signal.SIGTERM in (module.SIGNALS if of_console else module.STOP_SIGNALS)

@@ -192,12 +192,6 @@ def test_the_gradient_is_clipped_over_the_whole_step(parts):
         assert scalars(trainer)["grad_norm"] == pytest.approx(norm.item())
 
 
-@pytest.mark.parametrize("value", [0, -1.0, float("nan")])
-def test_impossible_limit_is_refused(value):
-    with pytest.raises(UserError, match="clip_grad_norm"):
-        train(Toy(), clip_grad_norm=value)
-
-
 @pytest.mark.parametrize("clip", [None, 1.0])
 def test_infinite_gradient_of_a_finite_loss_never_reaches_the_weights(clip):
     """As of a square root at zero. Else the next checkpoint would hold NaN."""

@@ -4,10 +4,12 @@ import pytest
 
 from dfd.engine.console import Interrupted
 from dfd.engine.state.files import whole_file
+from dfd.engine.stop import Stopped
 
 
 @pytest.mark.parametrize(
-    "error", [OSError("the disk is full"), Interrupted("SIGINT"), KeyboardInterrupt()]
+    "error",
+    [OSError("the disk is full"), Interrupted("SIGINT"), KeyboardInterrupt(), Stopped(15)],
 )
 def test_nothing_is_left_of_a_file_that_was_not_written(tmp_path, error):
     path = tmp_path / "a.json"

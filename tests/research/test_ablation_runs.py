@@ -1,6 +1,7 @@
 """Runs of an ablation: made, skipped, refused and ended, with a stand-in for training."""
 
 import csv
+import errno
 import fcntl
 import json
 import math
@@ -22,7 +23,7 @@ from dfd.errors import UserError
 from dfd.research.ablate import UNFINISHED, Ablation, command, make_cells, plan_runs
 from dfd.research.ablate import cluster as cluster_module
 from dfd.research.ablate import local as launch_module
-from dfd.research.ablate.folders import check_earlier, locked
+from dfd.research.ablate.folders import check_earlier, locked, open_log
 from dfd.research.ablate.local import describe_places, environments, make_jobs
 
 pytestmark = pytest.mark.slow
@@ -353,9 +354,20 @@ def test_a_folder_of_something_else_is_refused(ablation):
 
 def test_two_at_once_on_one_folder_are_refused(ablation):
     given = ablation()
-    with locked(given.out), pytest.raises(UserError, match="is in use by another ablate.py"):
+    with locked(given.out), pytest.raises(UserError, match="is in use by another dfd ablate"):
         given.execute()
     given.execute()
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS])
+def test_a_file_system_without_locks_is_no_error(ablation, monkeypatch, number):
+    def refuse(file, operation):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    given = ablation(values=(1,), seeds=(0,))
+    with locked(given.out):
+        open_log(given.runs[0]).close()
 
 
 def test_a_run_that_outlived_its_ablation_is_not_started_twice(ablation):

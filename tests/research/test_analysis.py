@@ -43,7 +43,6 @@ from dfd.research.analyse.matching import (
     IGNORED,
     UNMATCHED,
     cells_inside,
-    map_to_input,
     match_detections,
     owners,
     size_classes,
@@ -56,15 +55,10 @@ from dfd.research.analyse.statistics import (
     interval,
     rank_correlation,
     ratio_samples,
-    resample_images,
 )
-from dfd.research.analyse.tables import (
-    NO_VALUE,
-    auc_table,
-    error_table,
-    high_table,
-    level_table,
-)
+from dfd.research.analyse.tables import auc_table, error_table, high_table, level_table
+from dfd.research.output import NO_VALUE
+from dfd.research.resampling import draw_images
 
 pytestmark = pytest.mark.slow
 
@@ -146,7 +140,7 @@ def test_images_are_resampled_as_a_whole():
     assert within.tolist() == [1.5 / 2, 1.0, 0.5]
     ratios = ratio_samples(np.array([1, 3]), np.array([2, 4]), draws)
     assert ratios.tolist() == [4 / 6, 0.5, 0.75]
-    drawn = resample_images(5, samples=7, seed=0)
+    drawn = draw_images(5, 7)
     assert drawn.shape == (7, 5) and (drawn.sum(axis=1) == 5).all()
 
 
@@ -167,13 +161,6 @@ def test_an_interval_needs_values():
 
 def boxes(*rows):
     return np.array(rows, dtype=float).reshape(-1, 4)
-
-
-def test_boxes_are_mapped_to_the_input_and_clipped():
-    mapped = map_to_input(
-        boxes([10, 20, 30, 40], [-5, 0, 300, 50]), image_size=(100, 200), input_size=(50, 400)
-    )
-    assert mapped.tolist() == [[20, 10, 60, 20], [0, 0, 400, 25]]
 
 
 def test_sizes_are_those_of_coco():
@@ -591,10 +578,11 @@ def test_an_image_is_joined_with_its_labels():
             annotation([10, 20, 40, 60], 1, BoxMode.XYXY_ABS),
             annotation([0, 0, 200, 100], 0, iscrowd=1),
             annotation([-30, 0, 20, 20], 0),  # Outside the image.
+            annotation([-10, 20, 400, 20], 1),  # Clipped to it.
         ],
     )
-    assert image.labels.tolist() == [[5, 10, 25, 40], [5, 10, 20, 30]]
-    assert image.label_classes.tolist() == [2, 1]
+    assert image.labels.tolist() == [[5, 10, 25, 40], [5, 10, 20, 30], [0, 10, 100, 20]]
+    assert image.label_classes.tolist() == [2, 1, 1]
     assert image.crowds.tolist() == [[0, 0, 100, 50]]
     assert image.scale.tolist() == [0.5] * 4
     empty = label_image(item, [])

@@ -12,7 +12,7 @@ from pycocotools.cocoeval import COCOeval
 from scipy import stats
 
 from dfd.research.ablate import bootstrap
-from dfd.research.ablate.bootstrap import average_precision, draw_images, image_intervals
+from dfd.research.ablate.bootstrap import average_precision, image_intervals
 from dfd.research.ablate.cells import Cell
 from dfd.research.ablate.estimates import (
     BETTER,
@@ -27,6 +27,7 @@ from dfd.research.ablate.estimates import (
 )
 from dfd.research.ablate.folders import CellRun
 from dfd.research.ablate.tables import explanation, result_table
+from dfd.research.resampling import draw_images
 
 CLASSES = ("disc", "box", "bar")
 IMAGES = 12

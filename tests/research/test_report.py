@@ -259,7 +259,7 @@ def test_curves_of_any_name_are_drawn(folders):
     with pytest.MonkeyPatch.context() as patch:
         # Drawn all the same: a formula that cannot be read raises only then.
         patch.setattr(Axes, "legend", lambda axes, **k: drawn.append(axes) or legend(axes, **k))
-        assert loss_curves(runs).startswith(b"\x89PNG")
+        assert loss_curves({run.name: run.metrics for run in runs}).startswith(b"\x89PNG")
     handles, labels = drawn[0].get_legend_handles_labels()
     assert len(labels) == len(names)
     assert len({(h.get_color(), h.get_linestyle()) for h in handles}) == len(names)
@@ -317,7 +317,7 @@ def test_curves_show_what_was_logged(folders, monkeypatch):
 
     monkeypatch.setattr("matplotlib.axes.Axes.plot", plot)
     monkeypatch.setattr("matplotlib.axes.Axes.legend", lambda *args, **kwargs: None)
-    loss_curves(load_runs(folders))
+    loss_curves({run.name: run.metrics for run in load_runs(folders)})
     assert drawn["student"] == drawn["dfd"] == ([0, 1], [3.0, 2.0])
     assert drawn["dfd: p3"] == ([0, 1], [0.25, 0.25])
 

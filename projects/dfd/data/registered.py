@@ -71,13 +71,24 @@ def registered_name(node: Any) -> str:
 
     The node is a name, a lazy call of one of this package's readers, or detectron2's
     ``get_detection_dataset_dicts(names=...)``, of which the first name is taken.
+
+    Raises:
+        UserError: a call of what is not there, or refuses what it is given; or the reader's own.
     """
     if isinstance(node, str):
         return node
     names = node.get("names")
     if names is not None:
         return names if isinstance(names, str) else names[0]
-    return instantiate(node)
+    try:
+        return instantiate(node)
+    except (TypeError, ValueError, ImportError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"{node._get_full_key(None) or 'the dataset'} cannot be built: {first_line(error)}: "
+            "correct its _target_ or what that is given"
+        ) from error
 
 
 def registered_names(node: Any) -> list[str]:

@@ -26,9 +26,9 @@ from detectron2.data import DatasetCatalog
 
 from ..engine.config.load import load_config
 from ..engine.console import (
-    Interrupted,
     duration,
     end,
+    ending_in_one_line,
     override,
     say,
     start,
@@ -178,10 +178,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("overrides", nargs="*", metavar="key=value", help="given to all trainings")
     args = parser.parse_intermixed_args(arguments)
     stop_on_signals()
-    try:
+    with ending_in_one_line():
         run(args.out, args.data, args.overrides)
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except Interrupted as error:
-        say(f"\nstopped by {error}; what was running has been ended")
-        sys.exit(130)

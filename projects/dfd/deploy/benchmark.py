@@ -29,14 +29,13 @@ from detectron2.utils.analysis import FlopCountAnalysis
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from ..engine.console import say, stop_on_signals
+from ..engine.console import ending_in_one_line, say, stop_on_signals
 from ..engine.machine import peak_memory_mib, processor_name
 from ..engine.run_folder import RunFolder, load_runs
 from ..engine.state.files import whole_file
 from ..errors import UserError
 from .command import (
     add_images,
-    ending_in_one_line,
     is_there,
     make_folder,
     run_parser,

@@ -5,15 +5,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
-from ..engine.console import Interrupted
+from ..engine.state.checkpoint import FINAL
 from ..errors import UserError, first_line
-from .student import FINAL
 
 
 def run_parser(name: str, description: str | None) -> argparse.ArgumentParser:
@@ -105,14 +103,3 @@ def writing(path: Path) -> Iterator[None]:
         raise UserError(
             f"{path} cannot be written ({reason}): make room, or choose another --out"
         ) from error
-
-
-@contextlib.contextmanager
-def ending_in_one_line() -> Iterator[None]:
-    """Within the context, a user's error and a signal end the process with a line that says so."""
-    try:
-        yield
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except Interrupted as error:
-        sys.exit(f"stopped by {error}")

@@ -28,14 +28,13 @@ from detectron2.export.torchscript_patch import patch_builtin_len
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
-from ..engine.console import say, stop_on_signals
+from ..engine.console import ending_in_one_line, say, stop_on_signals
 from ..engine.run_folder import load_runs
 from ..engine.state.files import whole_file
 from ..errors import UserError, first_line
 from .agreement import Agreement, compare
 from .command import (
     add_images,
-    ending_in_one_line,
     is_there,
     make_folder,
     run_parser,

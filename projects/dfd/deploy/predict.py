@@ -22,12 +22,12 @@ from typing import Any
 import numpy as np
 from detectron2.structures import Instances
 
-from ..engine.console import LiveLine, say, stop_on_signals
+from ..engine.console import LiveLine, ending_in_one_line, say, stop_on_signals
 from ..engine.run_folder import load_runs
+from ..engine.state.checkpoint import FINAL
 from ..engine.state.files import whole_file
 from ..errors import UserError, first_line
 from .command import (
-    ending_in_one_line,
     is_there,
     make_folder,
     run_parser,

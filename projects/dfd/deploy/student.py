@@ -23,6 +23,7 @@ from ..distill.contract import guard_square_padding
 from ..engine.checks import locate_class
 from ..engine.config.resolve import skip_pretrained
 from ..engine.run_folder import RunFolder
+from ..engine.state.checkpoint import FINAL
 from ..errors import UserError, first_line
 from ..weights.files import file_sha256
 from ..weights.strict import WeightFile, load_strict, read_weights
@@ -30,8 +31,6 @@ from .inputs import UnreadableError
 from .one_size import OneSize
 from .onnx_model import OnnxModel
 from .program_model import ProgramModel
-
-FINAL = "model_final.pth"
 
 
 @dataclass(frozen=True)

@@ -127,7 +127,7 @@ def micro_batches(cfg: DictConfig) -> DictConfig:
     node, steps = cfg.dataloader.train, cfg.train.accumulation_steps
     if steps == 1 or "total_batch_size" not in node:
         return node
-    if not isinstance(steps, int) or steps < 1 or node.total_batch_size % steps:
+    if node.total_batch_size % steps:
         raise UserError(
             f"train.accumulation_steps={steps} does not divide dataloader.train.total_batch_size="
             f"{node.total_batch_size}: it must be a whole number that does"

@@ -12,7 +12,6 @@ from typing import Any
 from detectron2.data import DatasetMapper
 from detectron2.modeling.meta_arch import FCOS
 from detectron2.utils import comm
-from detectron2.utils.registry import locate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.optim import Optimizer
@@ -28,6 +27,7 @@ from ..errors import UserError
 from ..losses import FGDLoss
 from ..weights.strict import WeightFile, keys_of_classes
 from .config.flat import FlatSettings, differing, flat_settings
+from .config.parameters import signature, target_of
 from .config.resolve import pretrained_trunks
 from .state.run_settings import DEFAULTS
 
@@ -283,8 +283,7 @@ def check_labels(student: nn.Module, dataloader: DictConfig) -> None:
 
 def locate_class(node: DictConfig | None) -> type:
     """The class of a lazy call; ``object`` where there is none."""
-    target = node.get("_target_") if node is not None else None
-    target = locate(target) if isinstance(target, str) else target
+    target = target_of(node)
     return target if isinstance(target, type) else object
 
 
@@ -294,11 +293,8 @@ def makes_boxes_only(mapper: DictConfig | None) -> bool:
 
 
 def default_argument(node: DictConfig | None, name: str) -> Any:
-    """The default of a parameter of a lazy call's class; None if it has none of that name."""
-    try:
-        parameters = inspect.signature(locate_class(node)).parameters
-    except ValueError:  # A builtin without a signature.
-        return None
+    """The default of a parameter of a lazy call; None if it has none of that name."""
+    parameters = signature(node)[1]
     default = parameters[name].default if name in parameters else None
     return None if default is inspect.Parameter.empty else default
 
@@ -313,11 +309,8 @@ def check_evaluated_labels(student: nn.Module, dataloader: DictConfig) -> None:
     number = getattr(getattr(heads, "keypoint_head", None), "num_keypoints", None)
     if number is None or not getattr(heads, "keypoint_on", False) or evaluator is None:
         return
-    target = evaluator.get("_target_")
     report = dataset_report(registered_name(dataloader.test.dataset))
-    if report.keypoints and (locate(target) if isinstance(target, str) else target) is (
-        build_evaluator
-    ):
+    if report.keypoints and target_of(evaluator) is build_evaluator:
         sigmas = tuple(evaluator.get("kpt_oks_sigmas") or ())
         check_keypoints(number, tuple(sorted(report.keypoints)), sigmas, report.name)
 

@@ -11,19 +11,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import IO, Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 
-# Windows does not have all of them.
-SIGNALS = tuple(
-    getattr(signal, name)
-    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
-    if hasattr(signal, name)
-)
+from ..errors import UserError
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 # So long a child may take to end by itself: a training makes its step to the end, and saves it.
 _PATIENCE_SECONDS = 300.0
 _UPDATE_EVERY = 1.0
@@ -62,6 +59,23 @@ def _interrupt(number: int, frame: object) -> None:
     # Once is enough: a second one would disturb the ending of the children.
     _handle_signals(lambda *_: _hurried.set())
     raise Interrupted(signal.Signals(number).name)
+
+
+@contextlib.contextmanager
+def ending_in_one_line() -> Iterator[None]:
+    """Within the context, a user's error and a signal end the process with a line that says so.
+
+    With exit code 1, and 130 for a signal.
+    """
+    try:
+        yield
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except Interrupted as error:
+        # After SIGHUP there is no terminal any more.
+        with contextlib.suppress(OSError):
+            print(f"\nstopped by {error}; what was running has been ended", file=sys.stderr)
+        sys.exit(130)
 
 
 def say(text: str = "") -> None:

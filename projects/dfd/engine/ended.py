@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 from typing import Any
@@ -13,7 +12,8 @@ from omegaconf import DictConfig
 from ..data.registered import content_of, registered_name
 from ..errors import UserError
 from .build import Run
-from .hooks.build import FOLLOWED, SUMMARY
+from .hooks.build import FOLLOWED
+from .run_folder import SUMMARY, read_summary
 from .state.checkpoint import StudentCheckpointer
 from .state.run_settings import TEST_DATA
 
@@ -52,7 +52,7 @@ def has_ended(cfg: DictConfig, run: Run, output_dir: str) -> bool:
             f"--resume: the run in {output_dir} has ended, and {changes[0]}: its results are of "
             "what it was tested on then; for others evaluate its model_final.pth with --eval-only"
         )
-    then = _read(summary).get("test_data")
+    then = read_summary(summary).get("test_data")
     if then is not None and then != content_of(registered_name(cfg.dataloader.test.dataset)).sha256:
         raise UserError(
             f"--resume: the run in {output_dir} has ended, and the labels of its test data were "
@@ -121,7 +121,7 @@ def recall_end(
     if iterations >= cfg.train.max_iter:
         return {}
     for name in (SUMMARY, _EARLIER):
-        end = _read(os.path.join(cfg.train.output_dir, name))
+        end = read_summary(os.path.join(cfg.train.output_dir, name))
         if end.get("iterations") == iterations and "metrics_size" in end:
             break
     else:
@@ -130,11 +130,3 @@ def recall_end(
         if name in checkpointer.checkpointables and end.get(name):
             checkpointer.checkpointables[name].load_state_dict(end[name])
     return {"metrics_size": end["metrics_size"]}
-
-
-def _read(path: str) -> dict[str, Any]:
-    with contextlib.suppress(OSError, ValueError):
-        with open(path, encoding="utf-8") as f:
-            content = json.load(f)
-        return content if isinstance(content, dict) else {}
-    return {}

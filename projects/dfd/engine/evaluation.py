@@ -49,6 +49,9 @@ def test(
         keep: folder for what the evaluator writes, unless the config names one.
         part: subfolder of the one that the config names, for what is not the student.
     """
+    if isinstance(detector, nn.Module):
+        # Each process has normalised other images; what is evaluated is what is saved.
+        share_buffers(detector)
     if cfg.dataloader.get("evaluator") is None:
         return {}
     evaluator = copy.deepcopy(cfg.dataloader.evaluator)
@@ -58,9 +61,6 @@ def test(
         evaluator.output_dir = os.path.join(named, part)
     elif named is None and keep is not None and "output_dir" in evaluator:
         evaluator.output_dir = keep
-    if isinstance(detector, nn.Module):
-        # Each process has normalised other images; what is evaluated is what is saved.
-        share_buffers(detector)
     results = inference_on_dataset(
         detector,
         guard_workers(make(cfg.dataloader.test, "dataloader.test")),

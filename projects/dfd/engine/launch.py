@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import logging
 import multiprocessing.connection
 import os
 import signal
@@ -22,7 +21,7 @@ from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from ..errors import UserError
 from .distributed import Place, check_flags, find_place, joined_group, read_device
-from .stop import EXIT_STOPPED, STOP_SIGNALS
+from .stop import EXIT_STOPPED, STOP_SIGNALS, end_process, handled
 
 # How long a process that fails waits to be ended by what started it: another one may have met the
 # same error, or be its cause, and should say so first.
@@ -38,7 +37,7 @@ def launch(main: Callable[[argparse.Namespace], None], args: argparse.Namespace)
 
     Args:
         main: of one process, to be found by its module and name.
-        args: of ``detectron2.engine.default_argument_parser``; ``dist_url`` may be "auto".
+        args: of ``engine.arguments.argument_parser``; ``dist_url`` may be "auto".
     """
     place = None
     try:
@@ -134,12 +133,8 @@ def _passed_on() -> Iterator[tuple[list[mp.Process], list[int]]]:
         signals.append(number)
         _send(children, number if len(signals) == 1 else signal.SIGKILL)
 
-    before = {number: signal.signal(number, pass_on) for number in STOP_SIGNALS}
-    try:
+    with handled(STOP_SIGNALS, pass_on):
         yield children, signals
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _send(children: Sequence[mp.Process], number: int) -> None:
@@ -203,7 +198,4 @@ def end_with(error: Exception, rank: int | None = None) -> NoReturn:
     if rank is None:
         sys.exit(1)
     # sys.exit would not do: leaving the group in good order could wait for a missing process.
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(1)
+    end_process(1)

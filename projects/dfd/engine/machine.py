@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import platform
+import resource
 import sys
 
 import torch
 
-try:
-    import resource
-except ImportError:  # Windows.
-    resource = None
-
 
 def peak_memory_mib() -> float:
-    """Peak memory of this process so far: CUDA's allocator where it is used, else resident set.
-
-    0 where the system does not tell it (Windows).
-    """
+    """Peak memory of this process so far: CUDA's allocator where it is used, else resident set."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated() > 0:
         return torch.cuda.max_memory_allocated() / 2**20
     try:
@@ -26,8 +19,6 @@ def peak_memory_mib() -> float:
             peak = next(line for line in f if line.startswith("VmHWM:"))
         return int(peak.split()[1]) / 2**10
     except (OSError, StopIteration):
-        if resource is None:
-            return 0.0
         # Not Linux. (There, ru_maxrss would count what the parent held when it forked.)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak / 2**20 if sys.platform == "darwin" else peak / 2**10

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import json
 import logging
 import os
 import shlex
@@ -49,8 +48,9 @@ from .dry_run.run import dry_run
 from .dry_run.sandbox import leaving_nothing
 from .ended import forget_other_tests, has_ended, has_stopped, recall_end, set_end_aside
 from .evaluation import evaluate_checkpoint, evaluate_teacher, teacher_results
-from .hooks.build import SUMMARY, build_hooks
+from .hooks.build import build_hooks
 from .machine import forget_peak_memory
+from .run_folder import SUMMARY, read_summary
 from .state.checkpoint import StudentCheckpointer
 from .state.files import sole_writer
 from .state.random_state import restore_random_state
@@ -124,8 +124,6 @@ def measure_teacher(cfg: DictConfig) -> dict[str, Any]:
     """Evaluate the teacher of a config, as ``--eval-teacher`` does; like :func:`evaluate`."""
     with reference_errors():
         cfg = checked(cfg, trains=False)
-        if cfg.train.seed < 0:
-            cfg.train.seed = draw_seed(cfg.train.output_dir, resume=False)
         with log_to_folder(cfg.train.output_dir):
             setup(cfg)
             resolve_config(cfg)
@@ -228,11 +226,6 @@ def draw_seed(output_dir: str, resume: bool) -> int:
         ) from error
 
 
-def set_seed(cfg: DictConfig) -> None:
-    """Seed torch, numpy and random; each process draws from a stream of its own."""
-    seed_all_rng(None if cfg.train.seed < 0 else cfg.train.seed + comm.get_rank())
-
-
 def prepare(cfg: DictConfig, *, resume: bool = False, writes: bool = True) -> Run:
     """Build and load all that the training of a config needs; nothing is written.
 
@@ -271,20 +264,19 @@ def run_training(cfg: DictConfig, *, resume: bool, stop: StopRequest) -> dict[st
     check_same_start(run.model, start)
     if has_ended(cfg, run, cfg.train.output_dir):
         logger.info("Nothing to do: %s has ended after %d iterations", cfg.train.output_dir, start)
-        with open(os.path.join(cfg.train.output_dir, SUMMARY), encoding="utf-8") as f:
-            return json.load(f)["results"] if comm.is_main_process() else {}
+        summary = read_summary(os.path.join(cfg.train.output_dir, SUMMARY))
+        return summary["results"] if comm.is_main_process() else {}
     forget_other_tests(run)
     checkpointer.teacher_results = teacher_results(cfg, run.model, checkpointer.teacher_results)
     forget_peak_memory()  # An evaluation of the teacher is no part of what training takes.
     if comm.is_main_process():
         begin_files(cfg, run, resume=resume)
     results: dict[str, Any] = {}
-    hooks = build_hooks(cfg, run.model, checkpointer, results, run.num_images, start, stop=stop)
-    trainer.register_hooks(hooks)
+    trainer.register_hooks(build_hooks(cfg, run, results, stop=stop))
     # Building a teacher and a head draws random numbers, and so does evaluating a teacher; a run
     # without them must see the same stream in training, or runs of one seed would differ by more
-    # than what was changed.
-    set_seed(cfg)
+    # than what was changed. Each process draws from a stream of its own.
+    seed_all_rng(cfg.train.seed + comm.get_rank())
     if run.state is not None:
         batches = start * trainer.accumulation_steps
         continue_streams(run.loader, batches, run.state["random_states"])

@@ -6,6 +6,7 @@ a distilled run, ``disparity/``.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -18,8 +19,11 @@ from ..data import registered_name
 from ..errors import UserError, first_line
 from .config.load import PARTS
 from .config.saved import REMEDY, ForeignCodeError, read_config
+from .state.checkpoint import FINAL
+from .writers import METRICS
 
-_FILES = ("summary.json", "config.yaml", "model_final.pth", "metrics.json")
+SUMMARY = "summary.json"
+_FILES = (SUMMARY, "config.yaml", FINAL, METRICS)
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,15 @@ class RunFolder:
     def test_dataset(self) -> str:
         """The name of the test data, which are registered if they were not."""
         return registered_name(self.cfg.dataloader.test.dataset)
+
+
+def read_summary(path: str | os.PathLike) -> dict[str, Any]:
+    """What a run has said of itself at its end; empty if that cannot be read."""
+    with contextlib.suppress(OSError, ValueError):
+        with open(path, encoding="utf-8") as f:
+            content = json.load(f)
+        return content if isinstance(content, dict) else {}
+    return {}
 
 
 def parse_runs(arguments: Sequence[str]) -> dict[str, str]:
@@ -114,12 +127,12 @@ def _load_run(name: str, folder: str, trusted: bool) -> RunFolder:
         raise UserError(f"{where}: no such folder: {folder}")
     for file in _FILES:
         if not os.path.isfile(os.path.join(folder, file)):
-            reason = "the run has not finished" if file == "summary.json" else "it must be there"
+            reason = "the run has not finished" if file == SUMMARY else "it must be there"
             raise UserError(f"{where}: {folder} has no {file}: {reason}")
     try:
-        with open(os.path.join(folder, "summary.json"), encoding="utf-8") as f:
+        with open(os.path.join(folder, SUMMARY), encoding="utf-8") as f:
             summary = json.load(f)
-        with open(os.path.join(folder, "metrics.json"), encoding="utf-8") as f:
+        with open(os.path.join(folder, METRICS), encoding="utf-8") as f:
             metrics = [json.loads(line) for line in f]
         cfg = read_config(os.path.join(folder, "config.yaml"), trusted=trusted)
     except ForeignCodeError as error:

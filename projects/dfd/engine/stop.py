@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NoReturn
 
 import torch
@@ -21,10 +21,7 @@ from torch.utils.data import DataLoader
 
 # EX_TEMPFAIL of sysexits.h: not done, to be tried again.
 EXIT_STOPPED = 75
-# Windows has no SIGUSR1.
-STOP_SIGNALS = tuple(
-    getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)
-)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 # A launcher passes on what the system may have sent to its processes too: that is one request.
 _ONE_REQUEST_SECONDS = 0.5
 _ONE_REQUEST_SECONDS_OF_SEVERAL = 2.0
@@ -36,6 +33,26 @@ class Stopped(BaseException):
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
         self.number = number
+
+
+@contextlib.contextmanager
+def handled(numbers: Iterable[int], handler: Any) -> Iterator[None]:
+    """Within the context, signals go to a handler. Not in a thread, which cannot have them.
+
+    An ignored signal (nohup, SIGHUP) stays so: what started the process does not want it heard.
+    """
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.getsignal(number) for number in numbers}
+    before = {n: earlier for n, earlier in before.items() if earlier is not signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            # None: it was not set by Python, which cannot set it again.
+            signal.signal(number, signal.SIG_DFL if earlier is None else earlier)
 
 
 class StopRequest:
@@ -53,20 +70,8 @@ class StopRequest:
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
         """Within the context, signals come here. Not in a thread, which cannot have them."""
-        before: dict[int, Any] = {}
-        if threading.current_thread() is threading.main_thread():
-            for number in STOP_SIGNALS:
-                handler = signal.getsignal(number)
-                # What started the run does not want it to hear an ignored signal (nohup, SIGHUP).
-                if handler is not signal.SIG_IGN:
-                    before[number] = handler
-                    signal.signal(number, self._note)
-        try:
+        with handled(STOP_SIGNALS, self._note):
             yield
-        finally:
-            for number, handler in before.items():
-                # None: it was not set by Python, which cannot set it again.
-                signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def _note(self, number: int, frame: object) -> None:
         now = time.monotonic()

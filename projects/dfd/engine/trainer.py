@@ -65,10 +65,6 @@ class Trainer(SimpleTrainer):
         if amp == "fp16" and self.device_type != "cuda":
             raise UserError(f"train.amp.dtype is fp16, which needs CUDA, not {device}: use bf16")
         self.amp_dtype = AMP_DTYPES.get(amp)
-        if accumulation_steps < 1:
-            raise UserError(f"train.accumulation_steps is {accumulation_steps}; it must be >= 1")
-        if clip_grad_norm is not None and not clip_grad_norm > 0:
-            raise UserError(f"train.clip_grad_norm is {clip_grad_norm}; it must be above 0 or null")
         if amp is not None and self.device_type == "cpu":
             widen_narrow_inputs(model)
         self.accumulation_steps = accumulation_steps
@@ -79,9 +75,7 @@ class Trainer(SimpleTrainer):
         self.grad_scaler = torch.amp.GradScaler(self.device_type, enabled=amp == "fp16")
 
     def register_hooks(self, hooks: Sequence[HookBase | None]) -> None:
-        """As Detectron2's; a hook of which a resumed checkpoint holds the state is given it.
-
-        """
+        """As Detectron2's; a hook of which a resumed checkpoint holds the state is given it."""
         super().register_hooks(hooks)
         for name, hook in _named_hooks(self._hooks):
             state = self._resumed_hooks.pop(name, None)

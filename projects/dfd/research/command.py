@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 
+from ..engine.console import ending_in_one_line
 from ..engine.run_folder import load_runs, parse_runs
-from ..errors import UserError
 from .compare import format_text
 from .report import write_report
 
@@ -50,11 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     args = parser.parse_args(arguments)
     args.out = os.path.expanduser(args.out)
-    try:
+    with ending_in_one_line():
         runs = load_runs(parse_runs(args.run), trusted=args.trust_code)
         print(format_text(runs), flush=True)
         write_report(runs=runs, out=args.out, title=args.title, num_images=args.num_images)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
     print(f"\nreport: {args.out}")

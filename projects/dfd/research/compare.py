@@ -13,12 +13,12 @@ from ..engine.config.flat import FlatSettings, differing, flat_settings
 from ..engine.config.load import PARTS
 from ..engine.config.schema import TRAIN_DEFAULTS
 from ..engine.run_folder import RunFolder
+from .output import number
 
 CAVEAT = (
     "One run each: differences of a point or two of AP are within what the seed changes. "
     "Repeat with several train.seed before concluding anything from a small difference."
 )
-NO_VALUE = "–"
 # What neither the student's weights nor its results depend on; all else counts. ``epochs`` has
 # become ``max_iter`` by the time that a config is saved.
 _FREE = (
@@ -69,17 +69,17 @@ def _summary_table(runs: Sequence[RunFolder]) -> list[list[str]]:
     rows = [header.split("|")]
     for run in runs:
         costs = [
-            _number(run.summary.get("train_images"), ".0f"),
-            _number(run.summary.get("parameters", math.nan) / 1e6, ".2f"),
-            _number(run.summary.get("iterations"), ".0f"),
-            _number(run.summary.get("seconds_per_iteration"), ".3f"),
-            _number(run.summary.get("peak_memory_mib"), ".0f"),
+            number(run.summary.get("train_images"), ".0f"),
+            number(run.summary.get("parameters", math.nan) / 1e6, ".2f"),
+            number(run.summary.get("iterations"), ".0f"),
+            number(run.summary.get("seconds_per_iteration"), ".3f"),
+            number(run.summary.get("peak_memory_mib"), ".0f"),
         ]
         average = (run.summary["results"].get("ema") or {}).get("bbox")
         measured = {run.name: run.scores}
         measured |= {f"{run.name}, its average (EMA)": average} if average else {}
         for name, scores in measured.items():
-            shown = [_number(scores.get(key)) for key in ("AP", "AP50", "AP75")]
+            shown = [number(scores.get(key), ".1f") for key in ("AP", "AP50", "AP75")]
             rows.append([name, *shown, *costs])
     return rows
 
@@ -88,7 +88,8 @@ def _class_table(runs: Sequence[RunFolder]) -> list[list[str]]:
     """AP of each class, a column a run."""
     keys = dict.fromkeys(key for run in runs for key in run.scores if key.startswith("AP-"))
     return [["AP of class", *(run.name for run in runs)]] + [
-        [key.removeprefix("AP-"), *(_number(run.scores.get(key)) for run in runs)] for key in keys
+        [key.removeprefix("AP-"), *(number(run.scores.get(key), ".1f") for run in runs)]
+        for key in keys
     ]
 
 
@@ -115,8 +116,8 @@ def gains(runs: Sequence[RunFolder]) -> list[str]:
         without, with_it = (run.scores.get("AP", math.nan) for run in (before, after))
         sentences.append(
             f'"{after.name}" is "{before.name}" with {added}, {_else(before, after)}: '
-            f"AP {_number(without)} without, {_number(with_it)} with "
-            f"({_number(with_it - without, '+.1f')})."
+            f"AP {number(without, '.1f')} without, {number(with_it, '.1f')} with "
+            f"({number(with_it - without, '+.1f')})."
         )
     return sentences
 
@@ -201,7 +202,3 @@ def _recipe(run: RunFolder) -> FlatSettings:
     # The second device of a machine is like the first.
     texts["train.device"] = texts.get("train.device", "").partition(":")[0]
     return FlatSettings(texts, flat.defaults)
-
-
-def _number(value: float | None, spec: str = ".1f") -> str:
-    return NO_VALUE if value is None or math.isnan(value) else format(value, spec)

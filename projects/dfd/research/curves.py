@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 
-from ..engine.run_folder import RunFolder
+from .output import png
 
+_Lines = Sequence[Mapping[str, float]]
 _Series = tuple[list[float], list[float]]
 _LEVEL = "loss_dfd_"
 _STYLES = ("-", "--", ":", "-.")
@@ -19,23 +19,26 @@ _STYLES = ("-", "--", ":", "-.")
 _IDLE = "loss_dfd_idle"
 
 
-def loss_curves(runs: Sequence[RunFolder], *, sum_levels: bool = False, dpi: int = 150) -> bytes:
+def loss_curves(
+    metrics: Mapping[str, _Lines], *, sum_levels: bool = False, dpi: int = 150
+) -> bytes:
     """A PNG of the task losses and, beside it, of the distillation losses if there are any.
 
     Args:
+        metrics: the lines of each run's ``metrics.json``, by what it is called.
         sum_levels: whether a run has one curve of distillation, the sum over its levels.
     """
     task: dict[str, _Series] = {}
     levels: dict[str, _Series] = {}
-    for run in runs:
-        keys = sorted({key for line in run.metrics for key in line if key.startswith("loss_")})
-        task[run.name] = _series(run, [key for key in keys if not key.startswith(_LEVEL)])
+    for name, lines in metrics.items():
+        keys = sorted({key for line in lines for key in line if key.startswith("loss_")})
+        task[name] = _series(lines, [key for key in keys if not key.startswith(_LEVEL)])
         distilled = [key for key in keys if key.startswith(_LEVEL) and key != _IDLE]
         if sum_levels and distilled:
-            levels[run.name] = _series(run, distilled)
+            levels[name] = _series(lines, distilled)
             continue
         for key in distilled:
-            levels[f"{run.name}: {key.removeprefix(_LEVEL)}"] = _series(run, [key])
+            levels[f"{name}: {key.removeprefix(_LEVEL)}"] = _series(lines, [key])
     columns = 2 if levels else 1
     figure = Figure(figsize=(6 * columns, 3.6), dpi=dpi, layout="constrained")
     axes = figure.subplots(1, columns, squeeze=False)[0]
@@ -49,15 +52,13 @@ def loss_curves(runs: Sequence[RunFolder], *, sum_levels: bool = False, dpi: int
         what = "all levels" if sum_levels else "each level"
         _plot(axes[1], f"Distillation loss of {what}, weighted; log scale", levels, colours)
         axes[1].set_yscale("log", nonpositive="mask")
-    out = io.BytesIO()
-    figure.savefig(out, format="png")
-    return out.getvalue()
+    return png(figure)
 
 
-def _series(run: RunFolder, keys: Sequence[str]) -> _Series:
+def _series(lines: _Lines, keys: Sequence[str]) -> _Series:
     """The iterations that logged any of some metrics, and the metrics' sums."""
     sums = {}
-    for line in run.metrics:
+    for line in lines:
         values = [line[key] for key in keys if key in line]
         if values:
             # A resumed run may have written an iteration twice; the later line counts.

@@ -16,9 +16,10 @@ from ..distill.disparity import scale_and_measure
 from ..engine.hooks.disparity_image import MAX_DISPARITY
 from ..engine.run_folder import RunFolder
 from ..errors import UserError
-from .compare import CAVEAT, NO_VALUE, gains, tables
+from .compare import CAVEAT, gains, tables
 from .curves import loss_curves
 from .detections import SCORE_THRESHOLD, compare_detections
+from .output import NO_VALUE
 from .page import Picture, Section, to_html
 
 _DISPARITY_UNITS = {
@@ -71,7 +72,7 @@ def _losses(runs: Sequence[RunFolder]) -> Section:
     return Section(
         "Losses",
         text=["Each point is the median over the last 20 iterations."],
-        pictures=[Picture(loss_curves(runs), "loss curves")],
+        pictures=[Picture(loss_curves({run.name: run.metrics for run in runs}), "loss curves")],
     )
 
 

@@ -7,14 +7,13 @@ moved, makes another run.
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pydoc import locate
 from typing import Any
 
 from .names import public_name, same_thing
+from .parameters import signature, target_of
 
 _PLAIN = (type(None), bool, int, float, str)
 _NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_<]\w*>?)+")
@@ -45,7 +44,7 @@ def flat_settings(
     leaves = dict(_leaves(parts, ""))
     at_default = {key for key, value in leaves.items() if key in known and value == known[key]}
     for key, node in _calls(parts, "") if of_functions else ():
-        for name, default in _default_arguments(node["_target_"]):
+        for name, default in _default_arguments(node):
             own = dict(_leaves(default, f"{key}.{name}"))
             there = dict(_leaves(node[name], f"{key}.{name}")) if name in node else own
             leaves.update(there)
@@ -85,7 +84,7 @@ def _leaves(node: Any, key: str) -> Iterator[tuple[str, Any]]:
             yield from _leaves(child, f"{key}.{name}" if key else str(name))
         return
     if key.endswith("_target_") and isinstance(node, str):
-        node = locate(node) or node
+        node = target_of({"_target_": node}) or node
     yield key, node
 
 
@@ -107,14 +106,9 @@ def _calls(node: Any, key: str) -> Iterator[tuple[str, Mapping]]:
         yield from _calls(child, f"{key}.{name}" if key else str(name))
 
 
-def _default_arguments(target: Any) -> Iterator[tuple[str, Any]]:
-    """The parameters of a function that have a default in plain values."""
-    try:
-        target = locate(target) if isinstance(target, str) else target
-        parameters = inspect.signature(target).parameters
-    except Exception:  # Nothing of that name, or a builtin without a signature.
-        return
-    for name, parameter in parameters.items():
+def _default_arguments(node: Mapping) -> Iterator[tuple[str, Any]]:
+    """The parameters of a call's function that have a default in plain values."""
+    for name, parameter in signature(node)[1].items():
         if _is_plain(parameter.default):
             yield name, parameter.default
 

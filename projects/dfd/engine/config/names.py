@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import importlib
 import sys
 from typing import Any
+
+from .saved import find_object
 
 
 def plain_values(node: Any) -> Any:
@@ -66,11 +68,6 @@ def _attribute(owner: Any, name: str) -> Any:
 
 
 def _find(name: str) -> Any:
-    parts = name.split(".")
-    for count in range(len(parts) - 1, 0, -1):
-        try:
-            module = importlib.import_module(".".join(parts[:count]))
-        except Exception:  # The module is there, but not whole.
-            continue
-        return _attribute(module, ".".join(parts[count:]))
+    with contextlib.suppress(Exception):  # The module may be there, but not whole.
+        return find_object(name)
     return None

@@ -6,20 +6,18 @@ what the key takes tells it from a number, a list or a call.
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections.abc import Sequence
 from typing import Any
 
 from detectron2.config import LazyConfig
-from detectron2.utils.registry import locate
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
 from ...errors import UserError, first_line
 from ..console import parse_override, split_override
-from .parameters import is_word_for_switch, kinds_by_default, parameter_kinds, signature
+from .parameters import is_word_for_switch, kinds_by_default, parameter_kinds, signature, target_of
 from .schema import TEXT_OF_A_RUN
 
 _QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
@@ -107,12 +105,9 @@ def _is_another_call(value: Any, there: Any) -> bool:
     """Whether a value calls another function than the call in its place does."""
     if not (isinstance(value, dict) and "_target_" in value and isinstance(there, DictConfig)):
         return False
-    functions = []
-    for target in (value["_target_"], there.get("_target_")):
-        with contextlib.suppress(Exception):  # What is wrong with it is told where it is called.
-            target = locate(target) if isinstance(target, str) else target
-        functions.append(target)
-    return functions[0] != functions[1]
+    # By its name what is not there, which is told where it is called.
+    ours, theirs = (target_of(node) or node.get("_target_") for node in (value, there))
+    return ours != theirs
 
 
 def _replace_call(cfg: DictConfig, key: str, value: Any, there: DictConfig) -> DictConfig:

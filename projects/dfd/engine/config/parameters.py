@@ -73,14 +73,22 @@ def kinds_by_default(node: Mapping[str, Any], name: str) -> set[str]:
     return {"bool", "any"} if parameter and isinstance(parameter.default, bool) else set()
 
 
-def signature(node: Mapping[str, Any]) -> tuple[Any, Mapping[str, inspect.Parameter]]:
-    """The function of a LazyCall node and its parameters, none where they cannot be told."""
-    target = node.get("_target_")
+def target_of(node: Any) -> Any:
+    """The function or class of a LazyCall node; None: it is no call, or of what is not there."""
+    target = node.get("_target_") if isinstance(node, Mapping) else None
     try:
         # A config that a run saved holds names.
-        function = locate(target) if isinstance(target, str) else target
+        return locate(target) if isinstance(target, str) else target
+    except Exception:  # Told, with the place in the config, when it is built.
+        return None
+
+
+def signature(node: Any) -> tuple[Any, Mapping[str, inspect.Parameter]]:
+    """The function of a LazyCall node and its parameters, none where they cannot be told."""
+    function = target_of(node)
+    try:
         return function, inspect.signature(function).parameters
-    except Exception:  # No call, nothing of that name, or a builtin without a signature.
+    except Exception:  # No function, or a builtin without a signature.
         return None, {}
 
 

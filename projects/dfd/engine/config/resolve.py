@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-from detectron2.utils.registry import locate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ...data import class_names, registered_name
 from ...distill.precision import resolve_precision
 from ...errors import UserError
 from ...modeling import pixel_statistics
+from .parameters import signature
 
 _PACKAGE = __name__.partition(".")[0]
 # A detector's settings of the pixels that it takes.
@@ -133,8 +132,6 @@ def set_length(cfg: DictConfig, num_images: int | None) -> None:
     if num_images is None:
         raise UserError("train.epochs needs a dataset of known length: set train.max_iter instead")
     batch = cfg.dataloader.train.total_batch_size
-    if not 0 < epochs < math.inf:
-        raise UserError(f"train.epochs is {epochs}; it must be above 0")
     cfg.train.max_iter = max(1, math.ceil(epochs * num_images / batch))
 
 
@@ -145,13 +142,10 @@ def pin_defaults(cfg: DictConfig) -> DictConfig:
     after an update that changes a default.
     """
     for node in list(_nodes_with(cfg, "_target_")):
-        try:
-            target = locate(node._target_) if isinstance(node._target_, str) else node._target_
-        except ImportError:
-            continue  # Told, with the place in the config, when it is built.
-        if not getattr(target, "__module__", "").startswith(f"{_PACKAGE}."):
+        function, parameters = signature(node)
+        if not getattr(function, "__module__", "").startswith(f"{_PACKAGE}."):
             continue
-        for name, parameter in inspect.signature(target).parameters.items():
+        for name, parameter in parameters.items():
             if name not in node and isinstance(parameter.default, _PLAIN):
                 node[name] = parameter.default
     return cfg

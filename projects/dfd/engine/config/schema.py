@@ -140,7 +140,9 @@ class Train:
         -1, f"it must be an integer of at most {_LAST_SEED}", lambda seed: seed <= _LAST_SEED
     )
     # Passes over the training data; they win over max_iter.
-    epochs: float | None = _setting(None, "it must be above 0 or null", lambda n: n > 0)
+    epochs: float | None = _setting(
+        None, "it must be a number above 0, or null", lambda n: 0 < n < math.inf
+    )
     # The parts in which a step's batch is worked through.
     accumulation_steps: int = _setting(
         1, "it must be an integer of at least 1", lambda steps: steps >= 1

@@ -8,7 +8,6 @@ import itertools
 import os
 from collections.abc import Callable
 
-from detectron2.config import instantiate
 from detectron2.evaluation import inference_on_dataset
 from detectron2.utils import comm
 from omegaconf import DictConfig
@@ -18,6 +17,7 @@ from ...distill.detector import DistilledDetector
 from ...errors import UserError
 from ..build import Run, student_of
 from ..checks import check_output_dir
+from ..config.make import make
 from ..config.resolve import pin_defaults
 from ..config.saved import save_config
 from ..console import say
@@ -68,7 +68,7 @@ def _examine(cfg: DictConfig, run: Run, output_dir: str) -> str:
     )
     if comm.is_main_process():
         save_config(pin_defaults(cfg), os.path.join(cfg.train.output_dir, "config.yaml"))
-    build_hooks(cfg, run.model, run.checkpointer, {}, run.num_images, run.start, writers=False)
+    build_hooks(cfg, run, {}, writers=False)
     measured = measure_steps(run, cfg.train.device)
     check_gradients(run.model, run.start, measured.without_gradient)
     evaluated = _evaluate_a_batch(cfg, student_of(run.model))
@@ -94,9 +94,9 @@ def check_gradients(model: nn.Module, iteration: int, without: list[str]) -> Non
 
 def _evaluate_a_batch(cfg: DictConfig, student: nn.Module) -> int:
     """Run the student and the evaluator on one test batch; the number of its images."""
-    batches = list(itertools.islice(instantiate(cfg.dataloader.test), 1))
+    batches = list(itertools.islice(make(cfg.dataloader.test, "dataloader.test"), 1))
     evaluator = None
     if "evaluator" in cfg.dataloader:
-        evaluator = instantiate(cfg.dataloader.evaluator)
+        evaluator = make(cfg.dataloader.evaluator, "dataloader.evaluator")
     inference_on_dataset(student, batches, evaluator)
     return sum(map(len, batches))

@@ -8,13 +8,14 @@ import signal
 import socket
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 from unittest import mock
 
-from detectron2.utils.registry import locate
 from omegaconf import DictConfig, OmegaConf
+
+from ..config.parameters import target_of
+from ..stop import handled
 
 _HERE = ("127.0.0.1", "::1", "localhost", "", None)
 
@@ -32,7 +33,8 @@ def leaving_nothing(cfg: DictConfig) -> Iterator[str]:
     Yields:
         The folder.
     """
-    with _removed_if_terminated(), tempfile.TemporaryDirectory() as scratch, _offline():
+    ending = handled([signal.SIGTERM], _end_in_order)
+    with ending, tempfile.TemporaryDirectory() as scratch, _offline():
         _move_generated_data(cfg, scratch)
         evaluator = cfg.dataloader.get("evaluator")
         if evaluator is not None and evaluator.get("output_dir") is not None:
@@ -51,9 +53,7 @@ def _move_generated_data(cfg: DictConfig, scratch: str) -> None:
     moved: dict[str, str] = {}
     for split in ("train", "test"):
         node = cfg.dataloader[split].get("dataset") if split in cfg.dataloader else None
-        target = node.get("_target_") if isinstance(node, DictConfig) else None
-        target = locate(target) if isinstance(target, str) else target
-        argument = getattr(target, "writes_to", None)
+        argument = getattr(target_of(node), "writes_to", None)
         if argument is None or not node.get(argument):
             continue
         folder = os.path.abspath(os.path.expanduser(str(node[argument])))
@@ -63,17 +63,9 @@ def _move_generated_data(cfg: DictConfig, scratch: str) -> None:
             node[argument] = moved.setdefault(folder, own)
 
 
-@contextlib.contextmanager
-def _removed_if_terminated() -> Iterator[None]:
-    """SIGTERM ends the process in order, or the folder would stay."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _end_in_order(number: int, frame: object) -> NoReturn:
+    """Or the folder would stay."""
+    sys.exit(128 + number)
 
 
 @contextlib.contextmanager

@@ -17,9 +17,8 @@ from torch import nn
 from ...data import registered_name
 from ...data.registered import content_of, dataset_dicts, has_objects
 from ...distill.detector import DistilledDetector
-from ...distill.processes import share_buffers
 from ...errors import UserError
-from ..build import student_of
+from ..build import Run, student_of
 from ..checks import makes_boxes_only
 from ..code_version import code_version
 from ..config.make import make
@@ -27,6 +26,7 @@ from ..config.names import plain_values
 from ..config.schema import metric_period
 from ..evaluation import DETECTIONS, test
 from ..machine import processor_name
+from ..run_folder import SUMMARY
 from ..state.checkpoint import StudentCheckpointer
 from ..state.run_settings import TRAINING_DATA
 from ..stop import StopRequest, guard_workers
@@ -48,18 +48,14 @@ logger = logging.getLogger("dfd")
 # The parts of a test item from which its picture is made.
 _PICTURED = ("image", "teacher_image", "valid", "teacher_valid", "file_name")
 
-SUMMARY = "summary.json"
 # What follows a metric, by its key in a checkpoint and in the summary.
 FOLLOWED = ("best_checkpoint", "early_stop")
 
 
 def build_hooks(
     cfg: DictConfig,
-    model: nn.Module,
-    checkpointer: StudentCheckpointer,
+    run: Run,
     results: dict[str, Any],
-    num_images: int | None,
-    start: int = 0,
     *,
     stop: StopRequest | None = None,
     writers: bool = True,
@@ -70,8 +66,6 @@ def build_hooks(
 
     Args:
         results: filled with the results of each evaluation.
-        num_images: of the training data, for the summary.
-        start: the first iteration, later than 0 in a resumed run.
         stop: by which the run may be asked to end before its last iteration.
         writers: whether there are any of metrics, on this machine and elsewhere.
     """
@@ -80,24 +74,24 @@ def build_hooks(
     everywhere = [
         hooks.IterationTimer(),
         hooks.LRScheduler(scheduler=make(cfg.lr_multiplier, "lr_multiplier")),
-        *evaluation_hooks(cfg, student_of(model), checkpointer, results),
+        *evaluation_hooks(cfg, student_of(run.model), run.checkpointer, results),
         *user_hooks(cfg),
     ]
-    checkpoints = Checkpoints(checkpointer, **train.checkpointer, stop=stop)
+    checkpoints = Checkpoints(run.checkpointer, **train.checkpointer, stop=stop)
     if not comm.is_main_process():
         return [*everywhere, checkpoints]
 
     code_version()  # Kept from here on: the files may be changed while the run goes on.
 
     def facts() -> dict[str, Any]:
-        return run_facts(cfg, model, checkpointer, results, num_images)
+        return run_facts(cfg, run.model, run.checkpointer, results, run.num_images)
 
     written = []
     if writers:
-        written = [*build_writers(output_dir, train.max_iter, start), *wandb_writers(cfg)]
+        written = [*build_writers(output_dir, train.max_iter, run.start), *wandb_writers(cfg)]
     return [
         *everywhere,
-        disparity_images(cfg, model),
+        disparity_images(cfg, run.model),
         hooks.PeriodicWriter(written, train.log_period),
         checkpoints,
         RunSummary(os.path.join(output_dir, SUMMARY), facts),
@@ -121,11 +115,9 @@ def evaluation_hooks(
 
     def evaluate() -> dict[str, Any]:
         results.clear()
-        share_buffers(student)
         results.update(test(cfg, student, kept))
         if ema is not None:
             logger.info("Evaluation of the student's EMA")
-            share_buffers(ema.model)
             results["ema"] = test(cfg, ema.model, os.path.join(kept, "ema"), part="ema")
         return results
 

@@ -19,7 +19,6 @@ def draw_disparity(
     batched_inputs: Sequence[dict],
     maps: Mapping[str, tuple[Tensor, Tensor]],
     input_format: str,
-    max_disparity: float = MAX_DISPARITY,
 ) -> np.ndarray:
     """One row an image: the image, then the disparity of each level over it.
 
@@ -27,7 +26,6 @@ def draw_disparity(
         batched_inputs: Detectron2's; ``image`` is (3,H,W), [0, 255], in ``input_format`` order.
             Only what lies around its ``valid`` pixels, where it has them, is shown.
         maps: level name to ((N,h,w) disparity, (N,h,w) bool valid).
-        max_disparity: the disparity that gets the last colour.
 
     Returns:
         (rows, columns, 3) uint8, RGB.
@@ -41,7 +39,7 @@ def draw_disparity(
         image = np.ascontiguousarray(image.clip(0, 255).astype(np.uint8))
         tiles = [_tile(image, "image", height, width)]
         for name, (disparity, valid) in maps.items():
-            overlay = _overlay(image, disparity[index], valid[index], max_disparity)
+            overlay = _overlay(image, disparity[index], valid[index])
             inside = disparity[index][valid[index]]
             mean = float(inside.mean()) if inside.numel() else float("nan")
             tiles.append(_tile(overlay, f"{name}  mean {mean:.2f}", height, width))
@@ -61,8 +59,8 @@ def _bounds(mask: Tensor) -> tuple[slice, slice]:
     return tuple(slice(along[0], along[-1] + 1) for along in places)
 
 
-def _overlay(image: np.ndarray, disparity: Tensor, valid: Tensor, maximum: float) -> np.ndarray:
-    cells = disparity[_bounds(valid)].float().cpu().numpy() / maximum
+def _overlay(image: np.ndarray, disparity: Tensor, valid: Tensor) -> np.ndarray:
+    cells = disparity[_bounds(valid)].float().cpu().numpy() / MAX_DISPARITY
     if cells.size == 0:
         return image
     heat = (cells.clip(0, 1) * 255).astype(np.uint8)

@@ -15,8 +15,7 @@ from timm.layers import DropPath
 from torch import nn
 from torchvision.ops import StochasticDepth
 
-from ...distill.processes import own_divisors
-from ..evaluation import share_buffers
+from ...distill.processes import own_divisors, share_buffers
 from ..state.random_state import kept_random_state
 
 _SEED = 0

@@ -16,7 +16,6 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
 from ...distill.detector import DistilledDetector
-from ...errors import UserError
 from ..machine import peak_memory_mib
 from ..state.checkpoint import FINAL, StudentCheckpointer
 from ..state.files import whole_file
@@ -44,11 +43,6 @@ class Checkpoints(HookBase):
         *,
         stop: StopRequest | None = None,
     ) -> None:
-        if period < 1 or (max_to_keep is not None and max_to_keep < 1):
-            raise UserError(
-                f"train.checkpointer has period={period} and max_to_keep={max_to_keep}: neither "
-                "may be below 1"
-            )
         self._checkpointer = checkpointer
         self._period = period
         self._max_to_keep = max_to_keep

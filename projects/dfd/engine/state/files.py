@@ -6,11 +6,10 @@ import contextlib
 import errno
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 from ...errors import UserError
-from ..console import Interrupted
 
 _LOCK = ".lock"
 # Bytes that the file systems in use allow a name, less what the name of a part adds.
@@ -34,7 +33,7 @@ def whole_file(path: str | os.PathLike, mode: str = "w") -> Iterator[IO[Any]]:
             f.flush()
             os.fsync(f.fileno())
         os.replace(partial, path)
-    except (Exception, Interrupted, KeyboardInterrupt):
+    except BaseException:  # A signal's too, which is no error.
         with contextlib.suppress(OSError):
             os.remove(partial)
         raise
@@ -50,16 +49,29 @@ def sole_writer(folder: str) -> Iterator[None]:
     Raises:
         UserError: another process has it.
     """
-    with open(os.path.join(folder, _LOCK), "a") as lock:
-        try:
-            # Of the process alone, unlike flock's: a forked data worker does not have it too.
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):
-                raise UserError(
-                    f"train.output_dir {folder} is in use by another training: choose another, or "
-                    "wait for that one or end it"
-                ) from error
-            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
-                raise
+    with open(os.path.join(folder, _LOCK), "a") as file:
+        # Of the process alone, unlike flock's: a forked data worker does not have it too.
+        if not lock(file, fcntl.lockf):
+            raise UserError(
+                f"train.output_dir {folder} is in use by another training: choose another, or wait "
+                "for that one or end it"
+            )
         yield
+
+
+def lock(file: IO[Any], take: Callable[[IO[Any], int], None]) -> bool:
+    """Lock a file until it is closed; False: another process has it.
+
+    On a file system without locks nothing is kept from others.
+
+    Args:
+        take: ``fcntl.flock`` or ``fcntl.lockf``.
+    """
+    try:
+        take(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            return False
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+            raise
+    return True

@@ -23,6 +23,7 @@ from ...data.evaluator import load_detections
 from ...data.loaders import build_evaluator
 from ...engine.evaluation import DETECTIONS
 from ...errors import UserError, first_line
+from ..resampling import draw_images
 from .estimates import DONE, EMA, METRICS, CellResult, Outcome
 
 PREDICTIONS = "coco_instances_results.json"
@@ -44,12 +45,6 @@ class Matches:
     correct: np.ndarray
     counted: np.ndarray
     objects: np.ndarray
-
-
-def draw_images(images: int, draws: int, seed: int = 0) -> np.ndarray:
-    """(draws, images): how often each image is drawn, each row adding up to ``images``."""
-    generator = np.random.default_rng(seed)
-    return generator.multinomial(images, np.full(images, 1 / images), size=draws)
 
 
 def average_precision(matches: Sequence[Matches], weights: np.ndarray) -> np.ndarray:

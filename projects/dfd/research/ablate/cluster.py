@@ -8,13 +8,13 @@ import shlex
 import signal
 import subprocess
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ...engine.console import end
+from ...engine.stop import handled
 from ...errors import UserError, first_line
 from .folders import CellRun, check_earlier, open_log
 from .local import Job, environments, failure, not_started, start_job
@@ -132,14 +132,8 @@ def _without_submitits_signal() -> Iterator[None]:
     A cluster sends it to all processes of a job, and a training would be ended by it unsaved.
     """
     number = getattr(signal, f"SIG{os.environ.get('SUBMITIT_PREEMPT_SIGNAL', 'USR2')}", None)
-    if number is None or threading.current_thread() is not threading.main_thread():
+    with handled([] if number is None else [number], signal.SIG_IGN):
         yield
-        return
-    before = signal.signal(number, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(number, before)
 
 
 class ClusterRuns:

@@ -347,24 +347,15 @@ def different_conditions(outcomes: Sequence[Outcome]) -> list[str]:
             commit or f"no commit, sha256 {sha256}" for sha256, commit in code.items()
         )
         notes.append(f"the runs differ in this project's code: {versions}")
-    teachers: dict[str, set[str]] = {}
-    for teacher in (s["teacher"] for s in summaries if s.get("teacher")):
-        teachers.setdefault(teacher["path"], set()).add(teacher["sha256"])
-    notes += [
-        f"the teacher {path} was replaced between runs: their hashes differ"
-        for path, hashes in teachers.items()
-        if len(hashes) > 1
-    ]
-    starts: dict[str, set[str]] = {}
-    for outcome in outcomes:
-        if outcome.status == DONE and outcome.summary.get("start"):
-            start = outcome.summary["start"]
-            starts.setdefault(start["path"], set()).add(start["sha256"])
-    notes += [
-        f"train.init_checkpoint {path} was replaced between runs: their hashes differ"
-        for path, hashes in starts.items()
-        if len(hashes) > 1
-    ]
+    for key, what in (("teacher", "the teacher"), ("start", "train.init_checkpoint")):
+        files: dict[str, set[str]] = {}
+        for file in (s[key] for s in summaries if s.get(key)):
+            files.setdefault(file["path"], set()).add(file["sha256"])
+        notes += [
+            f"{what} {path} was replaced between runs: their hashes differ"
+            for path, hashes in files.items()
+            if len(hashes) > 1
+        ]
     return notes
 
 

@@ -19,8 +19,8 @@ from ...engine.config.flat import differing, flat_settings
 from ...engine.config.load import PARTS, ConfigFile
 from ...engine.config.names import plain_values
 from ...engine.config.schema import TRAIN_DEFAULTS
-from ...engine.run_folder import other_data, tested_on
-from ...engine.state.files import whole_file
+from ...engine.run_folder import SUMMARY, other_data, read_summary, tested_on
+from ...engine.state.files import lock, whole_file
 from ...errors import UserError, first_line
 from .cells import Cell
 
@@ -57,11 +57,7 @@ class CellRun:
 
     def summary(self) -> dict[str, Any] | None:
         """What the finished run says about itself; None: it has not finished."""
-        try:
-            content = json.loads((self.folder / "summary.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        return content if isinstance(content, dict) else None
+        return read_summary(self.folder / SUMMARY) or None
 
     def has_work(self) -> bool:
         """Whether its folder holds something that a training has made."""
@@ -143,7 +139,7 @@ def check_earlier(runs: Sequence[CellRun]) -> None:
 def other_runs(runs: Sequence[CellRun], out: Path) -> list[str]:
     """Finished runs in an ablation's folder that are none of these, as cell's folder and seed."""
     own = {run.folder for run in runs}
-    found = sorted(path.parent for path in out.glob("*/seed_*/summary.json"))
+    found = sorted(path.parent for path in out.glob(f"*/seed_*/{SUMMARY}"))
     return [f"{folder.parent.name}/{folder.name}" for folder in found if folder not in own]
 
 
@@ -205,28 +201,26 @@ def prepare(run: CellRun) -> bool:
         return False
     if run.summary() is None:
         # One that cannot be read: the run would take itself for one that has ended.
-        (run.folder / "summary.json").unlink(missing_ok=True)
+        (run.folder / SUMMARY).unlink(missing_ok=True)
     return True
 
 
 def open_log(run: CellRun, *, truncate: bool = True) -> IO[bytes]:
     """The file for what a run prints, locked for as long as any process of the run has it open.
 
-    So a training that outlived the ``ablate.py`` that started it is not taken for a dead one.
+    So a training that outlived the ``dfd ablate`` that started it is not taken for a dead one.
 
     Raises:
         UserError: another process has it.
     """
     run.log.parent.mkdir(parents=True, exist_ok=True)
     log = open(run.log, "ab")
-    try:
-        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+    if not lock(log, fcntl.flock):
         log.close()
         raise UserError(
             f"{run.name} is still being trained by a process that has {run.log} open: wait for "
             "it or end it"
-        ) from error
+        )
     if truncate:
         log.truncate(0)
     return log
@@ -244,14 +238,12 @@ def locked(out: Path) -> Iterator[None]:
         raise UserError(f"--out {out} is not empty, and holds no ablation: choose another")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        lock = open(path, "a")
+        file = open(path, "a")
     except OSError as error:
         raise UserError(f"--out {out} cannot be written: {error.strerror}") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"--out {out} is in use by another ablate.py") from error
+    with file:
+        if not lock(file, fcntl.flock):
+            raise UserError(f"--out {out} is in use by another dfd ablate")
         yield
 
 

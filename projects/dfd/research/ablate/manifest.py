@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 import shlex
 from collections.abc import Sequence
 from typing import Any
 
 from ...weights.files import file_sha256
+from ..output import without_nan
 from .cells import Cell
 from .estimates import Outcome
 
@@ -43,16 +43,8 @@ def manifest(
             for cell in cells
         },
     }
-    return json.dumps(_without_nan(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _without_nan(node: Any) -> Any:
-    """A class without objects has no AP; NaN is no json."""
-    if isinstance(node, dict):
-        return {key: _without_nan(value) for key, value in node.items()}
-    if isinstance(node, list):
-        return [_without_nan(value) for value in node]
-    return None if isinstance(node, float) and not math.isfinite(node) else node
+    # A class without objects has no AP.
+    return json.dumps(without_nan(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _run(outcome: Outcome) -> dict[str, Any]:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import textwrap
 from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from omegaconf import OmegaConf
 
-from ...engine.run_folder import RunFolder
 from ...engine.writers import METRICS, read_metrics
 from ..curves import loss_curves
+from ..output import NO_VALUE, number, png
 from ..page import Picture, Section, markdown_table, to_html
 from .estimates import (
     DONE,
@@ -27,7 +25,6 @@ from .estimates import (
     verdicts,
 )
 
-NO_VALUE = "–"
 _OVER_IMAGES = "over images"
 _DARK, _LIGHT = "#1f4e79", "#9db4c9"
 
@@ -54,7 +51,7 @@ def result_table(
         difference = "baseline" if pairs is None else _difference(result.difference)
         rows.append(
             [name, str(len(result.values)), _spread(result.scores[first])]
-            + [_number(result.scores[key].mean) for key in others]
+            + [number(result.scores[key].mean, ".2f") for key in others]
             + [difference, _interval((over_images or {}).get(name))]
             + [f"{result.wins} of {len(pairs)}" if pairs else NO_VALUE]
             + [_verdict(result, said.get(name))]
@@ -70,10 +67,10 @@ def detail_table(found: Mapping[str, Details]) -> list[list[str]]:
     sizes = next(iter(found.values())).sizes
     rows = [["cell", *sizes, "teacher's lead recovered", "time", "memory"]]
     for name, cell in found.items():
-        numbers = [_number(value) for value in cell.sizes.values()]
+        numbers = [number(value, ".2f") for value in cell.sizes.values()]
         rows.append(
-            [name, *numbers, _number(cell.recovered, ".0%")]
-            + [_number(cell.seconds), _number(cell.memory)]
+            [name, *numbers, number(cell.recovered, ".0%")]
+            + [number(cell.seconds, ".2f"), number(cell.memory, ".2f")]
         )
     return rows
 
@@ -84,24 +81,20 @@ def _interval(ends: tuple[float, float] | None) -> str:
 
 def _verdict(result: CellResult, verdict: str | None) -> str:
     if verdict == UNSETTLED and result.difference.visible is not None:
-        return f"{verdict} (visible from {_number(result.difference.visible)})"
+        return f"{verdict} (visible from {number(result.difference.visible, '.2f')})"
     return verdict or NO_VALUE
 
 
 def _spread(estimate: Estimate) -> str:
     if estimate.mean is None:
         return NO_VALUE
-    return f"{_number(estimate.mean)} ± {_number(estimate.sd)}"
+    return f"{number(estimate.mean, '.2f')} ± {number(estimate.sd, '.2f')}"
 
 
 def _difference(estimate: Estimate) -> str:
     if estimate.mean is None:
         return NO_VALUE
-    return f"{_number(estimate.mean, '+.2f')} ± {_number(estimate.half_width)}"
-
-
-def _number(value: float | None, spec: str = ".2f") -> str:
-    return NO_VALUE if value is None else format(value, spec)
+    return f"{number(estimate.mean, '+.2f')} ± {number(estimate.half_width, '.2f')}"
 
 
 def explanation(*, baseline: str, metric: str, draws: int = 0) -> str:
@@ -162,9 +155,7 @@ def draw_results(results: Sequence[CellResult], *, metric: str) -> bytes:
         axes.grid(axis="x", color="#e5e5e5")
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
-    out = io.BytesIO()
-    drawing.savefig(out, format="png")
-    return out.getvalue()
+    return png(drawing)
 
 
 def _points(axes: Axes, y: int, values: Sequence[float]) -> None:
@@ -211,15 +202,13 @@ def render_page(
 
 def _curves(outcomes: Sequence[Outcome]) -> list[Picture]:
     """A picture a cell, with the losses of its runs."""
-    cells: dict[str, list[RunFolder]] = {}
+    cells: dict[str, dict[str, list[dict[str, float]]]] = {}
     for outcome in outcomes:
         path = outcome.run.folder / METRICS
         metrics = read_metrics(str(path)) if path.exists() else []
         if outcome.status in (DONE, FAILED) and metrics:
-            run, cfg = outcome.run, OmegaConf.create(outcome.run.settings)
-            name = f"seed {run.seed}" + (" (failed)" if outcome.status == FAILED else "")
-            curve = RunFolder(name, str(run.folder), cfg, outcome.summary, metrics)
-            cells.setdefault(run.cell.name, []).append(curve)
+            name = f"seed {outcome.run.seed}" + " (failed)" * (outcome.status == FAILED)
+            cells.setdefault(outcome.run.cell.name, {})[name] = metrics
     return [
         Picture(loss_curves(runs, sum_levels=True, dpi=80), f"losses of {name}", name=name)
         for name, runs in cells.items()

@@ -16,13 +16,11 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import sys
 from collections.abc import Sequence
 
 from tabulate import tabulate
 
-from ...engine.console import LiveLine
-from ...errors import UserError
+from ...engine.console import LiveLine, ending_in_one_line
 from .analyse import analyse
 
 
@@ -31,15 +29,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # What it says of a call that fails is told in the error.
     logging.getLogger("detectron2.config.instantiate").setLevel(logging.CRITICAL)
     line = LiveLine(line_every=30)
-    try:
-        sections = analyse(
-            **vars(args), progress=lambda done, total: line.update(f"image {done} of {total}")
-        )
-    except UserError as error:
-        line.clear()
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-    line.clear()
+    with ending_in_one_line():
+        try:
+            sections = analyse(
+                **vars(args), progress=lambda done, total: line.update(f"image {done} of {total}")
+            )
+        finally:
+            line.clear()
     for section in sections:
         for caption, (header, *rows) in section.tables.items():
             print(f"{caption}\n{tabulate(rows, header, disable_numparse=True)}\n")

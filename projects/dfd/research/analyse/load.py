@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -12,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.config import instantiate
 from detectron2.structures import BoxMode
 from omegaconf import DictConfig
 from torch import Tensor, nn
@@ -24,14 +22,15 @@ from ...distill.detector import DistilledDetector
 from ...distill.head import DFDHead
 from ...engine.checks import check_classes, check_image_format
 from ...engine.config.load import load_config
+from ...engine.config.make import make
 from ...engine.config.resolve import resolve_config, skip_pretrained
 from ...engine.config.saved import REMEDY, ForeignCodeError, read_config
+from ...engine.run_folder import SUMMARY, read_summary
+from ...engine.state.checkpoint import FINAL
 from ...errors import UserError, first_line
 from ...weights.strict import load_strict, read_weights
-from .matching import map_to_input
 
 _CHECKPOINT = re.compile(r"model_(\d+)\.pth")
-_FINAL = "model_final.pth"
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ def load_run(
     """
     if not os.path.isdir(folder):
         raise UserError(f"--run: no such folder: {folder}")
-    for file, reason in (("config.yaml", "it is no run"), (_FINAL, "the run has not finished")):
+    for file, reason in (("config.yaml", "it is no run"), (FINAL, "the run has not finished")):
         if not os.path.isfile(os.path.join(folder, file)):
             raise UserError(f"--run: {folder} has no {file}: {reason}")
     path = os.path.join(folder, "config.yaml")
@@ -101,19 +100,9 @@ def load_run(
     return resolve_config(cfg)
 
 
-def _summary(folder: str) -> dict[str, Any]:
-    """What a run said of itself at its end; empty if that cannot be read."""
-    try:
-        with open(os.path.join(folder, "summary.json"), encoding="utf-8") as f:
-            content = json.load(f)
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
 def trained_iterations(folder: str, cfg: DictConfig) -> int:
     """How many iterations a run had, which may have been stopped early."""
-    return _summary(folder).get("iterations", cfg.train.max_iter)
+    return read_summary(os.path.join(folder, SUMMARY)).get("iterations", cfg.train.max_iter)
 
 
 def find_checkpoints(folder: str, *, max_iter: int, limit: int) -> list[Checkpoint]:
@@ -132,7 +121,7 @@ def find_checkpoints(folder: str, *, max_iter: int, limit: int) -> list[Checkpoi
         if match and int(match[1]) + 1 < max_iter
     ]
     found = sorted(found, key=lambda checkpoint: checkpoint.iteration)
-    found.append(Checkpoint(max_iter, os.path.join(folder, _FINAL)))
+    found.append(Checkpoint(max_iter, os.path.join(folder, FINAL)))
     # Counted from the end, so that a limit of 1 leaves the last.
     places = np.linspace(0, len(found) - 1, min(limit, len(found)))
     return [found[-1 - place] for place in places.round().astype(int)[::-1]]
@@ -146,7 +135,7 @@ def build_detector(cfg: DictConfig, folder: str) -> DistilledDetector:
             are not there, or not those of the training.
     """
     classes = class_names(registered_name(cfg.dataloader.test.dataset))
-    model = _make(cfg.model, "model").to(cfg.train.device).eval()
+    model = make(cfg.model, "model").to(cfg.train.device).eval()
     guard_square_padding(model.student, "student")
     check_image_format(model, cfg.dataloader)
     check_classes(model.student, model.teacher, classes, classes)
@@ -155,7 +144,8 @@ def build_detector(cfg: DictConfig, folder: str) -> DistilledDetector:
             f"--run: the teacher of {folder} had random weights, which no run keeps: there is "
             "nothing to compare with"
         )
-    trained_under = (_summary(folder).get("teacher") or {}).get("sha256")
+    summary = read_summary(os.path.join(folder, SUMMARY))
+    trained_under = (summary.get("teacher") or {}).get("sha256")
     if trained_under and trained_under != model.teacher.weights.sha256:
         raise UserError(
             f"model.teacher.checkpoint: {model.teacher.weights.path} is not the teacher that "
@@ -208,14 +198,6 @@ def _load_adapters(head: DFDHead, path: str) -> None:
         raise UserError(f"--run: {path} does not hold the head's adapters: {reason}") from error
 
 
-def _make(node: DictConfig, what: str) -> Any:
-    """Instantiate a part of the config; a parameter that its function lacks is the user's."""
-    try:
-        return instantiate(node)
-    except TypeError as error:
-        raise UserError(f"{what} cannot be made: {first_line(error)}") from error
-
-
 class TestImages:
     """The test images of a run, or so many of them evenly spaced, each as the student gets it."""
 
@@ -232,7 +214,7 @@ class TestImages:
         records = dataset_dicts(dataset=self.name, filter_empty=False)
         self._records = {_identity(record): record for record in records}
         # Straight from the data set: the loader itself would read every image before these.
-        self._dataset = _make(cfg.dataloader.test, "dataloader.test").dataset
+        self._dataset = make(cfg.dataloader.test, "dataloader.test").dataset
         self.total = len(self._dataset)
         self._indices = evenly_spaced(self.total, num_images or self.total)
         annotations = (a for record in records for a in record.get("annotations", ()))
@@ -260,20 +242,21 @@ def label_image(item: dict[str, Any], annotations: Sequence[dict[str, Any]]) -> 
         item: Detectron2's, with ``image`` (3,h,w) and the original's ``height`` and ``width``.
         annotations: Detectron2's, in pixels of the original.
     """
-    original, size = (item["height"], item["width"]), tuple(item["image"].shape[-2:])
+    height, width = item["image"].shape[-2:]
+    scale = np.array([width / item["width"], height / item["height"]] * 2)
     boxes = [
         BoxMode.convert(list(a["bbox"]), a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations
     ]
-    mapped = map_to_input(
-        np.array(boxes, dtype=float).reshape(-1, 4), image_size=original, input_size=size
-    )
+    # The inverse of what Detectron2 does with detections: nothing but a resize is undone.
+    mapped = np.array(boxes, dtype=float).reshape(-1, 4) * scale
+    mapped = mapped.clip(0, [width, height] * 2)
     classes = np.array([a["category_id"] for a in annotations], dtype=int)
     crowd = np.array([bool(a.get("iscrowd", 0)) for a in annotations], dtype=bool)
     # A box wholly outside its image is clipped to nothing.
     kept = (mapped[:, 2:] > mapped[:, :2]).all(axis=1)
     return LabelledImage(
         item=item,
-        scale=np.array([size[1] / original[1], size[0] / original[0]] * 2),
+        scale=scale,
         labels=mapped[kept & ~crowd],
         label_classes=classes[kept & ~crowd],
         crowds=mapped[kept & crowd],

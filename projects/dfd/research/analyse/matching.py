@@ -16,22 +16,6 @@ _SIZE_BOUNDS = (32**2, 96**2)
 UNMATCHED, IGNORED = -1, -2
 
 
-def map_to_input(
-    boxes: np.ndarray, *, image_size: tuple[int, int], input_size: tuple[int, int]
-) -> np.ndarray:
-    """Boxes in pixels of the original image, in pixels of the resized one, clipped to it.
-
-    The inverse of what Detectron2 does with detections: nothing but a resize is undone.
-
-    Args:
-        boxes: (M,4) XYXY in pixels of the original.
-        image_size, input_size: (height, width) of the original and of the network's input.
-    """
-    height, width = input_size
-    scale = np.array([width / image_size[1], height / image_size[0]] * 2)
-    return (boxes * scale).clip(0, [width, height] * 2)
-
-
 def size_classes(boxes: np.ndarray) -> np.ndarray:
     """(M,) index into ``SIZES``: an area of 32^2 is medium, one of 96^2 large."""
     areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)

@@ -8,16 +8,18 @@ from typing import Any
 
 import numpy as np
 
+from ..output import without_nan
+from ..resampling import draw_images
 from .collect import DETECTED, FALSE, GROUPS, MISSED, OUTCOMES, LevelTally, Tally
 from .matching import SIZES, size_classes
-from .statistics import auc, auc_samples, interval, ratio_samples, resample_images
+from .statistics import auc, auc_samples, interval, ratio_samples
 
 REGIONS = (*SIZES, "background")
 ALL = "all levels"
 SAME_KIND = "all levels, same class and size"
 SAME_IMAGE = "all levels, same image"
 SAME_BOTH = "all levels, same image, class and size"
-_SAMPLES, _SEED = 1000, 0
+_SAMPLES = 1000
 
 
 def summarise(tally: Tally, *, strides: Sequence[int]) -> dict[str, Any]:
@@ -26,7 +28,7 @@ def summarise(tally: Tally, *, strides: Sequence[int]) -> dict[str, Any]:
     Args:
         strides: pixels per cell of each level, in the order of ``tally.levels``.
     """
-    draws = resample_images(len(tally.outcomes), samples=_SAMPLES, seed=_SEED)
+    draws = draw_images(len(tally.outcomes), _SAMPLES)
     # Resampling a single image says nothing about others.
     draws = draws if len(tally.outcomes) > 1 else draws[:0]
     numbers = {
@@ -39,7 +41,7 @@ def summarise(tally: Tally, *, strides: Sequence[int]) -> dict[str, Any]:
             "high_share": _high_shares(tally, strides, draws),
         },
     }
-    return _without_nan(numbers)
+    return without_nan(numbers)
 
 
 def _level(level: LevelTally) -> dict[str, Any]:
@@ -174,12 +176,3 @@ def _finite_total(values: np.ndarray) -> tuple[float, int]:
 
 def _ratio(part: float, whole: float) -> float:
     return float(part / whole) if whole else math.nan
-
-
-def _without_nan(value: Any) -> Any:
-    """The same with None for nan, which JSON does not have."""
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

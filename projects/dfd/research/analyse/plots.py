@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter
 
+from ..output import png
 from .collect import DETECTED, FALSE, GROUPS, MISSED, OUTCOMES, Example, Tally
 from .numbers import ALL, REGIONS
 
@@ -44,12 +44,6 @@ def _label(axes: Axes, title: str, x: str, y: str) -> None:
     axes.set_ylabel(y)
 
 
-def _png(figure: Figure) -> bytes:
-    out = io.BytesIO()
-    figure.savefig(out, format="png")
-    return out.getvalue()
-
-
 def draw_distribution(tally: Tally) -> bytes:
     """The histogram of each level."""
     figure, axes = _figure(7, 4.2, 1)
@@ -62,7 +56,7 @@ def draw_distribution(tally: Tally) -> bytes:
     bins = f"share of cells in a bin ({_BINS_PER_DECADE} bins a factor of 10)"
     _label(ax, "Distribution of disparity over cells", f"{_DISPARITY} (log scale)", bins)
     ax.legend(frameon=False, fontsize=9)
-    return _png(figure)
+    return png(figure)
 
 
 def draw_sizes(last: dict[str, Any]) -> bytes:
@@ -79,7 +73,7 @@ def draw_sizes(last: dict[str, Any]) -> bytes:
     ax.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
     title = "Cells inside labelled boxes by the box's size at the network's input"
     _label(ax, title, "level", f"mean {_DISPARITY}")
-    return _png(figure)
+    return png(figure)
 
 
 def draw_training(checkpoints: Sequence[dict[str, Any]]) -> bytes:
@@ -115,7 +109,7 @@ def draw_training(checkpoints: Sequence[dict[str, Any]]) -> bytes:
     for ax in axes.flat:
         ax.set_xlim(left=0)
         ax.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
-    return _png(figure)
+    return png(figure)
 
 
 def draw_errors(last: dict[str, Any], tally: Tally) -> bytes:
@@ -135,7 +129,7 @@ def draw_errors(last: dict[str, Any], tally: Tally) -> bytes:
     right.grid(visible=False, axis="x")
     right.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     _label(right, "Area above its image's mean disparity", "level", "share of the area (%)")
-    return _png(figure)
+    return png(figure)
 
 
 def _draw_outcomes(axes: Axes, tally: Tally) -> None:
@@ -174,13 +168,9 @@ def _floats(values: Sequence[float | None]) -> list[float]:
     return [np.nan if value is None else value for value in values]
 
 
-def draw_example(example: Example, *, levels: int = 2) -> bytes:
-    """An image with its boxes, and the maps of its finest levels, a row a checkpoint.
-
-    Args:
-        levels: how many of the finest levels are shown.
-    """
-    names = list(example.views[-1][1])[:levels]
+def draw_example(example: Example) -> bytes:
+    """An image with its boxes, and the maps of its two finest levels, a row a checkpoint."""
+    names = list(example.views[-1][1])[:2]
     height, width = example.image.shape[:2]
     # A map is narrower than its column by the axis' labels.
     tile = (4.0, 3.5 * height / width + 0.45)
@@ -212,7 +202,7 @@ def draw_example(example: Example, *, levels: int = 2) -> bytes:
         for colour, line in _KINDS.values()
     ]
     figure.legend(handles, OUTCOMES, loc="outside upper center", ncols=3, frameon=False)
-    return _png(figure)
+    return png(figure)
 
 
 def _outline(axes: Axes, outcome: Any, *, thin: bool) -> None:

@@ -1,4 +1,4 @@
-"""Statistics of disparity, of ranks and of resampled images: pure functions."""
+"""Statistics of disparity, of ranks and over resampled images: pure functions."""
 
 from __future__ import annotations
 
@@ -112,12 +112,6 @@ def auc(
     return np.divide(wins, pairs, out=np.full(len(wins), np.nan), where=pairs > 0)
 
 
-def resample_images(num_images: int, *, samples: int, seed: int) -> np.ndarray:
-    """(samples, num_images): how often each image is drawn, with replacement."""
-    rng = np.random.default_rng(seed)
-    return rng.multinomial(num_images, np.full(num_images, 1 / num_images), size=samples)
-
-
 def auc_samples(
     values: np.ndarray,
     positive: np.ndarray,
@@ -131,7 +125,7 @@ def auc_samples(
 
     Args:
         images: (n,) the image that each case lies on.
-        draws: (R, images), see ``resample_images``.
+        draws: (R, images), see ``draw_images``.
         within_images: whether no stratum has cases of two images.
     """
     step = max(1, _CHUNK // max(len(values), 1))

@@ -5,14 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ..output import NO_VALUE, number
 from ..page import Rows
 from .numbers import GROUPS, OUTCOMES, REGIONS
-
-NO_VALUE = "–"
-
-
-def number(value: float | None) -> str:
-    return NO_VALUE if value is None else f"{value:.3g}"
 
 
 def percent(value: float | None) -> str:
@@ -25,9 +20,9 @@ def level_table(last: dict[str, Any]) -> Rows:
         [
             name,
             str(level["cells"]),
-            *(number(level[key]) for key in ("mean", "median", "q90", "q99")),
+            *(number(level[key], ".3g") for key in ("mean", "median", "q90", "q99")),
             percent(level["high"]["share_of_cells"]),
-            number(level["high"]["ratio"]),
+            number(level["high"]["ratio"], ".3g"),
         ]
         for name, level in last["levels"].items()
     ]
@@ -37,7 +32,7 @@ def size_table(last: dict[str, Any]) -> Rows:
     return [["level", *REGIONS, "cells of " + ", ".join(REGIONS)]] + [
         [
             name,
-            *(number(level["sizes"][region]["mean"]) for region in REGIONS),
+            *(number(level["sizes"][region]["mean"], ".3g") for region in REGIONS),
             ", ".join(str(level["sizes"][region]["cells"]) for region in REGIONS),
         ]
         for name, level in last["levels"].items()
@@ -55,7 +50,7 @@ def time_table(checkpoints: Sequence[dict[str, Any]], key: str) -> Rows:
         [
             str(point["iteration"]),
             *(
-                number(level["high"][key] if key == "ratio" else level[key])
+                number(level["high"][key] if key == "ratio" else level[key], ".3g")
                 for level in point["levels"].values()
             ),
         ]
@@ -66,7 +61,7 @@ def time_table(checkpoints: Sequence[dict[str, Any]], key: str) -> Rows:
 def error_table(last: dict[str, Any]) -> Rows:
     """Disparity inside boxes and in the background, in all and on each level."""
     return [["level", *OUTCOMES, "background"]] + [
-        [name, *(number(row[key]) for key in (*OUTCOMES, "background"))]
+        [name, *(number(row[key], ".3g") for key in (*OUTCOMES, "background"))]
         for name, row in last["errors"]["disparity"].items()
     ]
 
@@ -74,7 +69,7 @@ def error_table(last: dict[str, Any]) -> Rows:
 def auc_table(last: dict[str, Any]) -> Rows:
     header = ["disparity of", "AUC", "95 %", "missed", "detected"]
     return [header] + [
-        [name, number(row["auc"]), _span(row), str(row["missed"]), str(row["detected"])]
+        [name, number(row["auc"], ".3g"), _span(row), str(row["missed"]), str(row["detected"])]
         for name, row in last["errors"]["auc"].items()
     ]
 
