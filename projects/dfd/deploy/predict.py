@@ -24,7 +24,6 @@ from detectron2.structures import Instances
 
 from ..engine.console import LiveLine, ending_in_one_line, say, stop_on_signals
 from ..engine.run_folder import load_runs
-from ..engine.state.checkpoint import FINAL
 from ..engine.state.files import whole_file
 from ..errors import UserError, first_line
 from .command import (
