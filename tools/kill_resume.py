@@ -218,7 +218,7 @@ def main() -> None:
     args = parser.parse_args()
     args.own_config = args.config_file != parser.get_default("config_file")
     stop_on_signals()
-    with ending_in_one_line():
+    with ending_in_one_line("; what was running has been ended"):
         identical = run(args)
     say(f"{identical} of {args.times} identical")
     sys.exit(0 if identical == args.times else 1)

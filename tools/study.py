@@ -269,7 +269,7 @@ def main() -> None:
     add("--parallel", type=int, default=2, metavar="K", help="runs at a time (default: 2)")
     args = parser.parse_args()
     stop_on_signals()
-    with ending_in_one_line():
+    with ending_in_one_line("; what was running has been ended"):
         run(args)
 
 

@@ -383,6 +383,12 @@ def test_a_file_of_another_run_of_the_same_config_is_refused(finished, tmp_path)
     onnx.save(graph, other)
     with pytest.raises(UserError, match="from weights .sha256 0123456789ab. that --run run does"):
         load_student(run, exported=str(other))
+    # What is asked for by name is it or nothing.
+    load_student(run, weights="model_ema.pth", exported=str(ours))
+    with pytest.raises(UserError, match="exported from other weights .* than --weights model_best"):
+        load_student(run, weights="model_best.pth", exported=str(ours))
+    with pytest.raises(UserError, match="--weights: no such file: .*model_x.pth"):
+        load_student(run, weights="model_x.pth", exported=str(ours))
     # One that an older version wrote tells its classes alone.
     graph.metadata_props.remove(told["weights_sha256"])
     onnx.save(graph, other)

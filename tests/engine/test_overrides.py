@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from dfd.data import build_evaluator, coco_json
 from dfd.engine.config.load import load_config
 from dfd.engine.config.overrides import apply_overrides
+from dfd.engine.config.parameters import check_switches
 from dfd.engine.console import override
 from dfd.errors import UserError
 from dfd.research import parse_runs
@@ -175,6 +176,12 @@ def test_word_is_no_switch_in_a_config_either(tmp_path, key, form, word):
         load_config(str(path))
     path.write_text(lines[form].replace(word, "what").replace(key, "mixed"))
     load_config(str(path))
+
+
+def test_word_is_no_switch_of_a_function_that_is_named_elsewhere():
+    cfg = {"name": "dfd.losses.DFDLoss", "parts": [{"_target_": "${name}", "certainty": "no"}]}
+    with pytest.raises(UserError, match=r"^parts.0.certainty is 'no': it must be true or false"):
+        check_switches(OmegaConf.create(cfg))
 
 
 def test_switch_of_a_section_is_no_word():

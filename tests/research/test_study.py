@@ -25,6 +25,17 @@ def tool(monkeypatch):
     return call
 
 
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [("ablate",) * 2, ("analyse_disparity", "analyse"), ("demo",) * 2, ("report",) * 2],
+)
+def test_a_tool_s_old_name_is_the_command(tool, name, command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        tool(name, "--help")
+    assert stop.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: dfd {command} ")
+
+
 @pytest.mark.parametrize("setting", ["bccd", "shapes"])
 def test_every_method_is_a_cell_and_its_settings_exist(tool, setting, tmp_path, capsys):
     folder = f"configs/study_{setting}"

@@ -22,6 +22,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import coco as detectron2_coco
 from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
+from omegaconf.errors import OmegaConfBaseException
 
 from ..errors import UserError, first_line
 from .coco import UNLISTED, read_registered
@@ -83,7 +84,7 @@ def registered_name(node: Any) -> str:
     try:
         return instantiate(node)
     except (TypeError, ValueError, ImportError) as error:
-        if isinstance(error, UserError):
+        if isinstance(error, UserError | OmegaConfBaseException):  # Told as what they are.
             raise
         raise UserError(
             f"{node._get_full_key(None) or 'the dataset'} cannot be built: {first_line(error)}: "

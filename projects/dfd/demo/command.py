@@ -178,5 +178,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("overrides", nargs="*", metavar="key=value", help="given to all trainings")
     args = parser.parse_intermixed_args(arguments)
     stop_on_signals()
-    with ending_in_one_line():
+    with ending_in_one_line("; what was running has been ended"):
         run(args.out, args.data, args.overrides)

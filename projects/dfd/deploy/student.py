@@ -136,11 +136,14 @@ def _check_origin(run: RunFolder, exported: str, told: Mapping[str, Any], weight
 
     Args:
         told: its metadata, with ``classes`` as a list.
-        weights: a file that may be another than those of the run's folder.
+        weights: the file that it should be of; ``FINAL``: any of the run's folder will do.
 
     Raises:
-        UserError: it was.
+        UserError: it was, or is of other weights.
     """
+    folder = Path(run.folder)
+    if weights != FINAL and not (folder / weights).is_file():
+        raise UserError(f"--weights: no such file: {folder / weights}")
     sha256 = told.get("weights_sha256")
     if sha256 is None:  # An older version wrote the file.
         named = {key.removeprefix("AP-") for key in run.scores if key.startswith("AP-")}
@@ -150,14 +153,21 @@ def _check_origin(run: RunFolder, exported: str, told: Mapping[str, Any], weight
                 f"{sorted(named)}: it is of another run"
             )
         return
-    folder = Path(run.folder)
-    paths = [folder / weights, folder / FINAL]
-    paths += sorted(p for p in folder.iterdir() if p.suffix in (".pth", ".pkl", ".safetensors"))
-    if not any(file_sha256(path) == sha256 for path in dict.fromkeys(paths) if path.is_file()):
+    paths = [folder / weights]
+    if weights == FINAL:
+        kinds = (".pth", ".pkl", ".safetensors")
+        paths += sorted(path for path in folder.iterdir() if path.suffix in kinds)
+    if any(file_sha256(path) == sha256 for path in dict.fromkeys(paths) if path.is_file()):
+        return
+    if weights != FINAL:
         raise UserError(
-            f"{exported} was exported from weights (sha256 {sha256[:12]}) that --run {run.name} "
-            "does not have: name the run that it is of, or the file of those weights with --weights"
+            f"{exported} was exported from other weights (sha256 {sha256[:12]}) than --weights "
+            f"{weights}: name those, or export these"
         )
+    raise UserError(
+        f"{exported} was exported from weights (sha256 {sha256[:12]}) that --run {run.name} "
+        "does not have: name the run that it is of, or the file of those weights with --weights"
+    )
 
 
 def load_student(

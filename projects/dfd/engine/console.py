@@ -62,10 +62,13 @@ def _interrupt(number: int, frame: object) -> None:
 
 
 @contextlib.contextmanager
-def ending_in_one_line() -> Iterator[None]:
+def ending_in_one_line(note: str = "") -> Iterator[None]:
     """Within the context, a user's error and a signal end the process with a line that says so.
 
     With exit code 1, and 130 for a signal.
+
+    Args:
+        note: goes after the name of the signal.
     """
     try:
         yield
@@ -74,7 +77,7 @@ def ending_in_one_line() -> Iterator[None]:
     except Interrupted as error:
         # After SIGHUP there is no terminal any more.
         with contextlib.suppress(OSError):
-            print(f"\nstopped by {error}; what was running has been ended", file=sys.stderr)
+            print(f"\nstopped by {error}{note}", file=sys.stderr)
         sys.exit(130)
 
 

@@ -43,8 +43,8 @@ def has_ended(cfg: DictConfig, run: Run, output_dir: str) -> bool:
             f"train.max_iter={cfg.train.max_iter}: set it to at least that"
         )
     at_end = run.start >= cfg.train.max_iter or has_stopped(cfg, run)
-    summary = os.path.join(output_dir, SUMMARY)
-    if not (at_end and os.path.exists(summary)):
+    end = read_summary(os.path.join(output_dir, SUMMARY))
+    if not (at_end and "results" in end):
         return False
     changes = [text for text in run.checkpointer.changes if text.startswith(_TESTED)]
     if changes:
@@ -52,7 +52,7 @@ def has_ended(cfg: DictConfig, run: Run, output_dir: str) -> bool:
             f"--resume: the run in {output_dir} has ended, and {changes[0]}: its results are of "
             "what it was tested on then; for others evaluate its model_final.pth with --eval-only"
         )
-    then = read_summary(summary).get("test_data")
+    then = end.get("test_data")
     if then is not None and then != content_of(registered_name(cfg.dataloader.test.dataset)).sha256:
         raise UserError(
             f"--resume: the run in {output_dir} has ended, and the labels of its test data were "

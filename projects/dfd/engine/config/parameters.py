@@ -28,16 +28,19 @@ def check_switches(cfg: DictConfig) -> None:
             takes any for true, "no" as well.
     """
     # Plain values: OmegaConf's nodes are looked up a hundred times as slowly.
-    _check_switches(OmegaConf.to_container(cfg, resolve=False), "")
+    _check_switches(cfg, OmegaConf.to_container(cfg, resolve=False), "")
 
 
-def _check_switches(values: dict[Any, Any] | list[Any], path: str) -> None:
+def _check_switches(cfg: DictConfig, values: dict[Any, Any] | list[Any], path: str) -> None:
+    call = values if isinstance(values, dict) else {}
+    if "${" in str(call.get("_target_")):
+        call = OmegaConf.select(cfg, path)
     for key, value in values.items() if isinstance(values, dict) else enumerate(values):
         name = f"{path}.{key}" if path else str(key)
         if isinstance(value, dict | list):
-            _check_switches(value, name)
-        elif isinstance(values, dict) and isinstance(value, str) and value not in _NO_WORDS:
-            kinds = parameter_kinds(values, key) or kinds_by_default(values, key)
+            _check_switches(cfg, value, name)
+        elif isinstance(value, str) and value not in _NO_WORDS:
+            kinds = parameter_kinds(call, key) or kinds_by_default(call, key)
             if is_word_for_switch(value, kinds):
                 raise UserError(f"{name} is {value!r}: it must be true or false")
 
