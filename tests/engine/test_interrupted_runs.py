@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import timm
@@ -162,7 +163,9 @@ def test_interrupted_run_ends_as_the_one_that_never_was(straight, start, tmp_pat
 
 
 @pytest.mark.parametrize("number", [1, 3])
-def test_run_killed_in_a_checkpoint_leaves_nothing_half(straight, start, tmp_path, number):
+def test_run_killed_in_a_checkpoint_leaves_nothing_half(
+    straight, start, tmp_path, monkeypatch, number
+):
     save, partial = torch.save, f".model_{2 * number - 1:07d}.pth.partial"
 
     def half_written(content, file):
@@ -172,9 +175,11 @@ def test_run_killed_in_a_checkpoint_leaves_nothing_half(straight, start, tmp_pat
         save(content, whole)
         file.write(whole.getvalue()[: whole.tell() // 2])
         file.flush()
+        # What is killed cleans nothing up.
+        patch.setattr("os.remove", mock.Mock(side_effect=OSError))
         return True
 
-    with interrupted(Killed, torch, "save", half_written):
+    with monkeypatch.context() as patch, interrupted(Killed, torch, "save", half_written):
         start(tmp_path)
     assert [path.name for path in tmp_path.glob(".*.partial")] == [partial]
     assert names(tmp_path) == ("best" if number == 1 else "1 3 best")
