@@ -72,6 +72,14 @@ _FAMILIES: dict[str, tuple[str, ...]] = {
 }
 
 
+# BCCD, chosen on its validation split.
+ON_TRAIN = (
+    "dataloader.train.dataset.split=train",
+    "dataloader.test.dataset.split=val",
+    "train.amp.enabled=auto",
+)
+
+
 def _five_families(cells: str) -> Setting:
     """Cells for a student of each family under the CNN teacher of BCCD, on its validation split."""
     ablations = {
@@ -84,9 +92,7 @@ def _five_families(cells: str) -> Setting:
         for family, length in _FAMILIES.items()
     }
     ablations["vit"] = Ablation(cells, "study_share/dfd_cnn_vit.py")
-    splits = ("dataloader.train.dataset.split=train", "dataloader.test.dataset.split=val")
-    overrides = (*splits, "train.amp.enabled=auto")
-    return Setting("bccd/teacher.py", "0:3", ablations, overrides, teacher_of="leniency")
+    return Setting("bccd/teacher.py", "0:3", ablations, ON_TRAIN, teacher_of="leniency")
 
 
 def _own_kind(family: str, seeds: str) -> Setting:
@@ -99,6 +105,12 @@ def _own_kind(family: str, seeds: str) -> Setting:
     )
     overrides = ("train.amp.enabled=auto",)
     return Setting(f"study_families/teacher_{family}.py", seeds, {"criteria": ablation}, overrides)
+
+
+def _own_vit() -> Setting:
+    """The criteria for a ViT student under a ViT teacher."""
+    ablation = Ablation("study_share/criteria.txt", "study_share/dfd_vit_vit.py")
+    return Setting("bccd/teacher_vit.py", "0:5", {"criteria": ablation}, ON_TRAIN)
 
 
 def _photos() -> Setting:
@@ -138,6 +150,7 @@ SETTINGS = {
     "criteria": _five_families("study_share/criteria.txt"),
     "own_retinanet": _own_kind("retinanet", "0:5"),
     "own_faster_rcnn": _own_kind("faster_rcnn", "0:10"),
+    "own_vit": _own_vit(),
     "photos": _photos(),
 }
 
