@@ -26,10 +26,10 @@ from pathlib import Path
 warnings.filterwarnings("ignore", category=FutureWarning)
 warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
 
+from dfd.engine.config.grammar import override  # noqa: E402
 from dfd.engine.console import (  # noqa: E402
     end,
     ending_in_one_line,
-    override,
     say,
     start,
     stop_on_signals,

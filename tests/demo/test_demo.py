@@ -7,7 +7,8 @@ from forked import Started
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from dfd.demo import command as demo
-from dfd.engine.console import Interrupted, override, start
+from dfd.engine.config.grammar import override
+from dfd.engine.console import Interrupted, start
 from dfd.errors import UserError
 
 

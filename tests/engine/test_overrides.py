@@ -10,10 +10,10 @@ from detectron2.config import LazyCall as L
 from omegaconf import OmegaConf
 
 from dfd.data import build_evaluator, coco_json
+from dfd.engine.config.grammar import override
 from dfd.engine.config.load import load_config
 from dfd.engine.config.overrides import apply_overrides
 from dfd.engine.config.parameters import check_switches
-from dfd.engine.console import override
 from dfd.errors import UserError
 from dfd.research import parse_runs
 from dfd.research.ablate import make_cells

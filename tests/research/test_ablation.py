@@ -9,8 +9,8 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from scipy import stats
 
+from dfd.engine.config.grammar import override
 from dfd.engine.config.load import ConfigFile
-from dfd.engine.console import override
 from dfd.errors import UserError
 from dfd.research.ablate import find_cell, make_cells, parse_seeds, parse_slurm, plan_runs
 from dfd.research.ablate.cells import Cell

@@ -24,17 +24,17 @@ from pathlib import Path
 from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog
 
+from ..engine.config.grammar import override
 from ..engine.config.load import load_config
 from ..engine.console import (
     duration,
     end,
     ending_in_one_line,
-    override,
     say,
     start,
     stop_on_signals,
-    training_length,
 )
+from ..engine.run_folder import training_length
 from ..engine.writers import METRICS, read_metrics
 from ..errors import UserError
 

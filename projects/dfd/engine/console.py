@@ -1,10 +1,9 @@
-"""What the tools that run trainings share: output, children, overrides, and being stopped."""
+"""What the tools that run trainings share: output, children, and being stopped."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -12,11 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path, PurePath
 from typing import IO, Any
-
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, Quote, QuotedString
 
 from ..errors import UserError
 
@@ -24,9 +19,6 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 # So long a child may take to end by itself: a training makes its step to the end, and saves it.
 _PATIENCE_SECONDS = 300.0
 _UPDATE_EVERY = 1.0
-# What needs no quotes, if it is not read as a number or the like.
-_PLAIN = re.compile(r"[\w./-]+|\$\{[\w.]+\}", re.ASCII)
-_WORDS = {"None": "null", "True": "true", "False": "false"}
 
 
 class Interrupted(BaseException):
@@ -173,53 +165,3 @@ def end(*processes: subprocess.Popen) -> None:
                 if _hurried.is_set() and number == signal.SIGTERM:
                     break
                 time.sleep(0.02)
-
-
-def override(key: str, value: Any) -> str:
-    """A ``key=value`` argument that Hydra's grammar reads as this very value.
-
-    In a string ``${...}`` refers to another key; a path (``pathlib``) is nothing but its name.
-    """
-    if isinstance(value, PurePath):
-        # As OmegaConf reads it: backslashes before a reference count as halves.
-        value = re.sub(r"(\\*)\$\{", r"\1\1\\${", str(value))
-    return f"{key}={_hydra_text(value)}"
-
-
-def _hydra_text(value: Any) -> str:
-    if isinstance(value, str):
-        if _PLAIN.fullmatch(value) and parse_override(f"key={value}").value() == value:
-            return value
-        return QuotedString(value, Quote.single).with_quotes()
-    if isinstance(value, dict):
-        return "{" + ",".join(f"{k}:{_hydra_text(v)}" for k, v in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ",".join(map(_hydra_text, value)) + "]"
-    return _WORDS.get(repr(value), repr(value))
-
-
-def split_override(text: str) -> tuple[str, str | None, str]:
-    """A ``key=value`` argument as its prefix (``+``, ``++``, ``~`` or none), key and value.
-
-    The key is None if it has none.
-    """
-    found = re.fullmatch(r"(\+\+|\+|~)?([^=]+)=(.*)", text, re.DOTALL)
-    if found is None:
-        return text[:1] if text.startswith("~") else "", None, ""
-    return found[1] or "", found[2], found[3]
-
-
-def parse_override(text: str) -> Override:
-    """Hydra's reading of a ``key=value`` argument; its own errors pass."""
-    return OverridesParser.create().parse_override(text)
-
-
-def training_length(folder: Path) -> int | None:
-    """The iterations of a run, None before it has come so far as to know them."""
-    # The run writes this file before its first iteration, with its epochs turned into a length.
-    try:
-        text = (folder / "config.yaml").read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return None
-    found = re.search(r"\bmax_iter: (\d+)", text)
-    return int(found[1]) if found else None

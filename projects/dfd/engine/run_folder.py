@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -164,3 +166,14 @@ def _test_data(node: Mapping[str, Any] | str) -> dict[str, Any]:
         key: os.path.abspath(value) if isinstance(value, str) and os.path.exists(value) else value
         for key, value in values.items()
     }
+
+
+def training_length(folder: Path) -> int | None:
+    """The iterations of a run, None before it has come so far as to know them."""
+    # The run writes this file before its first iteration, with its epochs turned into a length.
+    try:
+        text = (folder / "config.yaml").read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    found = re.search(r"\bmax_iter: (\d+)", text)
+    return int(found[1]) if found else None

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
 from ...errors import UserError, first_line
-from ..console import parse_override, split_override
+from .grammar import parse_override, split_override
 from .parameters import is_word_for_switch, kinds_by_default, parameter_kinds, signature, target_of
 from .schema import TEXT_OF_A_RUN
 

@@ -12,8 +12,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from ...engine.config.grammar import split_override
 from ...engine.config.load import ConfigFile
-from ...engine.console import Interrupted, LiveLine, say, split_override
+from ...engine.console import Interrupted, LiveLine, say
 from .bootstrap import image_intervals
 from .cells import Cell
 from .cluster import ClusterRuns, check_cluster

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...engine.console import override, parse_override, split_override
+from ...engine.config.grammar import override, parse_override, split_override
 from ...errors import UserError, first_line
 
 # Set by the ablation itself. `train` as a whole would set both.

@@ -17,7 +17,8 @@ import torch
 
 import dfd
 
-from ...engine.console import end, override, start
+from ...engine.config.grammar import override
+from ...engine.console import end, start
 from ...engine.stop import EXIT_STOPPED, STOP_SIGNALS
 from ...errors import UserError, first_line
 from .folders import CellRun, open_log, prepare, tail

@@ -6,7 +6,8 @@ import json
 import time
 from collections.abc import Sequence
 
-from ...engine.console import duration, training_length
+from ...engine.console import duration
+from ...engine.run_folder import training_length
 from .folders import CellRun, tail
 
 

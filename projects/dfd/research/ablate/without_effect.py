@@ -8,8 +8,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from ...engine.config.grammar import split_override
 from ...engine.config.load import ConfigFile
-from ...engine.console import split_override
 from .cells import Cell
 
 _WEIGHTS = ("model.head.weight", "model.head.criterion.weight")
