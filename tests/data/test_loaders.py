@@ -150,10 +150,11 @@ def test_a_test_mapper_may_leave_no_image_out(tmp_path):
         list(loader)
 
 
-def test_without_a_seed_two_runs_differ(tmp_path):
+@pytest.mark.parametrize("seed", [-1, None])
+def test_without_a_seed_two_runs_differ(tmp_path, seed):
     name = coco_json(**write_mixed_coco(tmp_path))
     np.random.seed(None)
-    assert batches(name, seed=-1) != batches(name, seed=None)
+    assert batches(name, seed=seed) != batches(name, seed=seed)
 
 
 def test_images_without_objects_are_tested_but_not_trained_on(tmp_path):

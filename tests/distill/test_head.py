@@ -153,13 +153,21 @@ def test_half_precision_features_meet_fp32_arithmetic():
 
 
 def test_squares_of_large_bf16_features_do_not_lose_their_digits():
-    teacher = {"c3": torch.full((1, 4, 4, 4), 1000.0), "c4": torch.full((1, 4, 2, 2), 1000.0)}
-    student = {"p3": teacher["c3"] + 1, "p4": teacher["c4"] + 1}
+    sizes = {"p3": 4, "p4": 2}
+    # Both are numbers of bf16, and the square of their distance is: its mean with that of 0 is not.
+    teacher = {k: torch.full((1, 4, n, n), 256.0) for k, n in sizes.items()}
+    student = {k: v + 34 for k, v in teacher.items()}
+    for features in student.values():
+        features[:, 0] += 2
     head = DFDHead(criterion=DFDLoss(weight=1.0, scale="none", lenient_on="none", average="all"))
     head.attach(STUDENT, STUDENT | {})
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        losses = head(student, {"p3": teacher["c3"], "p4": teacher["c4"]}, SIZES)
-    torch.testing.assert_close(sum(losses.values()), torch.tensor(2.0))
+        losses = head(
+            *({k: v.bfloat16() for k, v in features.items()} for features in (student, teacher)),
+            SIZES,
+        )
+    expected = torch.tensor(2 * (36**2 + 3 * 34**2) / 4)
+    torch.testing.assert_close(sum(losses.values()), expected, rtol=1e-6, atol=0)
 
 
 def test_criterion_is_given_what_its_signature_says():

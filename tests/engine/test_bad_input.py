@@ -72,7 +72,9 @@ def fail(given, capsys, monkeypatch, tmp_path):
 
 
 def content(folder):
-    return {p: p.read_bytes() for p in folder.rglob("*.pth") if p.is_file()}
+    """All files but the log, which a failed start is added to."""
+    files = [p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("log.txt")]
+    return {p: p.read_bytes() for p in files}
 
 
 @pytest.mark.parametrize(
@@ -95,7 +97,9 @@ def test_one_line_and_exit_code_1(given, configs, fail, monkeypatch, tmp_path, c
     seen = Template(case.seen).substitute(given, OUT=out)
     assert re.fullmatch(".*".join(map(re.escape, seen.split("<*>"))), lines[-1]), lines[-1]
     assert sum(line.startswith("error: ") for line in lines) == 1
-    assert content(tmp_path) == before
+    after = content(tmp_path)
+    assert {path: after.get(path) for path in before} == before
+    assert not [path for path in after.keys() - before.keys() if path.suffix == ".pth"]
     assert not (tmp_path / "pwned").exists()
 
 

@@ -2,13 +2,16 @@
 
 import copy
 import math
+import random
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from coco_files import write_mixed_coco
 from detectron2.config import LazyCall as L
 from detectron2.engine import HookBase
+from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 from omegaconf import OmegaConf
 from own_toys import build
@@ -30,7 +33,6 @@ from dfd.engine.hooks import (
 )
 from dfd.engine.hooks.build import run_facts
 from dfd.engine.state.checkpoint import StudentCheckpointer
-from dfd.engine.state.random_state import kept_random_state
 from dfd.engine.trainer import Trainer
 
 pytestmark = pytest.mark.slow
@@ -454,13 +456,17 @@ def test_validation_loss_is_the_mean_over_the_images_of_all_processes(monkeypatc
 
 
 def test_evaluation_does_not_draw_from_the_stream_of_training():
-    torch.manual_seed(3)
-    expected = torch.rand(2)
-    torch.manual_seed(3)
-    with kept_random_state():
-        torch.manual_seed(0)
-        torch.rand(5)
-    assert torch.equal(torch.rand(2), expected)
+    def draw():
+        return [torch.rand(1).item(), np.random.rand(), random.random()]
+
+    def drawn_after(evaluate):
+        seed_all_rng(3)
+        trainer = make_trainer(Toy(), 1)
+        trainer.register_hooks([Evaluation(1, evaluate)])
+        trainer.train(0, 1)
+        return draw()
+
+    assert drawn_after(lambda: {"values": {"x": draw()[0]}}) == drawn_after(lambda: {})
 
 
 def test_a_summary_knows_the_labels_that_were_measured_against(tmp_path):
