@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import cv2
@@ -42,16 +43,10 @@ def by_image(found):
     return {name: sorted(rows, reverse=True) for name, rows in boxes.items()}
 
 
-@pytest.mark.parametrize(
-    ("weights", "written"),
-    [("model_final.pth", "inference"), ("model_ema.pth", "inference/ema")],
-)
-def test_it_finds_what_the_run_s_own_evaluation_found(
-    finished, predict, tmp_path, weights, written
-):
+def test_it_finds_what_the_run_s_own_evaluation_found(finished, predict, tmp_path):
     folder, images, truth = finished
-    found = predict(images, "--score", "0", "--weights", weights)
-    evaluated = json.loads((folder / written / "coco_instances_results.json").read_text())
+    found = predict(images, "--score", "0")
+    evaluated = json.loads((folder / "inference" / "coco_instances_results.json").read_text())
     assert len(found["annotations"]) == len(evaluated) > 0
     names = {image["id"]: image["file_name"] for image in truth.dataset["images"]}
     expected = {name: [] for name in names.values()}
@@ -189,10 +184,25 @@ def test_one_file_by_two_ways_is_one_image(finished, predict):
     assert len(predict(finished[1], image, image)["images"]) == 3
 
 
-def test_other_weights_of_the_run_serve_too(finished, predict):
-    found = predict(finished[1], "--weights", "model_best.pth", "--score", "0")
+@pytest.mark.parametrize("weights", ["model_ema.pth", "model_best.pth"])
+def test_other_weights_of_the_run_serve_too(finished, predict, weights, tmp_path, monkeypatch):
+    held = []
+
+    def load(run, **settings):
+        held.append(load_student(run, **settings))
+        return held[-1]
+
+    monkeypatch.setattr("dfd.deploy.predict.load_student", load)
+    # The file is told from the run's last weights by numbers of its own.
+    copy = shutil.copytree(finished[0], tmp_path / "run")
+    path = copy / weights
+    saved = torch.load(path, weights_only=True)
+    marked = saved["model"] | {"backbone.fpn_output3.bias": torch.arange(8.0)}
+    torch.save(saved | {"model": marked}, path)
+    found = predict(finished[1], "--run", copy, "--weights", weights, "--score", "0")
     names = [category["name"] for category in found["categories"]]
-    assert found["annotations"] and names == ["disc", "box", "bar"]
+    assert names == ["disc", "box", "bar"]
+    assert torch.equal(held[0].model.backbone.fpn_output3.bias, torch.arange(8.0))
 
 
 def test_what_was_found_is_kept_when_it_is_interrupted(
