@@ -44,6 +44,7 @@ from dfd.research.ablate.tables import (
 from dfd.research.ablate.without_effect import without_effect
 
 CONFIG = "tests/engine/configs/dfd.py"
+PKD = "model.head.criterion=${criteria.pkd} criteria.pkd.weight="
 LENIENT = "model.head.criterion.lenient_on=[high,low]"
 
 
@@ -60,6 +61,8 @@ def test_seeds(text, seeds):
     [
         (["own=", "twice=model.head.criterion.weight=2"], "own and twice"),
         (["a=model.head.weight=2", "b=model.head.weight=3", "c=model.head.levels=[p3]"], "a and b"),
+        ([f"a={PKD}3", f"b={PKD}6"], "a and b"),
+        ([f"a={PKD}3", f"b={PKD}3 criteria.pkd.sync_statistics=true"], None),
         (["plain=model.head.weight=0", "own="], None),
         (["a=model.head.weight=2", "b=model.head.gradient_share=0.5"], None),
         (["own=model.head.gradient_share=null", "b=model.head.weight=2"], None),

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from ...engine.config.grammar import split_override
 from ...engine.config.load import ConfigFile
 from .cells import Cell
 
-_WEIGHTS = ("model.head.weight", "model.head.criterion.weight")
+_WEIGHT = re.compile(r"model\.head\.(criterion\.)?weight|criteria\.\w+\.weight")
 
 
 def without_effect(config: ConfigFile, cells: Sequence[Cell]) -> list[str]:
@@ -24,7 +26,8 @@ def without_effect(config: ConfigFile, cells: Sequence[Cell]) -> list[str]:
     """
     # Most only switch it off in a cell, which needs no look at any config.
     given = [split_override(text)[1:] for cell in cells for text in cell.overrides]
-    if not any(key in _WEIGHTS and value.strip() not in ("0", "0.0") for key, value in given):
+    strengths = [value for key, value in given if key and _WEIGHT.fullmatch(key)]
+    if all(value.strip() in ("0", "0.0") for value in strengths):
         return []
     alike: list[tuple[Any, list[str]]] = []
     for cell in cells:
@@ -46,13 +49,20 @@ def without_effect(config: ConfigFile, cells: Sequence[Cell]) -> list[str]:
 
 def _without_weights(cfg: DictConfig) -> Any:
     """A config but for the weights; None where there is no limit, or no distillation."""
-    share = OmegaConf.select(cfg, "model.head.gradient_share", default=1.0)
-    weights = [OmegaConf.select(cfg, key, default=1.0) for key in _WEIGHTS]
-    head = OmegaConf.select(cfg, "model.head")
-    if OmegaConf.select(cfg, "model.teacher") is None or not isinstance(head, DictConfig):
+    try:
+        parts = OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException:  # The run says what of it is wrong.
         return None
-    if share is None or share == math.inf or 0 in weights:
+    model = parts.get("model")
+    head = model.get("head") if isinstance(model, dict) else None
+    if not isinstance(head, dict) or model.get("teacher") is None:
         return None
-    for key in _WEIGHTS:
-        OmegaConf.update(cfg, key, None, force_add=True)
-    return OmegaConf.to_container(cfg, resolve=False)
+    share, criterion = head.get("gradient_share", 1.0), head.get("criterion")
+    weighted = [part for part in (head, criterion) if isinstance(part, dict)]
+    if share in (None, math.inf) or any(part.get("weight") == 0 for part in weighted):
+        return None
+    named = parts.get("criteria")
+    others = named.values() if isinstance(named, dict) else ()
+    for part in [*weighted, *(other for other in others if isinstance(other, dict))]:
+        part.pop("weight", None)
+    return parts
