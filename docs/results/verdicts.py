@@ -23,12 +23,13 @@ GAINS = [
     ("RepPoints", "Faster R-CNN, 15.5 M", (CRITERIA, "reppoints", "dfd"), "reppoints"),
     ("YOLOX", "Faster R-CNN, 15.5 M", (STRICT, "yolox", "to_lenient"), "yolox"),
     ("ViT", "Faster R-CNN, 15.5 M", (STRICT, "vit", "to_lenient"), "vit"),
-    ("ViT", "ViT", (STRICT, "vitvit", "to_lenient"), "vit"),
+    ("ViT", "ViT", (OWN, "vit", "dfd"), "vit"),
 ]
 # A comparison of its own, planned as such.
 ON_PHOTOS = [
     ("Faster R-CNN", "faster_rcnn"),
     ("RetinaNet", "retinanet"),
+    ("RetinaNet, on another processor", "retinanet_zen5"),
     ("RepPoints", "reppoints"),
     ("YOLOX", "yolox"),
     ("Faster R-CNN, a tenth of the labels", "few"),
@@ -43,6 +44,7 @@ RIVALS = [
         ("RetinaNet", "RetinaNet", OWN, "retinanet"),
         ("YOLOX", "Faster R-CNN, 15.5 M", CRITERIA, "yolox"),
         ("ViT", "Faster R-CNN, 15.5 M", CRITERIA, "vit"),
+        ("ViT", "ViT", OWN, "vit"),
     )
     for other in OTHERS
 ]
