@@ -9,7 +9,7 @@ one CPU core, minutes. Result: docs/results.md.
 """
 
 from ..bccd.dfd_cnn_vit import criteria, model
-from .student_cnn_vit import dataloader, lr_multiplier, optimizer, train, vit
+from .student_vit import dataloader, lr_multiplier, optimizer, train, vit
 
 model.head.criterion.weight = 5.0  # DFD's default.
 model.head.criterion.leniency = 1.0  # Lenient throughout: the published numbers were made so.

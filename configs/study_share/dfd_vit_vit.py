@@ -9,7 +9,7 @@ Hardware: one CPU core, minutes. Result: docs/results.md.
 """
 
 from ..bccd.dfd_vit import criteria, model
-from .student_cnn_vit import dataloader, lr_multiplier, optimizer, train, vit
+from .student_vit import dataloader, lr_multiplier, optimizer, train, vit
 
 model.head.criterion.weight = 5.0  # DFD's default; that config's was chosen without a limit.
 model.teacher.checkpoint = "output/study_share/teacher_vit/model_final.pth"
