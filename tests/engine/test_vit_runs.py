@@ -10,6 +10,7 @@ from detectron2.config import LazyConfig
 from toys import faster_rcnn_config, instantiate_seeded, save_checkpoint
 
 from dfd.research.analyse import analyse
+from dfd.weights.files import file_sha256
 
 pytestmark = pytest.mark.slow
 
@@ -47,9 +48,13 @@ def test_run_from_data_to_analysis(configs, data, weights, tmp_path, capsys):
     assert "dfd/last_feat/disparity" in metrics[0] and "loss_dfd_p2" in metrics[0]
     assert list((out / "disparity").iterdir())
 
+    began = {"path": str(weights), "sha256": file_sha256(weights)}
+    assert json.loads((out / "summary.json").read_text())["pretrained"] == [began]
+
     # What replaces the weights needs their file no more.
     weights.unlink()
     run(configs["vit"], "--resume", *settings, "train.max_iter=3")
+    assert json.loads((out / "summary.json").read_text())["pretrained"] == [began]
     kept = LazyConfig.load(str(out / "config.yaml")).model.student.backbone.net
     assert kept.pretrained == str(weights)
     final = f"train.init_checkpoint={out}/model_final.pth"

@@ -297,6 +297,10 @@ def test_runs_made_under_other_conditions_are_noted(tmp_path):
             {"start": {"path": "init.pth", "sha256": "1"}},
             "train.init_checkpoint init.pth was replaced between runs: their hashes differ",
         ),
+        (
+            {"pretrained": [{"path": "lite0.pth", "sha256": "1"}]},
+            "the trunk's weight file lite0.pth was replaced between runs: their hashes differ",
+        ),
     ],
 )
 def test_what_all_cells_begin_with_may_not_change(tmp_path, facts, note):
@@ -304,8 +308,10 @@ def test_what_all_cells_begin_with_may_not_change(tmp_path, facts, note):
     runs[0].summary.update(facts)
     runs[4].summary.update(facts)
     assert different_conditions(runs) == []
-    (key, value), *_ = facts.items()
-    runs[4].summary[key] = "2" if isinstance(value, str) else value | {"sha256": "2"}
+    ((key, value),) = facts.items()
+    other = {str: "2", dict: {"path": "init.pth", "sha256": "2"}}
+    other[list] = [{"path": "lite0.pth", "sha256": "2"}]
+    runs[4].summary[key] = other[type(value)]
     (said,) = different_conditions(runs)
     assert said.startswith(note)
 

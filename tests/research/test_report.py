@@ -60,6 +60,8 @@ def write_run(folder, kind, data):
         "torch": "2.0",
         "detectron2": "0.6",
         "teacher": {"path": "t.pth", "sha256": "0123456789abcdef" * 4} if kind == "dfd" else None,
+        "start": None,
+        "pretrained": [{"path": "lite0.pth", "sha256": "fedcba9876543210" * 4}],
     }
     (folder / "summary.json").write_text(json.dumps(summary))
 
@@ -277,7 +279,8 @@ def test_the_page_is_complete_and_needs_nothing_else(folders):
     assert ">before training<" in page and "after 2 iterations" in page
     assert "after 1 iterations" not in page
     assert "device cpu; processor A CPU; threads 1; torch 2.0; detectron2 0.6" in page
-    assert "sha256 0123456789ab<" in page
+    assert "begins with lite0.pth, sha256 fedcba987654<" in page
+    assert "teacher t.pth, sha256 0123456789ab; begins with" in page
     assert "2 boxes" in page  # The ground truth of every image.
 
 

@@ -24,6 +24,7 @@ from torch import nn
 from ..data import class_names, registered_name, skip_batches
 from ..distill.detector import DistilledDetector
 from ..errors import UserError, first_line
+from ..modeling.timm_weights import pretrained_files
 from ..weights.files import file_sha256
 from ..weights.strict import local_path
 from .build import (
@@ -326,6 +327,8 @@ def load_weights(
         file = local_path(path.partition("?")[0], "train.init_checkpoint")
         checkpointer.load(path, checkpointables=[])
         checkpointer.start = {"path": cfg.train.init_checkpoint, "sha256": file_sha256(file)}
+    else:
+        checkpointer.pretrained = pretrained_files(student_of(model))
     report = None
     if isinstance(model, DistilledDetector):
         report = model.inherit_from_teacher()

@@ -14,7 +14,8 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from ..errors import UserError, first_line
-from ..weights.strict import read_weights
+from ..weights.files import file_sha256
+from ..weights.strict import local_path, read_weights
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,22 @@ def plain(arguments: Mapping[str, Any] | None) -> dict[str, Any]:
         name: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
         for name, value in (arguments or {}).items()
     }
+
+
+def pretrained_files(model: nn.Module) -> list[dict[str, str]]:
+    """``path`` and ``sha256`` of each file that a timm model within was given for its weights.
+
+    What timm fetched by a name has the name as its path, and no hash.
+    """
+    found = {}
+    for module in model.modules():
+        source = getattr(module, "pretrained", False) if hasattr(module, "model_name") else False
+        if source is True:
+            found[module.model_name] = {"path": module.model_name, "sha256": ""}
+        elif source:
+            sha256 = file_sha256(local_path(source, "pretrained"))
+            found[source] = {"path": source, "sha256": sha256}
+    return list(found.values())
 
 
 def pixel_statistics(model_name: str) -> tuple[list[float], list[float]]:

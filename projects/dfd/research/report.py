@@ -141,6 +141,10 @@ def _facts(runs: Sequence[RunFolder]) -> Section:
         if teacher:
             ap = f", AP {teacher['AP']:.2f}" if "AP" in teacher else ""
             facts.append(f"teacher {teacher['path']}, sha256 {teacher['sha256'][:12]}{ap}")
+        for file in (summary.get("start"), *summary.get("pretrained", ())):
+            if file:
+                sha256 = f", sha256 {file['sha256'][:12]}" if file["sha256"] else ""
+                facts.append(f"begins with {file['path']}{sha256}")
         items[run.name] = "; ".join(facts)
     data = _named(runs[0].cfg.dataloader.test.dataset)
     return Section("What was run", text=[f"Test data: {data}"], items=items)

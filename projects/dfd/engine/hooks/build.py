@@ -158,6 +158,7 @@ def run_facts(
         "train_images": num_images,
         "train_data": checkpointer.settings.get(TRAINING_DATA),
         "start": checkpointer.start,
+        "pretrained": checkpointer.pretrained,
         "test_data": content_of(registered_name(cfg.dataloader.test.dataset)).sha256,
         "seed": cfg.train.seed,
         "device": str(cfg.train.device),

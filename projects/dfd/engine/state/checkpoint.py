@@ -81,6 +81,8 @@ class StudentCheckpointer(DetectionCheckpointer):
         self.teacher_results: dict[str, Any] | None = None  # If they were measured.
         # Path and sha256 of train.init_checkpoint, if the run began with one.
         self.start: dict[str, str] | None = None
+        # The same of its timm models' files, if it began with theirs.
+        self.pretrained: list[dict[str, str]] = []
         self.changes: list[str] = []  # Of the settings, since a resumed run began.
 
     def save(self, name: str, **kwargs: Any) -> None:
@@ -96,6 +98,7 @@ class StudentCheckpointer(DetectionCheckpointer):
             "teacher_sha256": self.teacher_sha256,
             "teacher_results": self.teacher_results,
             "start": self.start,
+            "pretrained": self.pretrained,
             "random_states": states,
             # Detectron2's dense detectors keep it beside their weights; share_divisors makes
             # it alike in all processes.
@@ -250,6 +253,7 @@ class StudentCheckpointer(DetectionCheckpointer):
             setattr(self.model, _NORMALIZER, content.pop(_NORMALIZER))
         self.teacher_results = content.pop("teacher_results", None)
         self.start = content.pop("start", None)
+        self.pretrained = content.pop("pretrained", [])
         logger.info("Resumed from %s", path)
         return content
 

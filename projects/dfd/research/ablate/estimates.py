@@ -347,10 +347,15 @@ def different_conditions(outcomes: Sequence[Outcome]) -> list[str]:
             commit or f"no commit, sha256 {sha256}" for sha256, commit in code.items()
         )
         notes.append(f"the runs differ in this project's code: {versions}")
-    for key, what in (("teacher", "the teacher"), ("start", "train.init_checkpoint")):
+    for key, what in (
+        ("teacher", "the teacher"),
+        ("start", "train.init_checkpoint"),
+        ("pretrained", "the trunk's weight file"),
+    ):
         files: dict[str, set[str]] = {}
-        for file in (s[key] for s in summaries if s.get(key)):
-            files.setdefault(file["path"], set()).add(file["sha256"])
+        for said in (s[key] for s in summaries if s.get(key)):
+            for file in said if isinstance(said, list) else [said]:
+                files.setdefault(file["path"], set()).add(file["sha256"])
         notes += [
             f"{what} {path} was replaced between runs: their hashes differ"
             for path, hashes in files.items()

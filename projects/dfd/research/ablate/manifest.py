@@ -15,6 +15,7 @@ from .estimates import Outcome
 _FACTS = (
     *("results", "seconds_per_iteration", "peak_memory_mib"),
     *("processor", "threads", "processes", "torch"),
+    *("code", "teacher", "start", "pretrained"),
 )
 
 
@@ -28,8 +29,8 @@ def manifest(
 ) -> str:
     """A json: the command, and of each cell its overrides and runs.
 
-    Of each run that is done: what it measured, the code and the teacher that it was made with, and
-    the hash of its weights.
+    Of each run that is done: what it measured, the code that it was made with, its teacher and the
+    weights that it began with, with their hashes, and that of its own.
     """
     content = {
         "command": shlex.join(command),
@@ -52,6 +53,6 @@ def _run(outcome: Outcome) -> dict[str, Any]:
     entry: dict[str, Any] = {"seed": run.seed, "status": outcome.status}
     if not summary:
         return entry
-    entry |= {key: summary[key] for key in (*_FACTS, "code", "teacher") if key in summary}
+    entry |= {key: summary[key] for key in _FACTS if key in summary}
     weights = run.folder / "model_final.pth"
     return entry | {"weights_sha256": file_sha256(weights) if weights.is_file() else None}
