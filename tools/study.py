@@ -119,7 +119,7 @@ def _photos() -> Setting:
     trunks = dict.fromkeys(_FAMILIES, bottom_up) | {"yolox": "model.student.trunk.pretrained"}
     ablations = {
         family: Ablation(
-            f"study_photos/{family}.txt", f"study_photos/dfd_{family}.py", trunk=trunks[family]
+            "study_photos/criteria.txt", f"study_photos/dfd_{family}.py", trunk=trunks[family]
         )
         for family in _FAMILIES
     }

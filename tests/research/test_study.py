@@ -101,7 +101,7 @@ def test_what_would_be_run(tool, tmp_path, monkeypatch, capsys):
     assert said.count("\n7 runs: 7 cells") == 3 + len(PAIRS)
     assert said.count("\n5 runs: 5 cells") == len(PAIRS)
     # Four families on photographs, and one with a tenth of the labels.
-    assert said.count("\n2 runs: 2 cells") == 4 and said.count("\n3 runs: 3 cells") == 1
+    assert said.count("\n4 runs: 4 cells") == 4 and said.count("\n3 runs: 3 cells") == 1
     seeds = Counter(c[c.index("--seeds") + 1] for c in commands if "--seeds" in c)
     assert seeds == {"1:6": 2, "0:3": 2 * len(PAIRS), "0:5": 2 + 5, "0:10": 1}
     assert said.count(f"pretrained={tmp_path / 'lite0.pth'}") == 5
