@@ -34,6 +34,18 @@ ON_PHOTOS = [
     ("YOLOX", "yolox"),
     ("Faster R-CNN, a tenth of the labels", "few"),
 ]
+# The same where the learning rate was chosen on the plain student.
+BEST_RATE = "better_learning_rate.csv"
+AT_BEST = [
+    ("RetinaNet", (PHOTOS, "retinanet_best_lr")),
+    ("Faster R-CNN", (PHOTOS, "faster_rcnn_best_lr")),
+    ("YOLOX", (PHOTOS, "yolox_best_lr")),
+]
+AT_BEST_ON_BCCD = [
+    ("RetinaNet", (BEST_RATE, "retinanet")),
+    ("Faster R-CNN", (BEST_RATE, "faster_rcnn")),
+    ("YOLOX", (BEST_RATE, "yolox")),
+]
 OTHERS = ("pkd", "cwd", "mimic", "fgd", "mgd")
 RIVALS = [
     (student, teacher, (file, key, "dfd"), other)
@@ -103,6 +115,11 @@ def main() -> None:
         ([student], (PHOTOS, key, "dfd"), (PHOTOS, key, "plain")) for student, key in ON_PHOTOS
     ]
     print("\n".join(table(photos)))
+    for where, pairs in (("photographs", AT_BEST), ("BCCD", AT_BEST_ON_BCCD)):
+        print(f"\n| student, on {where}, plain's best rate | DFD minus plain, `val` | verdict | `test` |")
+        print("|---|---|---|---|")
+        rows = [([student], (*runs, "dfd"), (*runs, "plain")) for student, runs in pairs]
+        print("\n".join(table([row for row in rows if len(differences(*row[1:], "AP")) > 1])))
     print("\n| student | teacher | minus | DFD minus it, `val` | verdict | `test` |")
     print("|---|---|---|---|---|---|")
     names = {"mimic": "mimic"} | {key: key.upper() for key in OTHERS if key != "mimic"}
