@@ -116,7 +116,7 @@ def main() -> None:
     ]
     print("\n".join(table(photos)))
     for where, pairs in (("photographs", AT_BEST), ("BCCD", AT_BEST_ON_BCCD)):
-        print(f"\n| student, on {where}, plain's best rate | DFD minus plain, `val` | verdict | `test` |")
+        print(f"\n| on {where}, plain's best rate | DFD minus plain, `val` | verdict | `test` |")
         print("|---|---|---|---|")
         rows = [([student], (*runs, "dfd"), (*runs, "plain")) for student, runs in pairs]
         print("\n".join(table([row for row in rows if len(differences(*row[1:], "AP")) > 1])))

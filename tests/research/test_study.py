@@ -96,15 +96,17 @@ def test_what_would_be_run(tool, tmp_path, monkeypatch, capsys):
     tool("study", "--bccd", tmp_path, "--out", tmp_path / "out", *photos)
     said = capsys.readouterr().out
     trained = [c for c in commands if "train" in c]
-    assert len(trained) == 6 and len(commands) == 6 + 2 + 2 * len(PAIRS) + 3 + 5
+    assert len(trained) == 6 and len(commands) == 6 + 2 + 2 * len(PAIRS) + 3 + 4 + 5 + 3
     assert said.count("\n8 runs: 8 cells") == 2
-    assert said.count("\n7 runs: 7 cells") == 3 + len(PAIRS)
+    assert said.count("\n7 runs: 7 cells") == 3 + 4 + len(PAIRS)
     assert said.count("\n5 runs: 5 cells") == len(PAIRS)
     # Four families on photographs, and one with a tenth of the labels.
-    assert said.count("\n4 runs: 4 cells") == 4 and said.count("\n3 runs: 3 cells") == 1
+    assert said.count("\n4 runs: 4 cells") == 4 + 3 and said.count("\n3 runs: 3 cells") == 1
     seeds = Counter(c[c.index("--seeds") + 1] for c in commands if "--seeds" in c)
-    assert seeds == {"1:6": 2, "0:3": 2 * len(PAIRS), "0:5": 2 + 5, "0:10": 1}
-    assert said.count(f"pretrained={tmp_path / 'lite0.pth'}") == 5
+    assert seeds == {"1:6": 2, "0:3": 2 * len(PAIRS) + 4, "0:5": 2 + 5 + 3, "0:10": 1}
+    assert said.count(f"pretrained={tmp_path / 'lite0.pth'}") == 5 + 3
+    rates = [c for c in commands if any(part.startswith("optimizer.lr=") for part in c)]
+    assert len(rates) == 4 + 3
     for command in commands:
         if "study_families/dfd" in " ".join(command) and "own_" not in command[-1]:
             assert "teachers.bccd.checkpoint" in command[-1]
@@ -113,7 +115,9 @@ def test_what_would_be_run(tool, tmp_path, monkeypatch, capsys):
     families = [f"{cells}_{pair}" for cells in ("leniency", "criteria") for pair in PAIRS]
     own = [f"own_{pair}" for pair in ("retinanet", "faster_rcnn", "vit")]
     settings = ["bccd", "shapes", *families, *own]
+    settings += [f"best_rate_{pair}" for pair in PAIRS[:4]]
     settings += [f"photos_{name}" for name in (*PAIRS[:4], "few_labels")]
+    settings += [f"photos_best_rate_{pair}" for pair in ("faster_rcnn", "retinanet", "yolox")]
     assert rows[1:] == [f"{setting},plain,0,30.12,50.00,20.00" for setting in settings]
 
 
