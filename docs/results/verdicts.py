@@ -36,14 +36,11 @@ ON_PHOTOS = [
 ]
 # The same where the learning rate was chosen on the plain student.
 BEST_RATE = "better_learning_rate.csv"
-AT_BEST = [
-    ("RetinaNet", (PHOTOS, "retinanet_best_lr")),
-    ("Faster R-CNN", (PHOTOS, "faster_rcnn_best_lr")),
-    ("YOLOX", (PHOTOS, "yolox_best_lr")),
-]
+AT_BEST = [("RetinaNet", (PHOTOS, "retinanet_best_lr"))]
 AT_BEST_ON_BCCD = [
     ("RetinaNet", (BEST_RATE, "retinanet")),
     ("Faster R-CNN", (BEST_RATE, "faster_rcnn")),
+    ("RepPoints", (BEST_RATE, "reppoints")),
     ("YOLOX", (BEST_RATE, "yolox")),
 ]
 OTHERS = ("pkd", "cwd", "mimic", "fgd", "mgd")
