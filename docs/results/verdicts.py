@@ -43,6 +43,10 @@ AT_BEST_ON_BCCD = [
     ("RepPoints", (BEST_RATE, "reppoints")),
     ("YOLOX", (BEST_RATE, "yolox")),
 ]
+RIVALS_AT_BEST = [
+    (student, (BEST_RATE, key, "dfd"), (BEST_RATE, key, "pkd"))
+    for student, key in (("RetinaNet", "retinanet"), ("Faster R-CNN", "faster_rcnn"))
+]
 OTHERS = ("pkd", "cwd", "mimic", "fgd", "mgd")
 RIVALS = [
     (student, teacher, (file, key, "dfd"), other)
@@ -117,6 +121,9 @@ def main() -> None:
         print("|---|---|---|---|")
         rows = [([student], (*runs, "dfd"), (*runs, "plain")) for student, runs in pairs]
         print("\n".join(table([row for row in rows if len(differences(*row[1:], "AP")) > 1])))
+    print("\n| on BCCD, plain's best rate | DFD minus PKD, `val` | verdict | `test` |")
+    print("|---|---|---|---|")
+    print("\n".join(table([([student], dfd, pkd) for student, dfd, pkd in RIVALS_AT_BEST])))
     print("\n| student | teacher | minus | DFD minus it, `val` | verdict | `test` |")
     print("|---|---|---|---|---|---|")
     names = {"mimic": "mimic"} | {key: key.upper() for key in OTHERS if key != "mimic"}
