@@ -14,6 +14,8 @@ from dfd import UserError
 from dfd.distill.contract import check_fits_square_padding
 from dfd.distill.detector import batch_statistics
 from dfd.modeling import TimmPyramid
+from dfd.modeling.timm_weights import pretrained_files
+from dfd.weights.files import file_sha256
 
 TINY_SWIN = {"embed_dim": 12, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 2, 2)}
 # One small model of each family, with arguments that make it smaller.
@@ -194,6 +196,21 @@ def test_weights_of_a_timm_file_are_loaded_whole_or_refused(name, tmp_path):
     torch.save({k: v for k, v in state.items() if k != key}, path)
     with pytest.raises(UserError, match=f"does not fit.*{key}"):
         make(name, pretrained=str(path))
+
+
+def test_whose_weights_a_trunk_has_is_told(tmp_path):
+    path = str(tmp_path / "weights.pth")
+    torch.save(timm.create_model("test_resnet").state_dict(), path)
+    named, foreign, other = nn.Module(), nn.Module(), nn.Module()
+    named.model_name, named.pretrained = "resnet18.a1_in1k", True
+    # Of nobody here: what it stands for is not known, and no reason to refuse a run.
+    foreign.model_name, foreign.pretrained = "resnet34", "imagenet"
+    other.model_name, other.pretrained = "resnet34", object()
+    parts = [make("test_resnet", pretrained=path), named, foreign, other, make("test_convnext")]
+    assert pretrained_files(nn.ModuleList(parts)) == [
+        {"path": path, "sha256": file_sha256(path)},
+        {"path": "resnet18.a1_in1k", "sha256": ""},
+    ]
 
 
 def test_fpn_names_its_levels_by_stride():

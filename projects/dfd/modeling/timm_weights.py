@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import logging
 import sys
@@ -56,9 +57,10 @@ def pretrained_files(model: nn.Module) -> list[dict[str, str]]:
         source = getattr(module, "pretrained", False) if hasattr(module, "model_name") else False
         if source is True:
             found[module.model_name] = {"path": module.model_name, "sha256": ""}
-        elif source:
-            sha256 = file_sha256(local_path(source, "pretrained"))
-            found[source] = {"path": source, "sha256": sha256}
+        elif isinstance(source, str):
+            with contextlib.suppress(UserError):  # No file: a name of somebody else's module.
+                sha256 = file_sha256(local_path(source, "pretrained"))
+                found[source] = {"path": source, "sha256": sha256}
     return list(found.values())
 
 
