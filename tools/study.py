@@ -153,7 +153,9 @@ def _photos(rates: Mapping[str, float] | None = None) -> Setting:
             trunk=bottom_up,
         )
     persons = [f"dataloader.{split}.dataset.classes=[person]" for split in ("train", "test")]
-    return Setting("", "0:5", ablations, (*persons, "train.max_iter=300"))
+    # In fp32 on every processor, as the tables are.
+    settings = (*persons, "train.max_iter=300", "train.amp.enabled=False")
+    return Setting("", "0:5", ablations, settings)
 
 
 SETTINGS = {
@@ -177,7 +179,7 @@ SETTINGS = {
     "own_vit": _own_vit(),
     "best_rate": Setting(
         "bccd/teacher.py",
-        "0:3",
+        "0:5",
         _convolutional("study_share/criteria.txt", _BCCD_RATES),
         ON_TRAIN,
         teacher_of="leniency",
